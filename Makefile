@@ -1,0 +1,104 @@
+# Quartermoon.  `make demo` and `make test` are the two commands; each first sees to the packages.
+#
+#   make            build/qmoon              make test         everything that needs no GPU and no network
+#   make demo       the whole pipeline       make test-peers   against the reference tools (light ones)
+#   make install    PREFIX= DESTDIR=         make bench        speed, beside the peers where they are
+#   make asan ubsan tsan                     make lint         clang-format, clang-tidy, cppcheck
+#
+# BUILD= puts the build elsewhere.  Codecs are compiled without FMA contraction and never with
+# fast-math: the bytes they write are the product.
+
+BUILD  ?= build
+PREFIX ?= /usr/local
+CC     ?= gcc
+OPT    ?= -O2 -g
+WARN    = -Wall -Wextra -Werror -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith
+CFLAGS += -std=gnu11 $(OPT) $(WARN) -ffp-contract=off -fno-math-errno -fPIE -pthread -MMD -MP $(SAN)
+
+PACKAGES = gcc make pkg-config xz-utils libluajit-5.1-dev libcjson-dev libpcre2-dev
+
+LUAJIT_CFLAGS = $(shell pkg-config --cflags luajit)
+LIBS = -Wl,-Bstatic -lluajit-5.1 -lpcre2-8 -Wl,-Bdynamic -lcjson -lm -ldl
+
+AVX2   = -mavx2 -mf16c -mbmi -mbmi2 -mlzcnt -mno-fma
+AVX512 = $(AVX2) -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vbmi -mprefer-vector-width=512
+
+CORE    = $(wildcard core/*.c core/containers/*.c)
+FORMATS = $(wildcard core/formats/*.c)
+FAST2   = $(wildcard core/formats/avx2/*.c)
+FAST512 = $(wildcard core/formats/avx512/*.c)
+HOST    = $(wildcard lua/*.c)
+LUA     = $(shell find lua/qmoon -name '*.lua' | LC_ALL=C sort)
+SCRIPTS = $(sort $(wildcard scripts/*.lua))
+UNIT    = $(wildcard tests/unit/*.c)
+
+obj = $(patsubst %.c,$(BUILD)/%.o,$(1))
+
+VEC      = $(BUILD)/core/vec_avx2.o $(BUILD)/core/vec_avx512.o
+CORE_OBJ = $(call obj,$(CORE) $(FORMATS) $(FAST2) $(FAST512)) $(VEC) $(BUILD)/gen/registry.o $(BUILD)/gen/data.o
+HOST_OBJ = $(call obj,$(HOST)) $(BUILD)/gen/embed.o
+
+all: $(BUILD)/qmoon
+
+$(BUILD)/qmoon: $(CORE_OBJ) $(HOST_OBJ)
+	$(CC) $(CFLAGS) -pie -Wl,-E -o $@ $(CORE_OBJ) $(HOST_OBJ) $(LIBS)
+
+$(BUILD)/unit: $(CORE_OBJ) $(call obj,$(UNIT))
+	$(CC) $(CFLAGS) -pie -o $@ $^ -Wl,-Bstatic -lpcre2-8 -Wl,-Bdynamic -lcjson -lm
+
+$(BUILD)/%.o: %.c
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) $(LUAJIT_CFLAGS) $(ARCHFLAGS) -c -o $@ $<
+
+$(BUILD)/core/formats/avx2/%.o: ARCHFLAGS = $(AVX2)
+$(BUILD)/core/formats/avx512/%.o: ARCHFLAGS = $(AVX512)
+$(BUILD)/core/vec.o $(VEC): OPT += -O3
+
+# One source for three instruction sets; see core/vec.h.
+$(BUILD)/core/vec_avx2.o: core/vec.c
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) $(AVX2) -DQM_LEVEL=avx2 -c -o $@ $<
+$(BUILD)/core/vec_avx512.o: core/vec.c
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) $(AVX512) -DQM_LEVEL=avx512 -c -o $@ $<
+
+# The registry: the folder core/formats, written down.  Rewritten only when it changes.
+$(BUILD)/gen/registry.c: FORCE
+	@mkdir -p $(@D)
+	@sh core/registry.sh $(FORMATS) -- $(FAST2) -- $(FAST512) >$@.new
+	@cmp -s $@ $@.new && rm $@.new || mv $@.new $@
+$(BUILD)/gen/registry.o: $(BUILD)/gen/registry.c
+	$(CC) $(CFLAGS) -Icore -c -o $@ $<
+
+# NVIDIA's approximate reciprocal, measured: see core/data/README.md.
+$(BUILD)/gen/rcp: core/data/pack.c
+	@mkdir -p $(@D)
+	$(CC) -std=gnu11 -O2 $(WARN) -o $@ $<
+$(BUILD)/gen/rcp.bin: core/data/cuda-rcp-delta.i8.xz $(BUILD)/gen/rcp
+	xz -dc $< | $(BUILD)/gen/rcp >$@.new && mv $@.new $@
+$(BUILD)/gen/data.o: core/data/data.S $(BUILD)/gen/rcp.bin
+	$(CC) -I$(BUILD)/gen -c -o $@ $<
+
+# The Lua library and the commands, embedded.
+$(BUILD)/gen/embed.S: FORCE
+	@mkdir -p $(@D)
+	@sh lua/embed.sh $(LUA) $(SCRIPTS) >$@.new
+	@cmp -s $@ $@.new && rm $@.new || mv $@.new $@
+$(BUILD)/gen/embed.o: $(BUILD)/gen/embed.S $(LUA) $(SCRIPTS)
+	$(CC) -c -o $@ $<
+
+deps:
+	@sh tests/deps.sh $(PACKAGES)
+
+test: deps
+	@$(MAKE) --no-print-directory $(BUILD)/qmoon $(BUILD)/unit
+	$(BUILD)/qmoon tests/run.lua --unit $(BUILD)/unit
+
+clean:
+	rm -rf $(BUILD)
+
+FORCE:
+.PHONY: all deps test clean FORCE
+.DELETE_ON_ERROR:
+
+-include $(shell find $(BUILD) -name '*.d' 2>/dev/null)

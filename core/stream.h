@@ -1,0 +1,102 @@
+/* stream.h: the one way through.
+ *
+ *     source rows -> f32 -> merge steps -> round once -> encode into every sink -> pwrite
+ *
+ * One tensor at a time, cut into chunks of whole rows that stay in the processor's cache.
+ * Chunks are independent, so threads take them in any order and the bytes are the same.
+ * Memory: threads x one chunk, plus one f32 per group of each double-quantised sink.
+ */
+#ifndef QM_STREAM_H
+#define QM_STREAM_H
+
+#include "file.h"
+#include "format.h"
+#include "pool.h"
+#include "vec.h"
+
+/* Where values come from: rows x cols values, stored row-major in `format`, from byte `at`.
+ * A 1-D tensor is one row.  A format with several planes names the start of each. */
+typedef struct qm_source {
+    qm_infile *file;
+    const char *name;   /* of the tensor, for messages */
+    const qm_format *format;
+    qm_codec codec;
+    uint64_t at[QM_MAX_PLANES];
+    int64_t rows, cols;
+} qm_source;
+
+/* What is done to the values before they are encoded, in order. */
+typedef enum {
+    QM_STEP_LOW_RANK, /* x += scale * left . right */
+    QM_STEP_DORA,     /* x = magnitude / ||x|| * x, after the low-rank step it belongs to */
+    QM_STEP_ROWS,     /* chosen rows are replaced */
+    QM_STEP_ADD,      /* x += scale * values, for a 1-D tensor (a LoRA bias) */
+} qm_step_kind;
+
+typedef enum { QM_ROUND_NONE, QM_ROUND_F16, QM_ROUND_BF16 } qm_round;
+
+typedef struct qm_step {
+    qm_step_kind kind;
+    const float *left;      /* LOW_RANK: [rows x rank] */
+    const float *right;     /* LOW_RANK: [rank x cols] */
+    size_t rank;
+    float scale;
+    qm_round round_delta;   /* LOW_RANK: delta is rounded to this before it is added */
+    qm_round round_after;   /* the sum is rounded to this (a chain of merges, as peft does it) */
+    const float *magnitude; /* DORA: one per row, or one per column when by_column */
+    bool by_column;         /* DORA: norms run down the columns; they were summed in a pass before */
+    const float *norm;      /* DORA by_column: the norms; NULL otherwise */
+    const int64_t *row;     /* ROWS: ascending row numbers */
+    const float *values;    /* ROWS: [nrow x cols]; ADD: [cols] */
+    size_t nrow;
+} qm_step;
+
+/* Where values go. */
+typedef struct qm_sink {
+    const qm_format *format;
+    qm_codec codec;
+    qm_outfile *file;
+    uint64_t at[QM_MAX_PLANES]; /* start of each plane in the file */
+
+    /* Double quantisation (bitsandbytes): plane 1, the f32 absmax, is itself encoded.  at[1] then
+     * takes one byte a group and nested_at one f32 per 256 groups. */
+    bool double_quant;
+    uint64_t nested_at;
+    float offset;      /* in: used when offset_given; out: what was used */
+    bool offset_given;
+
+    /* Out. */
+    qm_errsum error;      /* decoded against the rounded values */
+    uint64_t zero_groups; /* groups whose values are all zero */
+} qm_sink;
+
+typedef struct qm_job {
+    qm_source source;
+    const qm_step *step;
+    int nstep;
+    qm_round round; /* what every sink encodes is rounded to this, once */
+    qm_sink *sink;
+    int nsink;
+    bool keep_nonfinite; /* else NaN or infinity is an error that names the element */
+    bool want_errors;
+
+    /* Called on the calling thread between chunks with the source bytes done so far. */
+    void (*progress)(void *arg, uint64_t bytes);
+    void *progress_arg;
+
+    /* Out: how far the steps moved the tensor. */
+    double sum_ww; /* sum of squares of the source values */
+    double sum_dd; /* sum of squares of (merged before rounding - source) */
+} qm_job;
+
+bool qm_stream(qm_pool *pool, qm_job *job, qm_err *e);
+
+/* Bytes of working memory that qm_stream will take for this job on this many threads: the same
+ * function that allocates them, so that a plan cannot drift from the run. */
+uint64_t qm_stream_memory(const qm_job *job, int threads);
+
+/* norm[j] = sqrt(sum over rows of x[i][j]^2) after the first `nstep` steps: the pass before a
+ * QM_STEP_DORA with by_column. */
+bool qm_stream_column_norms(qm_pool *pool, const qm_job *job, int nstep, float *norm, qm_err *e);
+
+#endif
