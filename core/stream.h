@@ -70,6 +70,8 @@ typedef struct qm_sink {
     uint64_t zero_groups; /* groups whose values are all zero */
 } qm_sink;
 
+#define QM_MAX_SINKS 16
+
 typedef struct qm_job {
     qm_source source;
     const qm_step *step;

@@ -40,6 +40,9 @@ typedef struct qm_vec {
     void (*errors)(const float *x, const float *y, size_t n, qm_errsum *sum); /* adds to *sum */
 } qm_vec;
 
+/* vec.c, compiled three times. */
+extern const qm_vec qm_vec_scalar, qm_vec_avx2, qm_vec_avx512;
+
 const qm_vec *qm_vec_get(void); /* for the level of qm_cpu_simd() */
 void qm_errsum_add(qm_errsum *into, const qm_errsum *from);
 

@@ -19,6 +19,8 @@ extern const char *qm_test_dir; /* tests/fixtures */
 
 /* Path of a scratch file for this process; overwritten by the next call with the same name. */
 const char *qm_test_tmp(const char *name);
+/* The same, holding these bytes. */
+const char *qm_test_write(const char *name, const void *bytes, size_t n);
 
 #define TEST(id)                                                                                             \
     static void test_##id(void);                                                                             \

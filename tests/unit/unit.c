@@ -19,6 +19,17 @@ const char *qm_test_tmp(const char *name)
     return p;
 }
 
+const char *qm_test_write(const char *name, const void *bytes, size_t n)
+{
+    const char *path = qm_test_tmp(name);
+    FILE *f = fopen(path, "wb");
+    if (!f || fwrite(bytes, 1, n, f) != n || fclose(f) != 0) {
+        perror(path);
+        qm_test_failures++;
+    }
+    return path;
+}
+
 static bool chosen(const char *name, int argc, char **argv)
 {
     for (int i = 1; i < argc; i++)

@@ -1,0 +1,155 @@
+/* pool.c: threads that sleep between runs and take indices from one counter. */
+#include "pool.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+
+typedef struct run {
+    int64_t n;
+    bool (*work)(void *, int64_t, int, qm_err *);
+    void (*tick)(void *);
+    void *arg;
+    atomic_llong next;
+    atomic_bool stop;
+} run;
+
+typedef struct worker {
+    qm_pool *pool;
+    int index;
+} worker;
+
+struct qm_pool {
+    int threads;
+    pthread_t *thread; /* threads - 1 of them; the caller is the last */
+    worker *worker;
+    pthread_mutex_t lock;
+    pthread_cond_t start, done;
+    uint64_t turn;   /* counts runs; a worker that sees a new one joins in */
+    int busy;        /* workers still in the current run */
+    bool quit;
+    run run;
+    qm_err err;      /* first failure, under lock */
+};
+
+static void take_indices(qm_pool *p, int thread)
+{
+    run *r = &p->run;
+    while (!atomic_load(&r->stop)) {
+        int64_t i = atomic_fetch_add(&r->next, 1);
+        if (i >= r->n)
+            return;
+        qm_err e = {0};
+        bool ok = !qm_interrupted() ? r->work(r->arg, i, thread, &e)
+                                    : qm_fail(&e, QM_EINTERRUPT, "interrupted");
+        if (!ok) {
+            pthread_mutex_lock(&p->lock);
+            if (!p->err.code)
+                p->err = e;
+            pthread_mutex_unlock(&p->lock);
+            atomic_store(&r->stop, true);
+        }
+        if (thread == 0 && r->tick)
+            r->tick(r->arg);
+    }
+}
+
+static void *worker_main(void *arg)
+{
+    worker *w = arg;
+    qm_pool *p = w->pool;
+    uint64_t seen = 0;
+    pthread_mutex_lock(&p->lock);
+    for (;;) {
+        while (!p->quit && p->turn == seen)
+            pthread_cond_wait(&p->start, &p->lock);
+        if (p->quit)
+            break;
+        seen = p->turn;
+        pthread_mutex_unlock(&p->lock);
+        take_indices(p, w->index);
+        pthread_mutex_lock(&p->lock);
+        if (--p->busy == 0)
+            pthread_cond_signal(&p->done);
+    }
+    pthread_mutex_unlock(&p->lock);
+    return NULL;
+}
+
+qm_pool *qm_pool_new(int threads, qm_err *e)
+{
+    qm_pool *p = calloc(1, sizeof *p);
+    if (p) {
+        p->thread = calloc((size_t)threads, sizeof *p->thread);
+        p->worker = calloc((size_t)threads, sizeof *p->worker);
+    }
+    if (!p || !p->thread || !p->worker) {
+        if (p) {
+            free(p->thread);
+            free(p->worker);
+        }
+        free(p);
+        qm_fail(e, QM_ENOFIT, "out of memory: cannot start %d threads", threads);
+        return NULL;
+    }
+    pthread_mutex_init(&p->lock, NULL);
+    pthread_cond_init(&p->start, NULL);
+    pthread_cond_init(&p->done, NULL);
+    p->threads = 1;
+    for (int i = 1; i < threads; i++) {
+        p->worker[i] = (worker){p, i};
+        if (pthread_create(&p->thread[i], NULL, worker_main, &p->worker[i]) != 0) {
+            qm_fail_errno(e, "cannot start thread %d of %d; try --threads 1", i + 1, threads);
+            qm_pool_free(p);
+            return NULL;
+        }
+        p->threads++;
+    }
+    return p;
+}
+
+void qm_pool_free(qm_pool *p)
+{
+    if (!p)
+        return;
+    pthread_mutex_lock(&p->lock);
+    p->quit = true;
+    pthread_cond_broadcast(&p->start);
+    pthread_mutex_unlock(&p->lock);
+    for (int i = 1; i < p->threads; i++)
+        pthread_join(p->thread[i], NULL);
+    pthread_cond_destroy(&p->done);
+    pthread_cond_destroy(&p->start);
+    pthread_mutex_destroy(&p->lock);
+    free(p->worker);
+    free(p->thread);
+    free(p);
+}
+
+int qm_pool_threads(const qm_pool *p) { return p->threads; }
+
+bool qm_pool_run(qm_pool *p, int64_t n, bool (*work)(void *, int64_t, int, qm_err *), void (*tick)(void *),
+                 void *arg, qm_err *e)
+{
+    pthread_mutex_lock(&p->lock);
+    p->run.n = n;
+    p->run.work = work;
+    p->run.tick = tick;
+    p->run.arg = arg;
+    atomic_store(&p->run.next, 0);
+    atomic_store(&p->run.stop, false);
+    p->err = (qm_err){0};
+    p->busy = p->threads - 1;
+    p->turn++;
+    pthread_cond_broadcast(&p->start);
+    pthread_mutex_unlock(&p->lock);
+
+    take_indices(p, 0);
+
+    pthread_mutex_lock(&p->lock);
+    while (p->busy > 0)
+        pthread_cond_wait(&p->done, &p->lock);
+    qm_err first = p->err;
+    pthread_mutex_unlock(&p->lock);
+    return !first.code || qm_fail(e, first.code, "%s", first.msg);
+}

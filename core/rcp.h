@@ -1,0 +1,25 @@
+/* rcp.h: NVIDIA's approximate reciprocal (rcp.approx.ftz.f32), bit for bit.
+ *
+ * bitsandbytes is built with --use_fast_math, so its 1/absmax is this instruction.  It is within
+ * one unit in the last place of IEEE division, and how far off depends on the mantissa of its
+ * operand alone: a table of 2^23 deltas, measured on an H200, says it for every mantissa
+ * (core/data/README.md).  Subnormal operands and results are flushed to zero.
+ */
+#ifndef QM_RCP_H
+#define QM_RCP_H
+
+#include "half.h"
+
+/* Four deltas a byte, lowest bits first, two bits each: 0, 1 and 3 (which is -1). */
+extern const uint8_t qm_rcp_deltas[1u << 21];
+
+float qm_rcp(float a);
+
+/* Flush to zero, as the GPU instructions with .ftz do: a subnormal becomes a zero of its sign. */
+QM_FN float qm_ftz(float x)
+{
+    uint32_t u = qm_f32_bits(x);
+    return (u & 0x7f800000u) ? x : qm_bits_f32(u & 0x80000000u);
+}
+
+#endif

@@ -1,0 +1,542 @@
+/* stream.c: see stream.h.  A job is cut into chunks of whole rows; each thread owns one set of
+ * buffers and takes a chunk through all stages while it is in cache.
+ */
+#include "stream.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "double_quant.h"
+
+/* Values per chunk, about.  256 K f32 of values and as much again of scratch stay within a core's L2,
+ * and a chunk's writes (64 KiB of 4-bit codes) are still long enough for the kernel. */
+enum { CHUNK = 128 * 1024 };
+
+/* What double quantisation needs to know of each group once the whole tensor has been seen. */
+typedef struct group_stat {
+    float absmax;
+    float sum_xy, sum_yy, max_d;
+} group_stat;
+
+/* One sink while a job runs. */
+typedef struct sink_run {
+    uint64_t buffer_size[QM_MAX_PLANES]; /* of a chunk */
+    group_stat *group;                   /* double_quant: one per group of the tensor */
+    uint64_t groups;
+    qm_errsum *chunk_error; /* one per chunk, added up in chunk order: the sum must not depend on threads */
+    bool lossless;
+} sink_run;
+
+typedef struct buffers { /* of one thread */
+    uint8_t *raw;        /* source bytes of the chunk, planes back to back */
+    float *x, *y;        /* values; scratch for deltas and decoded values */
+    uint8_t *plane;      /* encoded planes of one sink, back to back */
+} buffers;
+
+typedef struct chunk_sums {
+    double ww, dd;
+    uint64_t zero_groups[QM_MAX_SINKS];
+} chunk_sums;
+
+typedef struct stream {
+    qm_job *job;
+    int64_t chunk_rows, chunks;
+    uint64_t raw_size[QM_MAX_PLANES], raw_total, plane_total;
+    sink_run *sink;
+    chunk_sums *sums; /* one per chunk */
+    buffers *buf;     /* one per thread */
+    int threads;
+    atomic_ullong done; /* source values finished */
+    double **norm_sums; /* column-norm pass: cols sums per chunk */
+    int nstep;
+} stream;
+
+/* ---- cutting into chunks ------------------------------------------------------------------- */
+
+static int64_t gcd(int64_t a, int64_t b)
+{
+    while (b) {
+        int64_t r = a % b;
+        a = b;
+        b = r;
+    }
+    return a;
+}
+
+/* Fewest rows after which a group of this format begins afresh. */
+static int64_t rows_per_restart(const qm_format *f, const qm_codec *c, int64_t cols)
+{
+    return f->over_rows && cols > 0 ? c->block / gcd(c->block, cols) : 1;
+}
+
+static int64_t chunk_rows(const qm_job *job)
+{
+    const qm_source *s = &job->source;
+    int64_t step = rows_per_restart(s->format, &s->codec, s->cols);
+    for (int i = 0; i < job->nsink; i++) {
+        int64_t k = rows_per_restart(job->sink[i].format, &job->sink[i].codec, s->cols);
+        step = step / gcd(step, k) * k;
+    }
+    int64_t fit = s->cols > 0 ? CHUNK / s->cols / step * step : step;
+    return fit > step ? fit : step;
+}
+
+static bool is_lossless(const qm_job *job, const qm_sink *k)
+{
+    const char *name = k->format->name;
+    return strcmp(name, "f32") == 0 || (job->round == QM_ROUND_F16 && strcmp(name, "f16") == 0)
+           || (job->round == QM_ROUND_BF16 && strcmp(name, "bf16") == 0);
+}
+
+/* Sizes of everything; allocates nothing. */
+static void measure(stream *st, qm_job *job, int threads, sink_run *sinks)
+{
+    const qm_source *s = &job->source;
+    *st = (stream){.job = job, .threads = threads, .sink = sinks};
+    st->chunk_rows = chunk_rows(job);
+    st->chunks = s->rows ? (s->rows + st->chunk_rows - 1) / st->chunk_rows : 0;
+    int64_t rows = s->rows < st->chunk_rows ? s->rows : st->chunk_rows;
+    uint64_t n = (uint64_t)(rows * s->cols);
+    for (int i = 0; i < qm_format_planes(s->format); i++)
+        st->raw_total += st->raw_size[i] = qm_plane_size(s->format, &s->codec, i, n);
+    for (int k = 0; k < job->nsink; k++) {
+        const qm_sink *sink = &job->sink[k];
+        uint64_t total = 0;
+        for (int i = 0; i < qm_format_planes(sink->format); i++)
+            total += sinks[k].buffer_size[i] = qm_plane_size(sink->format, &sink->codec, i, n);
+        st->plane_total = total > st->plane_total ? total : st->plane_total;
+        sinks[k].lossless = is_lossless(job, sink);
+        if (sink->double_quant)
+            sinks[k].groups = (uint64_t)(s->rows * s->cols + sink->codec.block - 1) / sink->codec.block;
+    }
+}
+
+static uint64_t chunk_values(const stream *st)
+{
+    const qm_source *s = &st->job->source;
+    int64_t rows = s->rows < st->chunk_rows ? s->rows : st->chunk_rows;
+    return (uint64_t)(rows * s->cols);
+}
+
+static uint64_t memory_of(const stream *st)
+{
+    uint64_t per_thread = st->raw_total + 2 * sizeof(float) * chunk_values(st) + st->plane_total;
+    uint64_t total = (uint64_t)st->threads * per_thread + (uint64_t)st->chunks * sizeof(chunk_sums);
+    for (int k = 0; k < st->job->nsink; k++)
+        total += st->sink[k].groups * (sizeof(group_stat) + 2 * sizeof(float))
+                 + (uint64_t)st->chunks * sizeof(qm_errsum);
+    return total;
+}
+
+uint64_t qm_stream_memory(const qm_job *job, int threads)
+{
+    sink_run sinks[QM_MAX_SINKS] = {0};
+    stream st;
+    qm_job copy = *job;
+    copy.nsink = copy.nsink > QM_MAX_SINKS ? QM_MAX_SINKS : copy.nsink;
+    measure(&st, &copy, threads, sinks);
+    return memory_of(&st);
+}
+
+static void release(stream *st)
+{
+    for (int t = 0; st->buf && t < st->threads; t++) {
+        free(st->buf[t].raw);
+        free(st->buf[t].x);
+        free(st->buf[t].y);
+        free(st->buf[t].plane);
+    }
+    free(st->buf);
+    free(st->sums);
+    for (int k = 0; st->sink && k < st->job->nsink; k++) {
+        free(st->sink[k].group);
+        free(st->sink[k].chunk_error);
+    }
+}
+
+static bool allocate(stream *st, qm_err *e)
+{
+    uint64_t n = chunk_values(st);
+    bool ok = (st->buf = calloc((size_t)st->threads, sizeof *st->buf))
+              && (st->sums = calloc((size_t)st->chunks + 1, sizeof *st->sums));
+    for (int t = 0; ok && t < st->threads; t++) {
+        buffers *b = &st->buf[t];
+        ok = (b->raw = malloc(st->raw_total + 1)) && (b->x = malloc(n * sizeof *b->x + 1))
+             && (b->y = malloc(n * sizeof *b->y + 1)) && (b->plane = malloc(st->plane_total + 1));
+    }
+    for (int k = 0; ok && k < st->job->nsink; k++) {
+        sink_run *r = &st->sink[k];
+        ok = (r->chunk_error = calloc((size_t)st->chunks + 1, sizeof *r->chunk_error))
+             && (!r->groups || (r->group = malloc(r->groups * sizeof *r->group)));
+    }
+    if (!ok) {
+        qm_fail(e, QM_ENOFIT, "%s: out of memory: %" PRIu64 " bytes to work on this tensor; try fewer --threads",
+                st->job->source.name, memory_of(st));
+        release(st);
+    }
+    return ok;
+}
+
+/* ---- stages of one chunk ---------------------------------------------------------------------- */
+
+typedef struct chunk {
+    int64_t index, row, rows;
+    uint64_t first, n; /* flat index of the first value; how many */
+    buffers *b;
+} chunk;
+
+static chunk chunk_at(const stream *st, int64_t index, int thread)
+{
+    const qm_source *s = &st->job->source;
+    chunk c = {.index = index, .row = index * st->chunk_rows, .b = &st->buf[thread]};
+    c.rows = s->rows - c.row < st->chunk_rows ? s->rows - c.row : st->chunk_rows;
+    c.first = (uint64_t)(c.row * s->cols);
+    c.n = (uint64_t)(c.rows * s->cols);
+    return c;
+}
+
+static bool load(const stream *st, const chunk *c, qm_err *e)
+{
+    const qm_source *s = &st->job->source;
+    const uint8_t *plane[QM_MAX_PLANES] = {0};
+    uint8_t *raw = c->b->raw;
+    for (int i = 0; i < qm_format_planes(s->format); i++) {
+        uint64_t before = qm_plane_size(s->format, &s->codec, i, c->first);
+        uint64_t size = qm_plane_size(s->format, &s->codec, i, c->n);
+        if (!qm_infile_read(s->file, s->at[i] + before, raw, size, e))
+            return false;
+        plane[i] = raw;
+        raw += size;
+    }
+    qm_decode(s->format, plane, c->n, &s->codec, c->b->x);
+    return true;
+}
+
+static void round_values(qm_round how, float *x, size_t n)
+{
+    const qm_vec *v = qm_vec_get();
+    if (how == QM_ROUND_F16)
+        v->round_f16(x, n);
+    else if (how == QM_ROUND_BF16)
+        v->round_bf16(x, n);
+}
+
+static void step_low_rank(const qm_step *s, const chunk *c, int64_t cols)
+{
+    const qm_vec *v = qm_vec_get();
+    v->low_rank(s->left + (size_t)c->row * s->rank, s->rank, s->right, s->rank, s->scale, c->b->y,
+                (size_t)c->rows, (size_t)cols);
+    round_values(s->round_delta, c->b->y, c->n);
+    v->add(c->b->x, c->b->y, c->n);
+}
+
+/* DoRA: every row (or column) gets the length that was trained for it. */
+static void step_dora(const qm_step *s, const chunk *c, int64_t cols)
+{
+    for (int64_t i = 0; i < c->rows; i++) {
+        float *x = c->b->x + i * cols;
+        if (s->by_column) {
+            for (int64_t j = 0; j < cols; j++)
+                x[j] = s->magnitude[j] / s->norm[j] * x[j];
+            continue;
+        }
+        double sum = 0;
+        for (int64_t j = 0; j < cols; j++)
+            sum += (double)x[j] * (double)x[j];
+        qm_vec_get()->scale(x, s->magnitude[c->row + i] / (float)sqrt(sum), (size_t)cols);
+    }
+}
+
+static void step_rows(const qm_step *s, const chunk *c, int64_t cols)
+{
+    for (size_t k = 0; k < s->nrow; k++)
+        if (s->row[k] >= c->row && s->row[k] < c->row + c->rows)
+            memcpy(c->b->x + (s->row[k] - c->row) * cols, s->values + k * (size_t)cols,
+                   (size_t)cols * sizeof(float));
+}
+
+static void step_add(const qm_step *s, const chunk *c)
+{
+    for (uint64_t i = 0; i < c->n; i++)
+        c->b->x[i] += s->values[c->first + i] * s->scale;
+}
+
+static void apply(const stream *st, const chunk *c, int nstep)
+{
+    int64_t cols = st->job->source.cols;
+    for (int i = 0; i < nstep; i++) {
+        const qm_step *s = &st->job->step[i];
+        switch (s->kind) {
+        case QM_STEP_LOW_RANK: step_low_rank(s, c, cols); break;
+        case QM_STEP_DORA: step_dora(s, c, cols); break;
+        case QM_STEP_ROWS: step_rows(s, c, cols); break;
+        case QM_STEP_ADD: step_add(s, c); break;
+        }
+        round_values(s->round_after, c->b->x, c->n);
+    }
+}
+
+/* How far the steps move this chunk: the source is decoded once more, which costs less than keeping it. */
+static void measure_steps(const stream *st, const chunk *c)
+{
+    const qm_source *s = &st->job->source;
+    const uint8_t *plane[QM_MAX_PLANES] = {0};
+    uint8_t *raw = c->b->raw;
+    for (int i = 0; i < qm_format_planes(s->format); i++) {
+        plane[i] = raw;
+        raw += qm_plane_size(s->format, &s->codec, i, c->n);
+    }
+    qm_decode(s->format, plane, c->n, &s->codec, c->b->y);
+    qm_errsum sum = {0};
+    qm_vec_get()->errors(c->b->y, c->b->x, c->n, &sum);
+    st->sums[c->index].ww = sum.sum_xx;
+    st->sums[c->index].dd = sum.sum_dd;
+}
+
+static bool check_finite(const stream *st, const chunk *c, qm_err *e)
+{
+    const qm_source *s = &st->job->source;
+    size_t i = qm_vec_get()->first_nonfinite(c->b->x, c->n);
+    if (i == c->n)
+        return true;
+    const char *what = isnan(c->b->x[i]) ? "NaN" : "infinite";
+    bool narrow = st->job->round == QM_ROUND_F16 && !isnan(c->b->x[i]);
+    return qm_fail(e, QM_EFAIL, "%s: tensor '%s' is %s at row %" PRId64 ", column %" PRId64 "%s", s->file->path,
+                   s->name, what, c->row + (int64_t)i / s->cols, (int64_t)i % s->cols,
+                   narrow ? " once rounded to f16 (largest value 65504); write bf16 or f32 instead (--dtype bf16)"
+                          : "; mend the model, or pass --keep-nonfinite to carry it over");
+}
+
+/* ---- sinks --------------------------------------------------------------------------------------- */
+
+static uint64_t count_zero_groups(const float *absmax, uint64_t n)
+{
+    uint64_t zeros = 0;
+    for (uint64_t i = 0; i < n; i++)
+        zeros += absmax[i] == 0;
+    return zeros;
+}
+
+/* Errors of a double-quantised sink wait for the second level: per group, what is needed then. */
+static void group_errors(sink_run *r, const qm_sink *k, const chunk *c, const float *absmax)
+{
+    uint64_t block = k->codec.block, g = c->first / block;
+    for (uint64_t i = 0; i < c->n; i += block, g++, absmax++) {
+        size_t n = (size_t)(c->n - i < block ? c->n - i : block);
+        qm_errsum sum = {0};
+        qm_vec_get()->errors(c->b->x + i, c->b->y + i, n, &sum);
+        r->group[g] = (group_stat){*absmax, (float)sum.sum_xy, (float)sum.sum_yy, (float)sum.max_d};
+        qm_errsum_add(&r->chunk_error[c->index], &sum);
+    }
+}
+
+static void lossless_errors(const chunk *c, qm_errsum *sum)
+{
+    qm_errsum same = {0};
+    qm_vec_get()->errors(c->b->x, c->b->x, c->n, &same);
+    qm_errsum_add(sum, &same);
+}
+
+static bool drain(const stream *st, const chunk *c, int index, qm_err *e)
+{
+    const qm_sink *k = &st->job->sink[index];
+    sink_run *r = &st->sink[index];
+    const qm_format *f = k->format;
+    int planes = qm_format_planes(f);
+    uint8_t *plane[QM_MAX_PLANES] = {0}, *p = c->b->plane;
+    for (int i = 0; i < planes; i++) {
+        plane[i] = p;
+        p += qm_plane_size(f, &k->codec, i, c->n);
+    }
+    qm_encode(f, c->b->x, c->n, &k->codec, plane);
+
+    for (int i = 0; i < planes; i++) {
+        uint64_t before = qm_plane_size(f, &k->codec, i, c->first);
+        uint64_t size = qm_plane_size(f, &k->codec, i, c->n);
+        bool later = k->double_quant && i == 1;
+        if (!later && !qm_outfile_write(k->file, k->at[i] + before, plane[i], size, e))
+            return false;
+        if (i == 1 && f->over_rows)
+            st->sums[c->index].zero_groups[index] =
+                count_zero_groups((const float *)(const void *)plane[1], size / sizeof(float));
+    }
+    if (!st->job->want_errors && !k->double_quant)
+        return true;
+    if (r->lossless) {
+        lossless_errors(c, &r->chunk_error[c->index]);
+        return true;
+    }
+    qm_decode(f, (const uint8_t *const *)plane, c->n, &k->codec, c->b->y);
+    if (k->double_quant)
+        group_errors(r, k, c, (const float *)(const void *)plane[1]);
+    else
+        qm_vec_get()->errors(c->b->x, c->b->y, c->n, &r->chunk_error[c->index]);
+    return true;
+}
+
+/* Second level of a double-quantised sink, once every absmax is known, and its share of the error: with
+ * absmax a become a', the decoded y become (a'/a) y, so a group's sum of squared errors moves by
+ * -2 p sum(xy - yy) + p^2 sum(yy), p = (a' - a) / a.  Its largest error moves by at most |a' - a|. */
+static bool finish_double_quant(qm_sink *k, sink_run *r, uint64_t total, qm_err *e)
+{
+    uint64_t n = r->groups;
+    float *absmax = malloc(n * sizeof *absmax + 1), *nested = malloc((n + 255) / 256 * sizeof *nested + 1);
+    uint8_t *codes = malloc(n + 1);
+    bool ok = absmax && nested && codes;
+    if (!ok)
+        qm_fail(e, QM_ENOFIT, "out of memory: %" PRIu64 " bytes for double quantisation", n * sizeof *absmax);
+    if (ok) {
+        for (uint64_t g = 0; g < n; g++)
+            absmax[g] = r->group[g].absmax;
+        if (!k->offset_given)
+            k->offset = qm_double_quant_offset(absmax, n);
+        qm_double_quant(absmax, n, k->offset, codes, nested);
+        ok = qm_outfile_write(k->file, k->at[1], codes, n, e)
+             && qm_outfile_write(k->file, k->nested_at, nested, (n + 255) / 256 * sizeof *nested, e);
+    }
+    if (ok) {
+        qm_double_dequant(codes, nested, n, k->offset, absmax);
+        uint64_t left = total;
+        double max_d = 0;
+        for (uint64_t g = 0; g < n; g++, left -= k->codec.block) {
+            const group_stat *s = &r->group[g];
+            double a = (double)s->absmax, b = (double)absmax[g], d = b - a;
+            double size = (double)(left < k->codec.block ? left : k->codec.block);
+            max_d = fmax(max_d, (double)s->max_d + fabs(d));
+            if (s->absmax == 0) { /* all codes are alike: 0.0, or the first level of the table, -1 */
+                double y = k->codec.exact_zero ? 0 : -b;
+                k->error.sum_dd += size * y * y;
+                k->error.sum_yy += size * y * y;
+                k->error.sum_d += size * y;
+                continue;
+            }
+            double p = d / a, xy = (double)s->sum_xy, yy = (double)s->sum_yy;
+            k->error.sum_dd += -2 * p * (xy - yy) + p * p * yy;
+            k->error.sum_xy += p * xy;
+            k->error.sum_yy += (2 * p + p * p) * yy;
+        }
+        k->error.max_d = max_d;
+    }
+    free(absmax);
+    free(nested);
+    free(codes);
+    return ok;
+}
+
+/* ---- running --------------------------------------------------------------------------------------- */
+
+static bool work(void *arg, int64_t index, int thread, qm_err *e)
+{
+    stream *st = arg;
+    qm_job *job = st->job;
+    chunk c = chunk_at(st, index, thread);
+    if (!load(st, &c, e))
+        return false;
+    if (job->nstep) {
+        apply(st, &c, job->nstep);
+        if (job->want_errors)
+            measure_steps(st, &c);
+    }
+    round_values(job->round, c.b->x, c.n);
+    if (!job->keep_nonfinite && !check_finite(st, &c, e))
+        return false;
+    for (int i = 0; i < job->nsink; i++)
+        if (!drain(st, &c, i, e))
+            return false;
+    atomic_fetch_add(&st->done, c.n);
+    return true;
+}
+
+static void tick(void *arg)
+{
+    stream *st = arg;
+    qm_job *job = st->job;
+    uint64_t total = (uint64_t)(job->source.rows * job->source.cols), bytes = 0;
+    for (int i = 0; i < qm_format_planes(job->source.format); i++)
+        bytes += qm_plane_size(job->source.format, &job->source.codec, i, total);
+    if (job->progress && total)
+        job->progress(job->progress_arg, (uint64_t)((double)bytes * ((double)atomic_load(&st->done) / (double)total)));
+}
+
+static void collect(stream *st)
+{
+    qm_job *job = st->job;
+    for (int64_t i = 0; i < st->chunks; i++) {
+        job->sum_ww += st->sums[i].ww;
+        job->sum_dd += st->sums[i].dd;
+        for (int k = 0; k < job->nsink; k++) {
+            qm_errsum_add(&job->sink[k].error, &st->sink[k].chunk_error[i]);
+            job->sink[k].zero_groups += st->sums[i].zero_groups[k];
+        }
+    }
+}
+
+bool qm_stream(qm_pool *pool, qm_job *job, qm_err *e)
+{
+    stream st;
+    sink_run sinks[QM_MAX_SINKS] = {0};
+    if (job->nsink > QM_MAX_SINKS)
+        return qm_fail(e, QM_EFAIL, "%s: %d outputs in one pass; %d at most", job->source.name, job->nsink, QM_MAX_SINKS);
+    measure(&st, job, qm_pool_threads(pool), sinks);
+    if (!allocate(&st, e))
+        return false;
+    bool ok = qm_pool_run(pool, st.chunks, work, tick, &st, e);
+    if (ok)
+        collect(&st);
+    for (int k = 0; ok && k < job->nsink; k++)
+        if (job->sink[k].double_quant)
+            ok = finish_double_quant(&job->sink[k], &sinks[k], (uint64_t)(job->source.rows * job->source.cols), e);
+    release(&st);
+    return ok;
+}
+
+/* ---- column norms ------------------------------------------------------------------------------------ */
+
+static bool norm_work(void *arg, int64_t index, int thread, qm_err *e)
+{
+    stream *st = arg;
+    chunk c = chunk_at(st, index, thread);
+    int64_t cols = st->job->source.cols;
+    if (!load(st, &c, e))
+        return false;
+    apply(st, &c, st->nstep);
+    for (int64_t i = 0; i < c.rows; i++)
+        for (int64_t j = 0; j < cols; j++) {
+            double v = (double)c.b->x[i * cols + j];
+            st->norm_sums[index][j] += v * v;
+        }
+    return true;
+}
+
+bool qm_stream_column_norms(qm_pool *pool, const qm_job *job, int nstep, float *norm, qm_err *e)
+{
+    stream st;
+    sink_run sinks[QM_MAX_SINKS] = {0};
+    qm_job copy = *job;
+    copy.nsink = 0;
+    measure(&st, &copy, qm_pool_threads(pool), sinks);
+    st.nstep = nstep;
+    if (!allocate(&st, e))
+        return false;
+    size_t cols = (size_t)job->source.cols;
+    bool ok = (st.norm_sums = calloc((size_t)st.chunks + 1, sizeof *st.norm_sums));
+    for (int64_t i = 0; ok && i < st.chunks; i++)
+        ok = (st.norm_sums[i] = calloc(cols + 1, sizeof **st.norm_sums));
+    if (!ok)
+        qm_fail(e, QM_ENOFIT, "%s: out of memory for column norms", job->source.name);
+    ok = ok && qm_pool_run(pool, st.chunks, norm_work, NULL, &st, e);
+    for (size_t j = 0; ok && j < cols; j++) {
+        double sum = 0;
+        for (int64_t i = 0; i < st.chunks; i++)
+            sum += st.norm_sums[i][j];
+        norm[j] = (float)sqrt(sum);
+    }
+    for (int64_t i = 0; st.norm_sums && i < st.chunks; i++)
+        free(st.norm_sums[i]);
+    free(st.norm_sums);
+    release(&st);
+    return ok;
+}

@@ -1,0 +1,229 @@
+/* bind.c: the module qmoon.core, and what its parts share. */
+#include <math.h>
+#include <string.h>
+
+#include "bind.h"
+
+static const struct {
+    qm_code code;
+    const char *kind;
+} kinds[] = {
+    {QM_EFAIL, "fail"},     {QM_EUSAGE, "usage"},         {QM_EVERIFY, "verify"},
+    {QM_ENOFIT, "nofit"},   {QM_EUNSUPPORTED, "unsupported"}, {QM_ECORRUPT, "corrupt"},
+    {QM_EINTERRUPT, "interrupt"},
+};
+enum { NKINDS = sizeof kinds / sizeof kinds[0] };
+
+static int error_text(lua_State *L)
+{
+    lua_getfield(L, 1, "message");
+    return 1;
+}
+
+/* Raises {kind, code, message} from the message on top of the stack. */
+static int raise(lua_State *L, qm_code code)
+{
+    const char *kind = "fail";
+    for (int i = 0; i < NKINDS; i++)
+        if (kinds[i].code == code)
+            kind = kinds[i].kind;
+    lua_createtable(L, 0, 3);
+    lua_pushvalue(L, -2);
+    lua_setfield(L, -2, "message");
+    lua_pushstring(L, kind);
+    lua_setfield(L, -2, "kind");
+    lua_pushinteger(L, code);
+    lua_setfield(L, -2, "code");
+    luaL_getmetatable(L, "qmoon.error");
+    lua_setmetatable(L, -2);
+    return lua_error(L);
+}
+
+int qml_raise(lua_State *L, const qm_err *e)
+{
+    lua_pushstring(L, e->msg);
+    return raise(L, e->code);
+}
+
+/* fail(kind, format, ...): raises an error object; kind is one of the table above. */
+static int fail(lua_State *L)
+{
+    const char *kind = luaL_checkstring(L, 1);
+    int n = lua_gettop(L);
+    lua_getglobal(L, "string");
+    lua_getfield(L, -1, "format");
+    lua_insert(L, 2);
+    lua_pop(L, 1);
+    lua_call(L, n - 1, 1);
+    for (int i = 0; i < NKINDS; i++)
+        if (strcmp(kinds[i].kind, kind) == 0)
+            return raise(L, kinds[i].code);
+    return luaL_argerror(L, 1, "unknown kind of error");
+}
+
+void **qml_box(lua_State *L, const char *class)
+{
+    void **box = lua_newuserdata(L, sizeof *box);
+    *box = NULL;
+    luaL_getmetatable(L, class);
+    lua_setmetatable(L, -2);
+    return box;
+}
+
+void *qml_check(lua_State *L, int arg, const char *class)
+{
+    void **box = luaL_checkudata(L, arg, class);
+    if (!*box)
+        luaL_argerror(L, arg, "is closed");
+    return *box;
+}
+
+void *qml_field_box(lua_State *L, int table, const char *name, const char *class)
+{
+    lua_getfield(L, table, name);
+    void *p = NULL;
+    if (!lua_isnil(L, -1)) {
+        void **box = luaL_testudata(L, -1, class);
+        if (!box || !*box)
+            luaL_error(L, "field '%s' must be an open %s, got %s", name, class, luaL_typename(L, -1));
+        p = *box;
+    }
+    lua_pop(L, 1);
+    return p;
+}
+
+void qml_class(lua_State *L, const char *class, const luaL_Reg *methods, lua_CFunction gc)
+{
+    luaL_newmetatable(L, class);
+    lua_newtable(L);
+    qml_functions(L, methods);
+    lua_setfield(L, -2, "__index");
+    lua_pushcfunction(L, gc);
+    lua_setfield(L, -2, "__gc");
+    lua_pushstring(L, class);
+    lua_setfield(L, -2, "__name");
+    lua_pushboolean(L, 0); /* scripts cannot reach in and swap __gc */
+    lua_setfield(L, -2, "__metatable");
+    lua_pop(L, 1);
+}
+
+void qml_functions(lua_State *L, const luaL_Reg *functions) { luaL_setfuncs(L, functions, 0); }
+
+static void wrong_field(lua_State *L, const char *name, const char *want)
+{
+    luaL_error(L, "field '%s' must be a %s, got %s", name, want, luaL_typename(L, -1));
+}
+
+const char *qml_field_string(lua_State *L, int table, const char *name, const char *absent)
+{
+    lua_getfield(L, table, name);
+    if (!lua_isnil(L, -1)) {
+        if (lua_type(L, -1) != LUA_TSTRING)
+            wrong_field(L, name, "string");
+        absent = lua_tostring(L, -1); /* stays referenced by the table */
+    }
+    lua_pop(L, 1);
+    return absent;
+}
+
+double qml_field_number(lua_State *L, int table, const char *name, double absent)
+{
+    lua_getfield(L, table, name);
+    if (!lua_isnil(L, -1)) {
+        if (lua_type(L, -1) != LUA_TNUMBER)
+            wrong_field(L, name, "number");
+        absent = lua_tonumber(L, -1);
+    }
+    lua_pop(L, 1);
+    return absent;
+}
+
+bool qml_field_boolean(lua_State *L, int table, const char *name, bool absent)
+{
+    lua_getfield(L, table, name);
+    if (!lua_isnil(L, -1)) {
+        if (!lua_isboolean(L, -1))
+            wrong_field(L, name, "boolean");
+        absent = lua_toboolean(L, -1);
+    }
+    lua_pop(L, 1);
+    return absent;
+}
+
+static bool is_size(double v) { return v >= 0 && v <= 9007199254740992.0 && v == floor(v); }
+
+uint64_t qml_check_size(lua_State *L, int arg, const char *what)
+{
+    double v = luaL_checknumber(L, arg);
+    if (!is_size(v))
+        luaL_argerror(L, arg, lua_pushfstring(L, "%s must be a whole number from 0 to 2^53", what));
+    return (uint64_t)v;
+}
+
+uint64_t qml_field_size(lua_State *L, int table, const char *name, uint64_t absent)
+{
+    double v = qml_field_number(L, table, name, (double)absent);
+    if (!is_size(v))
+        luaL_error(L, "field '%s' must be a whole number from 0 to 2^53", name);
+    return (uint64_t)v;
+}
+
+void qml_push_shape(lua_State *L, const qm_shape *s)
+{
+    lua_createtable(L, s->ndim, 0);
+    for (int i = 0; i < s->ndim; i++) {
+        lua_pushnumber(L, (double)s->dim[i]);
+        lua_rawseti(L, -2, i + 1);
+    }
+}
+
+void qml_check_shape(lua_State *L, int arg, qm_shape *s)
+{
+    luaL_checktype(L, arg, LUA_TTABLE);
+    size_t n = lua_objlen(L, arg);
+    if (n > QM_MAX_DIMS)
+        luaL_argerror(L, arg, "has more than 8 dimensions");
+    s->ndim = (int)n;
+    for (size_t i = 0; i < n; i++) {
+        lua_rawgeti(L, arg, (int)i + 1);
+        double v = lua_isnumber(L, -1) ? lua_tonumber(L, -1) : -1;
+        if (!is_size(v))
+            luaL_argerror(L, arg, "dimensions must be whole numbers >= 0");
+        s->dim[i] = (int64_t)v;
+        lua_pop(L, 1);
+    }
+    if (qm_shape_count(s) < 0)
+        luaL_argerror(L, arg, "has more values than can be counted");
+}
+
+const qm_format *qml_check_format(lua_State *L, int arg)
+{
+    const char *name = luaL_checkstring(L, arg);
+    const qm_format *f = qm_format_find(name);
+    if (!f) {
+        qm_err e = {0};
+        qm_fail(&e, QM_EUNSUPPORTED, "unknown format '%s'; qm.formats() lists those there are", name);
+        qml_raise(L, &e);
+    }
+    return f;
+}
+
+int luaopen_qmoon_core(lua_State *L)
+{
+    luaL_newmetatable(L, "qmoon.error");
+    lua_pushcfunction(L, error_text);
+    lua_setfield(L, -2, "__tostring");
+    lua_pop(L, 1);
+
+    lua_newtable(L);
+    lua_pushcfunction(L, fail);
+    lua_setfield(L, -2, "fail");
+    lua_pushliteral(L, QM_VERSION);
+    lua_setfield(L, -2, "version");
+    qml_open_text(L);
+    qml_open_files(L);
+    qml_open_tensor(L);
+    qml_open_stream(L);
+    qml_open_system(L);
+    return 1;
+}

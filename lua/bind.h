@@ -1,0 +1,56 @@
+/* bind.h: index of the Lua binding.  Nothing outside lua/ knows lua_State.
+ *
+ * Boxes.  A C object is a userdata holding one pointer.  The box is made first, empty and with its
+ * metatable, and only then is the work done: if memory runs out half-way nothing leaks, and __gc of an
+ * empty box does nothing.
+ *
+ * Errors.  A C failure is a qm_err; qml_raise turns it into a Lua error object
+ * {kind=, code=, message=} whose tostring is the message.
+ */
+#ifndef QML_BIND_H
+#define QML_BIND_H
+
+#include <lauxlib.h>
+#include <lua.h>
+#include <lualib.h>
+
+#include "../core/file.h"
+#include "../core/format.h"
+#include "../core/tensor.h"
+
+int luaopen_qmoon_core(lua_State *L);
+
+/* From bind.c */
+int qml_raise(lua_State *L, const qm_err *e); /* never returns */
+void **qml_box(lua_State *L, const char *class);
+void *qml_check(lua_State *L, int arg, const char *class); /* an open box of that class, or an argument error */
+void *qml_field_box(lua_State *L, int table, const char *name, const char *class); /* NULL when the field is nil */
+void qml_class(lua_State *L, const char *class, const luaL_Reg *methods, lua_CFunction gc);
+void qml_functions(lua_State *L, const luaL_Reg *functions); /* into the table on top */
+
+/* Fields of the table at `table`.  A wrong type is an error naming the field. */
+const char *qml_field_string(lua_State *L, int table, const char *name, const char *absent);
+double qml_field_number(lua_State *L, int table, const char *name, double absent);
+bool qml_field_boolean(lua_State *L, int table, const char *name, bool absent);
+uint64_t qml_check_size(lua_State *L, int arg, const char *what); /* a whole number 0 … 2^53 */
+uint64_t qml_field_size(lua_State *L, int table, const char *name, uint64_t absent);
+
+void qml_push_shape(lua_State *L, const qm_shape *s);
+void qml_check_shape(lua_State *L, int arg, qm_shape *s);
+void qml_push_errsum(lua_State *L, const qm_errsum *s); /* bind_tensor.c */
+const qm_format *qml_check_format(lua_State *L, int arg);
+
+#define QML_INFILE  "qmoon.infile"
+#define QML_OUTFILE "qmoon.outfile"
+#define QML_TENSOR  "qmoon.tensor"
+#define QML_POOL    "qmoon.pool"
+#define QML_REGEX   "qmoon.regex"
+
+/* One each; every one adds its functions to the table on top of the stack. */
+void qml_open_text(lua_State *L);   /* bind_text.c: json, pack, sha256, regex */
+void qml_open_files(lua_State *L);  /* bind_file.c: files, folders, safetensors, gguf */
+void qml_open_tensor(lua_State *L); /* bind_tensor.c: formats, tensors */
+void qml_open_stream(lua_State *L); /* bind_stream.c: pool, stream */
+void qml_open_system(lua_State *L); /* bind_system.c: time, terminal, memory, modules */
+
+#endif

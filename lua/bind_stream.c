@@ -1,0 +1,345 @@
+/* bind_stream.c: a Lua table becomes a qm_job.  Everything the job points at (tensors, files, strings)
+ * is referenced by that table, which stays on the stack while the job runs.
+ */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "../core/pool.h"
+#include "../core/random.h"
+#include "../core/stream.h"
+#include "bind.h"
+
+enum { MAX_STEPS = 64 };
+
+typedef struct job_box {
+    qm_job job;
+    qm_step step[MAX_STEPS];
+    qm_sink sink[QM_MAX_SINKS];
+    lua_State *L;
+    int progress; /* stack index of the progress function, or 0 */
+    bool failed;  /* the progress function raised; its error is on the stack */
+} job_box;
+
+static const qm_format *field_format(lua_State *L, int table)
+{
+    lua_getfield(L, table, "format");
+    const qm_format *f = qml_check_format(L, lua_gettop(L));
+    lua_pop(L, 1);
+    return f;
+}
+
+static void read_codec(lua_State *L, int table, qm_codec *c, const qm_format *f, int64_t cols, const char *what)
+{
+    qm_err e = {0};
+    if (!qm_codec_init(c, f, cols, (uint32_t)qml_field_size(L, table, "block", 0), what, &e))
+        qml_raise(L, &e);
+    c->exact_zero = qml_field_boolean(L, table, "exact_zero", false);
+}
+
+/* at = list of offsets, one per plane. */
+static void read_offsets(lua_State *L, int table, uint64_t at[QM_MAX_PLANES], int planes)
+{
+    lua_getfield(L, table, "at");
+    luaL_checktype(L, -1, LUA_TTABLE);
+    for (int i = 0; i < planes; i++) {
+        lua_rawgeti(L, -1, i + 1);
+        at[i] = qml_check_size(L, lua_gettop(L), "offset");
+        lua_pop(L, 1);
+    }
+    lua_pop(L, 1);
+}
+
+static void read_source(lua_State *L, int table, qm_source *s)
+{
+    s->file = qml_field_box(L, table, "file", QML_INFILE);
+    s->name = qml_field_string(L, table, "name", "tensor");
+    s->format = field_format(L, table);
+    s->rows = (int64_t)qml_field_size(L, table, "rows", 1);
+    s->cols = (int64_t)qml_field_size(L, table, "cols", 0);
+    if (!s->file)
+        luaL_error(L, "source of '%s' has no file", s->name);
+    read_codec(L, table, &s->codec, s->format, s->cols, s->name);
+    read_offsets(L, table, s->at, qm_format_planes(s->format));
+}
+
+static qm_round read_round(lua_State *L, int table, const char *field)
+{
+    const char *name = qml_field_string(L, table, field, "none");
+    if (strcmp(name, "f16") == 0)
+        return QM_ROUND_F16;
+    if (strcmp(name, "bf16") == 0)
+        return QM_ROUND_BF16;
+    if (strcmp(name, "none") != 0 && strcmp(name, "f32") != 0)
+        luaL_error(L, "field '%s' must be f16, bf16 or f32, got '%s'", field, name);
+    return QM_ROUND_NONE;
+}
+
+/* Values of an f32 tensor field, which must hold `n` of them. */
+static const float *field_floats(lua_State *L, int table, const char *field, int64_t n)
+{
+    const qm_tensor *t = qml_field_box(L, table, field, QML_TENSOR);
+    if (!t || t->dtype != QM_F32 || !t->format || qm_tensor_count(t) != n)
+        luaL_error(L, "step: field '%s' must be an f32 tensor of %f values", field, (double)n);
+    return (const float *)(const void *)t->plane[0].data;
+}
+
+static void read_step(lua_State *L, int table, qm_step *s, const qm_source *src)
+{
+    const char *kind = qml_field_string(L, table, "kind", "?");
+    s->scale = (float)qml_field_number(L, table, "scale", 1);
+    s->round_after = read_round(L, table, "round_after");
+    if (strcmp(kind, "low_rank") == 0) {
+        s->kind = QM_STEP_LOW_RANK;
+        s->rank = qml_field_size(L, table, "rank", 0);
+        s->left = field_floats(L, table, "left", src->rows * (int64_t)s->rank);
+        s->right = field_floats(L, table, "right", (int64_t)s->rank * src->cols);
+        s->round_delta = read_round(L, table, "round_delta");
+    } else if (strcmp(kind, "dora") == 0) {
+        s->kind = QM_STEP_DORA;
+        s->by_column = qml_field_boolean(L, table, "by_column", false);
+        int64_t n = s->by_column ? src->cols : src->rows;
+        s->magnitude = field_floats(L, table, "magnitude", n);
+        if (s->by_column)
+            s->norm = field_floats(L, table, "norm", n);
+    } else if (strcmp(kind, "add") == 0) {
+        s->kind = QM_STEP_ADD;
+        s->values = field_floats(L, table, "values", src->rows * src->cols);
+    } else if (strcmp(kind, "rows") == 0) {
+        s->kind = QM_STEP_ROWS;
+        lua_getfield(L, table, "row");
+        luaL_checktype(L, -1, LUA_TTABLE);
+        s->nrow = lua_objlen(L, -1);
+        int64_t *row = lua_newuserdata(L, s->nrow * sizeof *row + 1); /* kept below by the caller's table */
+        lua_setfield(L, table, "row_numbers");
+        for (size_t i = 0; i < s->nrow; i++) {
+            lua_rawgeti(L, -1, (int)i + 1);
+            row[i] = (int64_t)qml_check_size(L, lua_gettop(L), "row number");
+            lua_pop(L, 1);
+        }
+        lua_pop(L, 1);
+        s->row = row;
+        s->values = field_floats(L, table, "values", (int64_t)s->nrow * src->cols);
+    } else {
+        luaL_error(L, "step of unknown kind '%s'", kind);
+    }
+}
+
+static void read_sink(lua_State *L, int table, qm_sink *k, const qm_source *src)
+{
+    k->format = field_format(L, table);
+    k->file = qml_field_box(L, table, "file", QML_OUTFILE);
+    read_codec(L, table, &k->codec, k->format, src->cols, src->name);
+    k->double_quant = qml_field_boolean(L, table, "double_quant", false);
+    double offset = qml_field_number(L, table, "offset", NAN);
+    k->offset_given = !isnan(offset);
+    k->offset = (float)offset;
+    if (k->file) /* a plan has none yet */
+        read_offsets(L, table, k->at, qm_format_planes(k->format));
+    k->nested_at = qml_field_size(L, table, "nested_at", 0);
+}
+
+/* Calls read(L, index of element, i) for the list in a field; returns how many. */
+static int read_list(lua_State *L, int table, const char *field, int most, job_box *b,
+                     void (*read)(lua_State *, int, job_box *, int))
+{
+    lua_getfield(L, table, field);
+    int n = lua_isnil(L, -1) ? 0 : (int)lua_objlen(L, -1);
+    if (n > most)
+        luaL_error(L, "%s: %d of them; %d at most", field, n, most);
+    for (int i = 0; i < n; i++) {
+        lua_rawgeti(L, -1, i + 1);
+        luaL_checktype(L, -1, LUA_TTABLE);
+        read(L, lua_gettop(L), b, i);
+        lua_pop(L, 1);
+    }
+    lua_pop(L, 1);
+    return n;
+}
+
+static void step_i(lua_State *L, int t, job_box *b, int i) { read_step(L, t, &b->step[i], &b->job.source); }
+static void sink_i(lua_State *L, int t, job_box *b, int i) { read_sink(L, t, &b->sink[i], &b->job.source); }
+
+static void read_job(lua_State *L, int table, job_box *b)
+{
+    luaL_checktype(L, table, LUA_TTABLE);
+    memset(b, 0, sizeof *b);
+    lua_getfield(L, table, "source");
+    luaL_checktype(L, -1, LUA_TTABLE);
+    read_source(L, lua_gettop(L), &b->job.source);
+    lua_pop(L, 1);
+    b->job.round = read_round(L, table, "round");
+    b->job.keep_nonfinite = qml_field_boolean(L, table, "keep_nonfinite", false);
+    b->job.want_errors = qml_field_boolean(L, table, "errors", true);
+    b->job.nstep = read_list(L, table, "steps", MAX_STEPS, b, step_i);
+    b->job.nsink = read_list(L, table, "sinks", QM_MAX_SINKS, b, sink_i);
+    b->job.step = b->step;
+    b->job.sink = b->sink;
+}
+
+static void call_progress(void *arg, uint64_t bytes)
+{
+    job_box *b = arg;
+    if (b->failed)
+        return;
+    lua_pushvalue(b->L, b->progress);
+    lua_pushnumber(b->L, (double)bytes);
+    b->failed = lua_pcall(b->L, 1, 0, 0) != 0;
+    if (b->failed)
+        qm_interrupt_request(); /* stop the workers; the error is raised once they have */
+}
+
+static void push_results(lua_State *L, const job_box *b)
+{
+    lua_createtable(L, 0, 3);
+    lua_pushnumber(L, b->job.sum_ww);
+    lua_setfield(L, -2, "ww");
+    lua_pushnumber(L, b->job.sum_dd);
+    lua_setfield(L, -2, "dd");
+    lua_createtable(L, b->job.nsink, 0);
+    for (int i = 0; i < b->job.nsink; i++) {
+        const qm_sink *k = &b->sink[i];
+        lua_createtable(L, 0, 3);
+        qml_push_errsum(L, &k->error);
+        lua_setfield(L, -2, "error");
+        lua_pushnumber(L, (double)k->offset);
+        lua_setfield(L, -2, "offset");
+        lua_pushnumber(L, (double)k->zero_groups);
+        lua_setfield(L, -2, "zero_groups");
+        lua_rawseti(L, -2, i + 1);
+    }
+    lua_setfield(L, -2, "sinks");
+}
+
+/* stream(pool, job) -> {ww, dd, sinks = {{error, offset, zero_groups}, …}}.  See core/stream.h for what a
+ * job is; field names are the same. */
+static int stream(lua_State *L)
+{
+    qm_pool *pool = qml_check(L, 1, QML_POOL);
+    lua_settop(L, 2);
+    job_box *b = lua_newuserdata(L, sizeof *b);
+    read_job(L, 2, b);
+    for (int i = 0; i < b->job.nsink; i++)
+        if (!b->sink[i].file)
+            return luaL_error(L, "sink %d has no file", i + 1);
+    lua_getfield(L, 2, "progress");
+    if (lua_isfunction(L, -1)) {
+        b->L = L;
+        b->progress = lua_gettop(L);
+        b->job.progress = call_progress;
+        b->job.progress_arg = b;
+    }
+    qm_err e = {0};
+    bool ok = qm_stream(pool, &b->job, &e);
+    if (b->failed) { /* on top: the error of the progress function */
+        qm_interrupt_clear();
+        return lua_error(L);
+    }
+    if (!ok)
+        return qml_raise(L, &e);
+    push_results(L, b);
+    return 1;
+}
+
+/* stream_memory(job, threads) -> bytes that stream() will take for it.  Needs no open files in the sinks. */
+static int stream_memory(lua_State *L)
+{
+    job_box *b = lua_newuserdata(L, sizeof *b);
+    read_job(L, 1, b);
+    lua_pushnumber(L, (double)qm_stream_memory(&b->job, luaL_checkint(L, 2)));
+    return 1;
+}
+
+/* column_norms(pool, job, nstep) -> f32 tensor [cols]. */
+static int column_norms(lua_State *L)
+{
+    qm_pool *pool = qml_check(L, 1, QML_POOL);
+    job_box *b = lua_newuserdata(L, sizeof *b);
+    read_job(L, 2, b);
+    int nstep = luaL_checkint(L, 3);
+    if (nstep < 0 || nstep > b->job.nstep)
+        return luaL_argerror(L, 3, "more steps than the job has");
+    qm_shape shape = {1, {b->job.source.cols}};
+    void **box = qml_box(L, QML_TENSOR);
+    qm_err e = {0};
+    float *norm;
+    *box = qm_tensor_f32(&shape, &norm, &e);
+    if (!*box || !qm_stream_column_norms(pool, &b->job, nstep, norm, &e))
+        return qml_raise(L, &e);
+    return 1;
+}
+
+/* ---- pool -------------------------------------------------------------------------------------------- */
+
+static int pool(lua_State *L)
+{
+    int threads = luaL_optint(L, 1, 1);
+    if (threads < 1 || threads > 1024)
+        return luaL_argerror(L, 1, "threads must be from 1 to 1024");
+    void **box = qml_box(L, QML_POOL);
+    qm_err e = {0};
+    *box = qm_pool_new(threads, &e);
+    return *box ? 1 : qml_raise(L, &e);
+}
+
+static int pool_threads(lua_State *L)
+{
+    lua_pushinteger(L, qm_pool_threads(qml_check(L, 1, QML_POOL)));
+    return 1;
+}
+
+static int pool_gc(lua_State *L)
+{
+    void **box = luaL_checkudata(L, 1, QML_POOL);
+    qm_pool_free(*box);
+    *box = NULL;
+    return 0;
+}
+
+/* ---- synthetic checkpoints ------------------------------------------------------------------------------ */
+
+typedef struct fill {
+    const qm_outfile *file;
+    uint64_t at, n, seed;
+    float std;
+} fill;
+
+enum { FILL_CHUNK = 64 * 1024 };
+
+static bool fill_work(void *arg, int64_t index, int thread, qm_err *e)
+{
+    const fill *f = arg;
+    uint16_t buffer[FILL_CHUNK];
+    uint64_t first = (uint64_t)index * FILL_CHUNK, n = f->n - first < FILL_CHUNK ? f->n - first : FILL_CHUNK;
+    (void)thread;
+    qm_random_fill_bf16(buffer, n, f->seed, first, f->std);
+    return qm_outfile_write(f->file, f->at + 2 * first, buffer, 2 * n, e);
+}
+
+/* fill_bf16(pool, outfile, at, count, seed, std): random weights straight into a file. */
+static int fill_bf16(lua_State *L)
+{
+    qm_pool *p = qml_check(L, 1, QML_POOL);
+    fill f = {.file = qml_check(L, 2, QML_OUTFILE),
+              .at = qml_check_size(L, 3, "offset"),
+              .n = qml_check_size(L, 4, "count"),
+              .seed = qml_check_size(L, 5, "seed"),
+              .std = (float)luaL_checknumber(L, 6)};
+    qm_err e = {0};
+    if (!qm_pool_run(p, (int64_t)((f.n + FILL_CHUNK - 1) / FILL_CHUNK), fill_work, NULL, &f, &e))
+        return qml_raise(L, &e);
+    return 0;
+}
+
+void qml_open_stream(lua_State *L)
+{
+    static const luaL_Reg methods[] = {{"threads", pool_threads}, {"close", pool_gc}, {NULL, NULL}};
+    static const luaL_Reg functions[] = {{"pool", pool},
+                                         {"stream", stream},
+                                         {"stream_memory", stream_memory},
+                                         {"column_norms", column_norms},
+                                         {"fill_bf16", fill_bf16},
+                                         {NULL, NULL}};
+    qml_class(L, QML_POOL, methods, pool_gc);
+    qml_functions(L, functions);
+}

@@ -1,0 +1,231 @@
+/* bind_text.c: JSON in, bytes out, digests, regular expressions. */
+#include <sha2.h>
+#include <string.h>
+
+#include "../core/json.h"
+#include "../core/regex.h"
+#include "bind.h"
+
+/* ---- JSON ---------------------------------------------------------------------------- */
+
+static char null_key; /* its address is core.null */
+
+static void push_json(lua_State *L, const cJSON *v)
+{
+    luaL_checkstack(L, 4, "JSON nests too deeply");
+    if (cJSON_IsObject(v) || cJSON_IsArray(v)) {
+        bool object = cJSON_IsObject(v);
+        int i = 0;
+        lua_newtable(L);
+        for (const cJSON *c = v->child; c; c = c->next) {
+            push_json(L, c);
+            if (object)
+                lua_setfield(L, -2, c->string);
+            else
+                lua_rawseti(L, -2, ++i);
+        }
+    } else if (cJSON_IsString(v)) {
+        lua_pushstring(L, v->valuestring);
+    } else if (cJSON_IsNumber(v)) {
+        lua_pushnumber(L, v->valuedouble);
+    } else if (cJSON_IsBool(v)) {
+        lua_pushboolean(L, cJSON_IsTrue(v));
+    } else {
+        lua_pushlightuserdata(L, &null_key);
+    }
+}
+
+/* Parses argument 1 and runs `push` on (tree, argument 3) under pcall: converting may run out of Lua memory,
+ * and the tree must be freed either way. */
+static int with_json(lua_State *L, size_t limit, lua_CFunction push)
+{
+    size_t n;
+    const char *text = luaL_checklstring(L, 1, &n);
+    const char *what = luaL_optstring(L, 2, "JSON");
+    qm_err e = {0};
+    lua_settop(L, 3);
+    cJSON *v = qm_json_parse(text, n, limit, what, &e);
+    if (!v)
+        return qml_raise(L, &e);
+    lua_pushcfunction(L, push);
+    lua_pushlightuserdata(L, v);
+    lua_pushvalue(L, 3);
+    int failed = lua_pcall(L, 2, 1, 0);
+    cJSON_Delete(v);
+    return failed ? lua_error(L) : 1;
+}
+
+static int push_tree(lua_State *L)
+{
+    push_json(L, lua_touserdata(L, 1));
+    return 1;
+}
+
+/* json_decode(text, what [, limit]) -> value.  Objects and arrays are tables, null is core.null. */
+static int json_decode(lua_State *L)
+{
+    return with_json(L, (size_t)luaL_optnumber(L, 3, 1 << 30), push_tree);
+}
+
+static int push_keys(lua_State *L)
+{
+    const cJSON *object = cJSON_GetObjectItemCaseSensitive(lua_touserdata(L, 1), lua_tostring(L, 2));
+    int i = 0;
+    lua_newtable(L);
+    for (const cJSON *c = cJSON_IsObject(object) ? object->child : NULL; c; c = c->next) {
+        lua_pushstring(L, c->string);
+        lua_rawseti(L, -2, ++i);
+    }
+    return 1;
+}
+
+/* json_keys(text, what, member) -> the keys of the top-level object's `member`, in the order of the text,
+ * which tables do not keep.  Empty when the member is no object. */
+static int json_keys(lua_State *L)
+{
+    luaL_checkstring(L, 3);
+    return with_json(L, 1 << 30, push_keys);
+}
+
+/* ---- packing --------------------------------------------------------------------------- */
+
+static void pack_one(lua_State *L, luaL_Buffer *b, char letter, int arg)
+{
+    /* little-endian machines only, as the whole program; luaL_Buffer may keep values on the
+     * stack, so arguments are addressed by absolute index */
+    union {
+        uint64_t u;
+        int64_t i;
+        float f;
+        double d;
+        uint8_t bytes[8];
+    } v = {0};
+    size_t n = 0;
+    if (letter == 's') {
+        const char *s = luaL_checklstring(L, arg, &n);
+        v.u = n;
+        luaL_addlstring(b, (const char *)v.bytes, 8);
+        luaL_addlstring(b, s, n);
+        return;
+    }
+    double x = luaL_checknumber(L, arg);
+    static const char letters[] = "bBhHiIlL";
+    const char *at = letter ? strchr(letters, letter) : NULL;
+    if (at) {
+        n = (size_t)1 << ((at - letters) / 2);
+        double span = n == 8 ? 9007199254740992.0 : (double)((uint64_t)1 << (8 * n - 1));
+        bool is_signed = (at - letters) % 2 == 0;
+        double low = is_signed ? -span : 0, high = is_signed || n == 8 ? span - 1 : 2 * span - 1;
+        if (!(x >= low && x <= high) || x != (double)(int64_t)x)
+            luaL_argerror(L, arg, lua_pushfstring(L, "%f does not fit letter '%c'", x, letter));
+        v.i = (int64_t)x;
+    } else if (letter == 'f') {
+        v.f = (float)x;
+        n = 4;
+    } else if (letter == 'd') {
+        v.d = x;
+        n = 8;
+    } else {
+        luaL_argerror(L, 1, lua_pushfstring(L, "letter '%c' is none of bBhHiIlLfds", letter));
+    }
+    luaL_addlstring(b, (const char *)v.bytes, n);
+}
+
+/* pack(letters, ...) -> little-endian bytes.  b/B h/H i/I l/L: 8 16 32 64 bit signed/unsigned,
+ * f d: floats, s: u64 length and the bytes (a GGUF string). */
+static int pack(lua_State *L)
+{
+    size_t n;
+    const char *letters = luaL_checklstring(L, 1, &n);
+    luaL_Buffer b;
+    luaL_buffinit(L, &b);
+    for (size_t i = 0; i < n; i++)
+        pack_one(L, &b, letters[i], (int)i + 2);
+    luaL_pushresult(&b);
+    return 1;
+}
+
+/* pack_array(letter, list) -> bytes of every element. */
+static int pack_array(lua_State *L)
+{
+    char letter = *luaL_checkstring(L, 1);
+    luaL_checktype(L, 2, LUA_TTABLE);
+    int n = (int)lua_objlen(L, 2);
+    lua_settop(L, 2);
+    lua_createtable(L, n, 0); /* pieces, joined by table.concat: a buffer and rawgeti do not share a stack */
+    for (int i = 1; i <= n; i++) {
+        luaL_Buffer b;
+        lua_rawgeti(L, 2, i);
+        lua_replace(L, 1);
+        luaL_buffinit(L, &b);
+        pack_one(L, &b, letter, 1);
+        luaL_pushresult(&b);
+        lua_rawseti(L, 3, i);
+    }
+    lua_getglobal(L, "table");
+    lua_getfield(L, -1, "concat");
+    lua_pushvalue(L, 3);
+    lua_call(L, 1, 1);
+    return 1;
+}
+
+/* sha256(bytes) -> 64 hexadecimal digits. */
+static int sha256(lua_State *L)
+{
+    size_t n;
+    const char *s = luaL_checklstring(L, 1, &n);
+    char hex[SHA256_DIGEST_STRING_LENGTH];
+    SHA256Data((const uint8_t *)s, n, hex);
+    lua_pushstring(L, hex);
+    return 1;
+}
+
+/* ---- regular expressions ------------------------------------------------------------------ */
+
+static int regex_new(lua_State *L)
+{
+    size_t n;
+    const char *pattern = luaL_checklstring(L, 1, &n);
+    void **box = qml_box(L, QML_REGEX);
+    qm_err e = {0};
+    *box = qm_regex_new(pattern, n, &e);
+    return *box ? 1 : qml_raise(L, &e);
+}
+
+static int regex_test(lua_State *L, qm_regex_mode mode)
+{
+    qm_regex *r = qml_check(L, 1, QML_REGEX);
+    size_t n;
+    const char *s = luaL_checklstring(L, 2, &n);
+    bool matches;
+    qm_err e = {0};
+    if (!qm_regex_test(r, mode, s, n, &matches, &e))
+        return qml_raise(L, &e);
+    lua_pushboolean(L, matches);
+    return 1;
+}
+
+static int regex_match(lua_State *L) { return regex_test(L, QM_REGEX_MATCH); }
+static int regex_fullmatch(lua_State *L) { return regex_test(L, QM_REGEX_FULL); }
+static int regex_search(lua_State *L) { return regex_test(L, QM_REGEX_SEARCH); }
+
+static int regex_gc(lua_State *L)
+{
+    void **box = lua_touserdata(L, 1);
+    qm_regex_free(*box);
+    *box = NULL;
+    return 0;
+}
+
+void qml_open_text(lua_State *L)
+{
+    static const luaL_Reg methods[] = {
+        {"match", regex_match}, {"fullmatch", regex_fullmatch}, {"search", regex_search}, {NULL, NULL}};
+    static const luaL_Reg functions[] = {
+        {"json_decode", json_decode}, {"json_keys", json_keys}, {"pack", pack}, {"pack_array", pack_array},
+        {"sha256", sha256},           {"regex", regex_new},     {NULL, NULL}};
+    qml_class(L, QML_REGEX, methods, regex_gc);
+    qml_functions(L, functions);
+    lua_pushlightuserdata(L, &null_key);
+    lua_setfield(L, -2, "null");
+}

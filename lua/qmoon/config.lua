@@ -1,0 +1,192 @@
+--- config.json: read in both styles, edited in place.
+--
+-- transformers 4 wrote torch_dtype, rope_theta, rope_scaling; transformers 5 writes dtype and
+-- rope_parameters. `fields` has one set of names for both: dtype, rope_theta, rope_scaling.
+
+local core = require "qmoon.core"
+local arch = require "qmoon.arch"
+local json = require "qmoon.json"
+
+local config = {}
+
+local function read_text(path)
+    local file = core.infile(path)
+    return file:read(0, file:size())
+end
+
+--- transformers' own spelling of rope scaling: rope_type (once: type), nothing when it is "default".
+local function rope_of(raw)
+    local parameters = raw.rope_parameters or raw.rope_scaling
+    if type(parameters) ~= "table" then
+        return raw.rope_theta, nil
+    end
+    parameters = parameters.full_attention or parameters -- one set for each kind of layer
+    local scaling = {}
+    for key, value in pairs(parameters) do
+        scaling[key] = value ~= core.null and value or nil
+    end
+    local theta = scaling.rope_theta or raw.rope_theta
+    scaling.rope_type = scaling.rope_type or scaling.type
+    scaling.attention_factor = scaling.attention_factor or scaling.attn_factor
+    scaling.rope_theta, scaling.type, scaling.attn_factor = nil, nil, nil
+    if scaling.rope_type == nil or scaling.rope_type == "default" then
+        return theta, nil
+    end
+    if scaling.rope_type == "yarn" then
+        scaling.original_max_position_embeddings = scaling.original_max_position_embeddings
+            or raw.original_max_position_embeddings or raw.max_position_embeddings
+    end
+    return theta, scaling
+end
+
+local function dtype_of(raw)
+    local dtype = raw.dtype or raw.torch_dtype
+    return type(dtype) == "string" and dtype:gsub("^torch%.", "") or nil
+end
+
+--- What the fields are, whichever style wrote them; what is left out is as transformers has it.
+local function fields_of(raw, a)
+    local merged = {}
+    for key, value in pairs(a and a.defaults or { tie_word_embeddings = true }) do
+        merged[key] = value
+    end
+    for _, level in ipairs { raw, type(raw.text_config) == "table" and raw.text_config or {} } do
+        for key, value in pairs(level) do
+            merged[key] = value
+        end
+    end
+    for key, value in pairs(merged) do
+        merged[key] = value ~= core.null and value or nil -- an explicit null overrides a default
+    end
+    merged.rope_theta, merged.rope_scaling = rope_of(merged)
+    merged.dtype = dtype_of(merged)
+    merged.torch_dtype, merged.rope_parameters = nil, nil
+    merged.num_key_value_heads = merged.num_key_value_heads or merged.num_attention_heads
+    return merged
+end
+
+--- Normalised fields of a config.json text.
+---@param text string
+---@param what string names the text in messages
+---@return table config {text, raw, arch = table or nil, fields}
+function config.parse(text, what)
+    local raw = core.json_decode(text, what)
+    if type(raw) ~= "table" or #raw > 0 then
+        core.fail("corrupt", "%s: holds no JSON object", what)
+    end
+    local a = arch.of(raw)
+    return { text = text, raw = raw, arch = a, fields = fields_of(raw, a) }
+end
+
+--- Reads a model folder's config.json.
+---@param dir string
+---@return table config as config.parse, and dir
+function config.read(dir)
+    local path = dir .. "/config.json"
+    if not core.stat(path) then
+        core.fail("fail", "%s: there is no config.json; is this a model folder?", dir)
+    end
+    local c = config.parse(read_text(path), path)
+    c.dir = dir
+    return c
+end
+
+-- ---- editing ----------------------------------------------------------------------------------
+-- A config.json is somebody's file: 1e-06 and 10000.0 and the order of keys are kept by changing the
+-- text, not by writing it anew.
+
+--- The position after the JSON string whose opening quote is at `at`.
+local function skip_string(text, at)
+    repeat
+        at = text:find('["\\]', at + 1)
+        local escape = text:byte(at) == 92
+        if escape then
+            at = at + 1
+        end
+    until not escape
+    return at + 1
+end
+
+--- The position after the JSON value that begins at `at`.
+local function skip_value(text, at)
+    local depth = 0
+    repeat
+        local c = text:sub(at, at)
+        if c == '"' then
+            at = skip_string(text, at)
+        elseif c == "{" or c == "[" then
+            depth, at = depth + 1, at + 1
+        elseif c == "}" or c == "]" then
+            depth, at = depth - 1, at + 1
+        elseif c:find "[%s,:]" then
+            at = at + 1
+        else
+            at = text:find("[%s,:%]}]", at)
+        end
+    until depth == 0
+    return at
+end
+
+--- The members of the top-level object: key, and where key (from), value and what follows (to) begin.
+local function members_of(text)
+    local members = {}
+    local at = text:find("[^%s{,]", text:find("{", 1, true))
+    while text:sub(at, at) == '"' do
+        local key_end = skip_string(text, at)
+        local value = text:find("[^%s:]", key_end)
+        local to = skip_value(text, value)
+        members[#members + 1] = { key = core.json_decode(text:sub(at, key_end - 1)), from = at, value = value, to = to }
+        at = text:find("[^%s,]", to)
+    end
+    return members, at -- the closing bracket
+end
+
+local function remove(text, members, i)
+    local m, before, after = members[i], members[i - 1], members[i + 1]
+    if before then
+        return text:sub(1, before.to - 1) .. text:sub(m.to)
+    elseif after then
+        return text:sub(1, m.from - 1) .. text:sub(after.from)
+    end
+    return text:sub(1, text:find("{", 1, true)) .. text:sub(text:find("}", m.to, true))
+end
+
+local function append(text, members, closing, key, value)
+    local member = json.encode(key) .. ": "
+    local last = members[#members]
+    if not last then
+        return text:sub(1, text:find("{", 1, true)) .. "\n  " .. member .. value:gsub("\n", "\n  ") .. "\n" .. text:sub(closing)
+    end
+    local blanks = text:match("^%s*", text:find("{", 1, true) + 1)
+    value = value:gsub("\n", blanks:match("\n[^\n]*$") or "\n")
+    return text:sub(1, last.to - 1) .. "," .. blanks .. member .. value .. text:sub(last.to)
+end
+
+local function set(text, key, value)
+    local members, closing = members_of(text)
+    for i, m in ipairs(members) do
+        if m.key == key then
+            if not value then
+                return remove(text, members, i)
+            end
+            local indent = text:sub(1, m.from - 1):match("\n[ \t]*$") or "\n"
+            return text:sub(1, m.value - 1) .. value:gsub("\n", indent) .. text:sub(m.to)
+        end
+    end
+    return value and append(text, members, closing, key, value) or text
+end
+
+--- Sets or removes top-level keys of a JSON object's text and leaves every other byte alone. New keys go
+--- to the end, indented as the first one is.
+---@param text string
+---@param edits table[] list of {key, text of a JSON value, or nil to remove}
+---@return string
+function config.edit(text, edits)
+    core.json_decode(text, "config.json") -- from here on the text is known to be valid
+    for _, edit in ipairs(edits) do
+        text = set(text, edit[1], edit[2])
+    end
+    return text
+end
+
+return config

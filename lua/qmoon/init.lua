@@ -1,0 +1,2 @@
+local core = require "qmoon.core"
+return { core = core, version = core.version }
