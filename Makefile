@@ -46,6 +46,9 @@ $(BUILD)/qmoon: $(CORE_OBJ) $(HOST_OBJ)
 $(BUILD)/unit: $(CORE_OBJ) $(call obj,$(UNIT))
 	$(CC) $(CFLAGS) -pie -o $@ $^ -Wl,-Bstatic -lpcre2-8 -Wl,-Bdynamic -lcjson -lm
 
+$(BUILD)/codec_bench: $(CORE_OBJ) $(BUILD)/tests/bench/codec_bench.o
+	$(CC) $(CFLAGS) -pie -o $@ $^ -Wl,-Bstatic -lpcre2-8 -Wl,-Bdynamic -lcjson -lm
+
 $(BUILD)/%.o: %.c
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) $(LUAJIT_CFLAGS) $(ARCHFLAGS) -c -o $@ $<
@@ -102,3 +105,32 @@ FORCE:
 .DELETE_ON_ERROR:
 
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)
+
+# The peers: the packages that define the formats read, and recompute, what we write (docs/peers.md).
+# PEERS_FULL_VENV: an environment that has them already.  LLAMA_BIN: a folder of llama.cpp's programs, inside the
+# build folder they were made in.  PEERS_MODELS: a folder with small-qwen2 and its adapters, tested too.
+ifndef PEERS_FULL_VENV
+PEERS_FULL_VENV = $(BUILD)/peers-full
+PEERS_FULL_MADE = peers-full-venv
+endif
+ifndef LLAMA_BIN
+LLAMA_BIN  = $(BUILD)/llama/bin
+LLAMA_MADE = llama-programs
+endif
+
+test-peers: deps
+	@$(MAKE) --no-print-directory $(BUILD)/qmoon
+	@sh tests/peers/venv.sh $(BUILD)/peers-light tests/peers/requirements-light.txt
+	$(BUILD)/peers-light/bin/python tests/peers/light.py $(BUILD)/qmoon
+
+test-peers-full: deps $(PEERS_FULL_MADE) $(LLAMA_MADE)
+	@$(MAKE) --no-print-directory $(BUILD)/qmoon
+	$(PEERS_FULL_VENV)/bin/python tests/peers/full.py $(BUILD)/qmoon --llama-bin $(LLAMA_BIN) \
+	    $(if $(PEERS_MODELS),--models $(PEERS_MODELS))
+
+peers-full-venv:
+	@sh tests/peers/venv.sh $(PEERS_FULL_VENV) tests/peers/requirements-full.txt
+llama-programs: $(PEERS_FULL_MADE)
+	@sh tests/peers/llama.sh $(PEERS_FULL_VENV)/bin/python $(BUILD)/llama
+
+.PHONY: test-peers test-peers-full peers-full-venv llama-programs

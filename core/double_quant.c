@@ -26,7 +26,8 @@ void qm_double_quant(const float *absmax, size_t n, float offset, uint8_t *codes
     }
 }
 
-void qm_double_dequant(const uint8_t *codes, const float *nested_absmax, size_t n, float offset, float *absmax)
+void qm_double_dequant(const uint8_t *codes, const float *nested_absmax, size_t n, float offset,
+                       float *absmax)
 {
     const uint8_t *plane[] = {codes, (const uint8_t *)nested_absmax};
     qm_decode(&qm_format_dynamic8, plane, n, &codec, absmax);

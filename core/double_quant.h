@@ -25,6 +25,7 @@ float qm_double_quant_offset(const float *absmax, size_t n);
 
 /* codes: n bytes; nested_absmax: one per block begun. */
 void qm_double_quant(const float *absmax, size_t n, float offset, uint8_t *codes, float *nested_absmax);
-void qm_double_dequant(const uint8_t *codes, const float *nested_absmax, size_t n, float offset, float *absmax);
+void qm_double_dequant(const uint8_t *codes, const float *nested_absmax, size_t n, float offset,
+                       float *absmax);
 
 #endif

@@ -50,8 +50,8 @@ bool qm_codec_init(qm_codec *c, const qm_format *f, int64_t cols, uint32_t block
     uint32_t group = block ? block : f->block ? f->block : (uint32_t)cols;
     if (!f->over_rows && cols % group)
         return qm_fail(e, QM_EUNSUPPORTED,
-                       "%s: %s needs rows of a multiple of %" PRIu32 " values, not %" PRId64 "; choose %s", what,
-                       f->name, group, cols, group > 32 && cols % 32 == 0 ? "q8_0" : "f16");
+                       "%s: %s needs rows of a multiple of %" PRIu32 " values, not %" PRId64 "; choose %s",
+                       what, f->name, group, cols, group > 32 && cols % 32 == 0 ? "q8_0" : "f16");
     *c = (qm_codec){.block = group};
     return true;
 }

@@ -46,7 +46,7 @@ typedef struct qm_step {
     const float *magnitude; /* DORA: one per row, or one per column when by_column */
     bool by_column;         /* DORA: norms run down the columns; they were summed in a pass before */
     const float *norm;      /* DORA by_column: the norms; NULL otherwise */
-    const int64_t *row;     /* ROWS: ascending row numbers */
+    const int64_t *row;     /* ROWS: row numbers */
     const float *values;    /* ROWS: [nrow x cols]; ADD: [cols] */
     size_t nrow;
 } qm_step;

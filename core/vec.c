@@ -10,7 +10,7 @@
 #include <immintrin.h>
 #endif
 
-#define PASTE(a, b) a##b
+#define PASTE(a, b)  a##b
 #define NAMED(level) PASTE(qm_vec_, level)
 
 /* ---- 16-bit floats ------------------------------------------------------------------------------ */

@@ -292,6 +292,30 @@ static int safetensors(lua_State *L) { return read_header(L, false); }
 /* gguf(path) -> {file, version, alignment, meta = {{key, type, elem, value}, …}, tensors} */
 static int gguf_header(lua_State *L) { return read_header(L, true); }
 
+/* gguf_types() -> {id, name, block, bytes} of every ggml type that files may hold. */
+static int gguf_types(lua_State *L)
+{
+    int k = 0;
+    lua_newtable(L);
+    for (int id = 0; id < 64; id++) {
+        const char *name;
+        unsigned block, bytes;
+        if (!qm_gguf_type_info(id, &name, &block, &bytes))
+            continue;
+        lua_createtable(L, 0, 4);
+        lua_pushinteger(L, id);
+        lua_setfield(L, -2, "id");
+        lua_pushstring(L, name);
+        lua_setfield(L, -2, "name");
+        lua_pushinteger(L, (lua_Integer)block);
+        lua_setfield(L, -2, "block");
+        lua_pushinteger(L, (lua_Integer)bytes);
+        lua_setfield(L, -2, "bytes");
+        lua_rawseti(L, -2, ++k);
+    }
+    return 1;
+}
+
 /* ---- folders -------------------------------------------------------------------------------- */
 
 static int fail_errno(lua_State *L, const char *what, const char *path)
@@ -475,6 +499,7 @@ void qml_open_files(lua_State *L)
                                          {"outfile", outfile},
                                          {"safetensors", safetensors},
                                          {"gguf", gguf_header},
+                                         {"gguf_types", gguf_types},
                                          {"stat", path_stat},
                                          {"list", path_list},
                                          {"mkdir", path_mkdir},

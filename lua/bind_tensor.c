@@ -99,6 +99,27 @@ static int plane_sizes(lua_State *L)
     return 2;
 }
 
+/* levels(format) -> f32 bytes of what codes 0, 1, 2 … decode to with a scale of 1: the quant_map that
+ * bitsandbytes stores (which has +0 where the format decodes to -0). */
+static int levels(lua_State *L)
+{
+    const qm_format *f = qml_check_format(L, 1);
+    uint32_t bits = f->plane[0].bits, n = 1u << bits;
+    if (!f->over_rows || (bits != 4 && bits != 8))
+        return luaL_argerror(L, 1, "has no table of levels");
+    uint8_t codes[256];
+    float value[256], one = 1;
+    for (uint32_t i = 0; i < n; i++)
+        codes[bits == 4 ? i / 2 : i] = (uint8_t)(bits == 8 ? i : i % 2 ? codes[i / 2] | i : i << 4);
+    const uint8_t *const plane[QM_MAX_PLANES] = {codes, (const uint8_t *)&one};
+    qm_codec c = {.block = n};
+    f->decode(plane, n, &c, value);
+    for (uint32_t i = 0; i < n; i++)
+        value[i] = value[i] == 0 ? 0.0f : value[i];
+    lua_pushlstring(L, (const char *)value, n * sizeof *value);
+    return 1;
+}
+
 /* ---- making tensors ----------------------------------------------------------------------------- */
 
 static int push_tensor(lua_State *L, void **box, qm_tensor *t, const qm_err *e)
@@ -378,6 +399,20 @@ void qml_push_errsum(lua_State *L, const qm_errsum *s)
     }
 }
 
+/* tostring(t) calls the method `text`, which lua/qmoon/tensor.lua adds. */
+static int tensor_text(lua_State *L)
+{
+    luaL_checkudata(L, 1, QML_TENSOR);
+    lua_getfield(L, 1, "text");
+    if (lua_isnil(L, -1)) {
+        lua_pushliteral(L, "tensor");
+        return 1;
+    }
+    lua_pushvalue(L, 1);
+    lua_call(L, 1, 1);
+    return 1;
+}
+
 static int tensor_gc(lua_State *L)
 {
     void **box = lua_touserdata(L, 1);
@@ -393,9 +428,15 @@ void qml_open_tensor(lua_State *L)
                                        {"plane", plane},         {"values", values},
                                        {"stats", stats},         {"errors", errors},
                                        {NULL, NULL}};
-    static const luaL_Reg functions[] = {{"formats", formats}, {"dtypes", dtypes}, {"plane_sizes", plane_sizes},
+    static const luaL_Reg functions[] = {{"formats", formats}, {"dtypes", dtypes}, {"plane_sizes", plane_sizes}, {"levels", levels},
                                          {"view", view},       {"tensor", tensor}, {"random", random_tensor},
                                          {NULL, NULL}};
     qml_class(L, QML_TENSOR, methods, tensor_gc);
+    luaL_getmetatable(L, QML_TENSOR);
+    lua_pushcfunction(L, tensor_text);
+    lua_setfield(L, -2, "__tostring");
+    lua_getfield(L, -1, "__index"); /* Lua adds the methods that need no C */
+    lua_setfield(L, -3, "tensor_methods");
+    lua_pop(L, 1);
     qml_functions(L, functions);
 }

@@ -7,12 +7,11 @@
  * activations.  bitsandbytes, kInt8VectorQuant.
  */
 #include "../format.h"
-#include "../rcp.h"
-#include "numeric.h"
+#include "int8.h"
 
 QM_FN float to_half(float x) { return qm_f16_to_f32(qm_f32_to_f16(x)); }
 
-/* 127 / absmax as CUDA's fast division has it.  Largest finite |x * scale|: below 127.5. */
+/* |x * scale| stays below 127.5. */
 QM_FN int8_t code_of(float x, float scale)
 {
     float v = x * scale;
@@ -27,7 +26,7 @@ QM_FN void encode(const float *x, uint32_t n, const qm_codec *c, uint8_t *const 
         float a = qm_abs(to_half(x[i]));
         absmax = a > absmax ? a : absmax;
     }
-    float scale = 127.0f * qm_rcp(absmax);
+    float scale = qm_int8_scale(absmax);
     memcpy(plane[1], &absmax, sizeof absmax);
     for (uint32_t i = 0; i < n; i++)
         plane[0][i] = (uint8_t)code_of(to_half(x[i]), scale);
@@ -39,7 +38,7 @@ QM_FN void decode(const uint8_t *const plane[], uint32_t n, const qm_codec *c, f
     float absmax;
     memcpy(&absmax, plane[1], sizeof absmax);
     for (uint32_t i = 0; i < n; i++)
-        y[i] = (float)(int8_t)plane[0][i] * absmax * 7.874015718698502e-3f;
+        y[i] = qm_int8_value((int8_t)plane[0][i], absmax);
 }
 
 const qm_format qm_format_int8 = {

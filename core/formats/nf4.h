@@ -27,20 +27,10 @@ static const float qm_nf4_value[16] = {
  * marked lie one unit in the last place off the midpoint of their neighbours. */
 static const float qm_nf4_threshold[15] = {
     -0x1.b239b2p-1f, /* off */
-    -0x1.38a4e0p-1f,
-    -0x1.d70900p-2f,
-    -0x1.5bd4ecp-2f,
-    -0x1.e079d8p-3f,
-    -0x1.1a7178p-3f,
-    -0x1.74f0e2p-5f,
-    0x1.45f5fep-5f,
-    0x1.ec90c6p-4f, /* off */
-    0x1.a0cfc0p-3f,
-    0x1.2b05a8p-2f,
-    0x1.8ea7f2p-2f,
-    0x1.00da06p-1f, /* off */
-    0x1.491b5ep-1f,
-    0x1.b913b2p-1f, /* off */
+    -0x1.38a4e0p-1f, -0x1.d70900p-2f, -0x1.5bd4ecp-2f, -0x1.e079d8p-3f,
+    -0x1.1a7178p-3f, -0x1.74f0e2p-5f, 0x1.45f5fep-5f,  0x1.ec90c6p-4f, /* off */
+    0x1.a0cfc0p-3f,  0x1.2b05a8p-2f,  0x1.8ea7f2p-2f,  0x1.00da06p-1f, /* off */
+    0x1.491b5ep-1f,  0x1.b913b2p-1f,                                   /* off */
 };
 
 #endif

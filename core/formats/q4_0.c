@@ -6,21 +6,13 @@
  * four bits reach one further on that side.  ggml, quantize_row_q4_0_ref.
  */
 #include "../format.h"
-#include "numeric.h"
-
-enum { BLOCK = 32 };
-
-struct q4_0 {
-    uint16_t d;
-    uint8_t pair[BLOCK / 2];
-};
-_Static_assert(sizeof(struct q4_0) == 18, "q4_0: an f16 scale and 16 pairs, no padding");
+#include "q4_0.h"
 
 /* The first of the largest magnitude, with its sign. */
 QM_FN float signed_max(const float *x)
 {
     float most = 0, max = 0;
-    for (int i = 0; i < BLOCK; i++)
+    for (int i = 0; i < QM_Q4_0_BLOCK; i++)
         if (most < qm_abs(x[i])) {
             most = qm_abs(x[i]);
             max = x[i];
@@ -37,23 +29,23 @@ QM_FN uint32_t code_of(float x, float inverse)
 QM_FN void encode(const float *x, uint32_t n, const qm_codec *c, uint8_t *const plane[])
 {
     (void)n, (void)c;
-    struct q4_0 b;
+    struct qm_q4_0 b;
     float d = signed_max(x) / -8.0f, inverse = d != 0 ? 1.0f / d : 0.0f; /* of d before it becomes an f16 */
     b.d = qm_f32_to_f16(d);
-    for (int i = 0; i < BLOCK / 2; i++)
-        b.pair[i] = (uint8_t)(code_of(x[i], inverse) | code_of(x[i + BLOCK / 2], inverse) << 4);
+    for (int i = 0; i < QM_Q4_0_BLOCK / 2; i++)
+        b.pair[i] = (uint8_t)(code_of(x[i], inverse) | code_of(x[i + QM_Q4_0_BLOCK / 2], inverse) << 4);
     memcpy(plane[0], &b, sizeof b);
 }
 
 QM_FN void decode(const uint8_t *const plane[], uint32_t n, const qm_codec *c, float *y)
 {
     (void)n, (void)c;
-    struct q4_0 b;
+    struct qm_q4_0 b;
     memcpy(&b, plane[0], sizeof b);
     float d = qm_f16_to_f32(b.d);
-    for (int i = 0; i < BLOCK / 2; i++) {
+    for (int i = 0; i < QM_Q4_0_BLOCK / 2; i++) {
         y[i] = (float)((b.pair[i] & 15) - 8) * d;
-        y[i + BLOCK / 2] = (float)((b.pair[i] >> 4) - 8) * d;
+        y[i + QM_Q4_0_BLOCK / 2] = (float)((b.pair[i] >> 4) - 8) * d;
     }
 }
 
@@ -61,7 +53,7 @@ const qm_format qm_format_q4_0 = {
     .name = "q4_0",
     .doc = "4-bit integers, a scale for every 32",
     .source = "ggml (llama-quantize Q4_0)",
-    .block = BLOCK,
+    .block = QM_Q4_0_BLOCK,
     .gguf_type = 2,
     .gguf_name = "Q4_0",
     .plane = {{"blocks", QM_U8, 4, 2}},

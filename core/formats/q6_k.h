@@ -23,8 +23,7 @@ QM_FN void qm_q6_k_pack(const uint8_t *code, struct qm_q6_k *b)
             const uint8_t *q = code + 128 * h + l;
             b->low[64 * h + l] = (uint8_t)((q[0] & 15) | (q[64] & 15) << 4);
             b->low[64 * h + 32 + l] = (uint8_t)((q[32] & 15) | (q[96] & 15) << 4);
-            b->upper[32 * h + l] =
-                (uint8_t)(q[0] >> 4 | q[32] >> 4 << 2 | q[64] >> 4 << 4 | q[96] >> 4 << 6);
+            b->upper[32 * h + l] = (uint8_t)(q[0] >> 4 | q[32] >> 4 << 2 | q[64] >> 4 << 4 | q[96] >> 4 << 6);
         }
 }
 

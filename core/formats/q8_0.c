@@ -5,26 +5,19 @@
  * ggml, quantize_row_q8_0_ref.
  */
 #include "../format.h"
-#include "numeric.h"
-
-enum { BLOCK = 32 };
-
-struct q8_0 {
-    uint16_t d;
-    int8_t code[BLOCK];
-};
-_Static_assert(sizeof(struct q8_0) == 34, "q8_0: an f16 scale and 32 codes, no padding");
+#include "q8_0.h"
 
 QM_FN void encode(const float *x, uint32_t n, const qm_codec *c, uint8_t *const plane[])
 {
     (void)n, (void)c;
-    struct q8_0 b;
+    struct qm_q8_0 b;
     float absmax = 0;
-    for (int i = 0; i < BLOCK; i++)
-        absmax = absmax < qm_abs(x[i]) ? qm_abs(x[i]) : absmax;
+    for (int i = 0; i < QM_Q8_0_BLOCK; i++)
+        absmax = absmax > qm_abs(x[i]) ? absmax
+                                       : qm_abs(x[i]); /* this way round, for NaN to act as it does there */
     float d = absmax / 127.0f, inverse = d != 0 ? 1.0f / d : 0.0f; /* of d before it becomes an f16 */
     b.d = qm_f32_to_f16(d);
-    for (int i = 0; i < BLOCK; i++)
+    for (int i = 0; i < QM_Q8_0_BLOCK; i++)
         b.code[i] = (int8_t)qm_round_away(x[i] * inverse);
     memcpy(plane[0], &b, sizeof b);
 }
@@ -32,10 +25,10 @@ QM_FN void encode(const float *x, uint32_t n, const qm_codec *c, uint8_t *const 
 QM_FN void decode(const uint8_t *const plane[], uint32_t n, const qm_codec *c, float *y)
 {
     (void)n, (void)c;
-    struct q8_0 b;
+    struct qm_q8_0 b;
     memcpy(&b, plane[0], sizeof b);
     float d = qm_f16_to_f32(b.d);
-    for (int i = 0; i < BLOCK; i++)
+    for (int i = 0; i < QM_Q8_0_BLOCK; i++)
         y[i] = (float)b.code[i] * d;
 }
 
@@ -43,7 +36,7 @@ const qm_format qm_format_q8_0 = {
     .name = "q8_0",
     .doc = "8-bit integers, a scale for every 32",
     .source = "ggml (llama-quantize Q8_0)",
-    .block = BLOCK,
+    .block = QM_Q8_0_BLOCK,
     .gguf_type = 8,
     .gguf_name = "Q8_0",
     .plane = {{"blocks", QM_U8, 8, 2}},

@@ -14,6 +14,14 @@ local function read_text(path)
     return file:read(0, file:size())
 end
 
+local function without_nulls(t)
+    for key, value in pairs(t) do
+        if value == core.null then
+            t[key] = nil
+        end
+    end
+end
+
 --- transformers' own spelling of rope scaling: rope_type (once: type), nothing when it is "default".
 local function rope_of(raw)
     local parameters = raw.rope_parameters or raw.rope_scaling
@@ -23,8 +31,9 @@ local function rope_of(raw)
     parameters = parameters.full_attention or parameters -- one set for each kind of layer
     local scaling = {}
     for key, value in pairs(parameters) do
-        scaling[key] = value ~= core.null and value or nil
+        scaling[key] = value
     end
+    without_nulls(scaling)
     local theta = scaling.rope_theta or raw.rope_theta
     scaling.rope_type = scaling.rope_type or scaling.type
     scaling.attention_factor = scaling.attention_factor or scaling.attn_factor
@@ -55,9 +64,7 @@ local function fields_of(raw, a)
             merged[key] = value
         end
     end
-    for key, value in pairs(merged) do
-        merged[key] = value ~= core.null and value or nil -- an explicit null overrides a default
-    end
+    without_nulls(merged) -- only now: an explicit null overrides a default
     merged.rope_theta, merged.rope_scaling = rope_of(merged)
     merged.dtype = dtype_of(merged)
     merged.torch_dtype, merged.rope_parameters = nil, nil
@@ -127,10 +134,14 @@ local function skip_value(text, at)
     return at
 end
 
+local function opening(text)
+    return (text:find("{", 1, true))
+end
+
 --- The members of the top-level object: key, and where key (from), value and what follows (to) begin.
 local function members_of(text)
     local members = {}
-    local at = text:find("[^%s{,]", text:find("{", 1, true))
+    local at = text:find("[^%s{]", opening(text))
     while text:sub(at, at) == '"' do
         local key_end = skip_string(text, at)
         local value = text:find("[^%s:]", key_end)
@@ -148,16 +159,16 @@ local function remove(text, members, i)
     elseif after then
         return text:sub(1, m.from - 1) .. text:sub(after.from)
     end
-    return text:sub(1, text:find("{", 1, true)) .. text:sub(text:find("}", m.to, true))
+    return text:sub(1, opening(text)) .. text:match("}.*", m.to)
 end
 
 local function append(text, members, closing, key, value)
     local member = json.encode(key) .. ": "
     local last = members[#members]
     if not last then
-        return text:sub(1, text:find("{", 1, true)) .. "\n  " .. member .. value:gsub("\n", "\n  ") .. "\n" .. text:sub(closing)
+        return text:sub(1, opening(text)) .. "\n  " .. member .. value:gsub("\n", "\n  ") .. "\n" .. text:sub(closing)
     end
-    local blanks = text:match("^%s*", text:find("{", 1, true) + 1)
+    local blanks = text:match("^%s*", opening(text) + 1)
     value = value:gsub("\n", blanks:match("\n[^\n]*$") or "\n")
     return text:sub(1, last.to - 1) .. "," .. blanks .. member .. value .. text:sub(last.to)
 end
@@ -187,6 +198,18 @@ function config.edit(text, edits)
         text = set(text, edit[1], edit[2])
     end
     return text
+end
+
+--- The text of one top-level member's value, or nil.
+---@param text string
+---@param key string
+---@return string?
+function config.member(text, key)
+    for _, m in ipairs((members_of(text))) do
+        if m.key == key then
+            return text:sub(m.value, m.to - 1)
+        end
+    end
 end
 
 return config

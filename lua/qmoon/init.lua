@@ -1,2 +1,46 @@
+--- Quartermoon from Lua: `local qm = require "qmoon"`.
+
 local core = require "qmoon.core"
-return { core = core, version = core.version }
+
+local qm = { version = core.version }
+
+--- Opens a model by its headers: a folder with config.json and safetensors, a .gguf or a .safetensors file.
+---@param path string
+---@return qmoon.Model
+function qm.open(path)
+    return require("qmoon.model").open(path)
+end
+
+--- Writes a model as one or several outputs in one pass over it.
+---@param model qmoon.Model
+---@param outputs table[] {path, format=, double_quant=, block=, dtype=, shard_size=} each
+---@param options? table {round=, threads=, force=, keep_nonfinite=, progress=}
+---@return table report; tostring gives the size and error table
+function qm.write(model, outputs, options)
+    local write = require "qmoon.write"
+    local plan = write.plan(model, outputs, options)
+    write.check(plan)
+    return require("qmoon.report").of(write.run(plan))
+end
+
+--- What qm.write would do, to the byte; nothing is written.
+---@param model qmoon.Model
+---@param outputs table[]
+---@param options? table
+---@return qmoon.Plan
+function qm.plan(model, outputs, options)
+    return require("qmoon.write").plan(model, outputs, options)
+end
+
+--- Every number format there is: list of {name, doc, block, planes, …}.
+---@return table[]
+function qm.formats()
+    return core.formats()
+end
+
+local tensors = require "qmoon.tensor"
+for _, name in ipairs { "tensor", "randn", "uniform", "student_t", "error", "compare" } do
+    qm[name] = tensors[name]
+end
+
+return qm

@@ -9,6 +9,7 @@ should be, and may return a short text: the figure it measured.
 
 import hashlib
 import json
+import re
 import subprocess
 import traceback
 from pathlib import Path
@@ -30,8 +31,8 @@ class Differ(Exception):
 class Case:
     """One base and adapter, the five outputs of `qmoon pipeline`, and files quantised from them on demand."""
 
-    def __init__(self, name, qmoon, base, adapter, work, outputs=None):
-        self.name, self.qmoon = name, qmoon
+    def __init__(self, name, qmoon, base, adapter, work, outputs=None, llama=None):
+        self.name, self.qmoon, self.llama = name, qmoon, llama
         self.base, self.adapter, self.work = Path(base), Path(adapter), Path(work) / name
         self.out = Path(outputs) if outputs else self.work / "out"
         self.given = outputs is not None
@@ -99,7 +100,8 @@ def run_checks(checks, cases, only=""):
 
 
 def title(case, function):
-    return f"{case.name}: {function.__name__.replace('_', ' ')}"
+    words = function.__name__.replace("_", " ")
+    return f"{case.name}: " + re.sub(r"(q[468]) ([0k])", r"\1_\2", words)
 
 
 def attempt(function, case, name):

@@ -1,59 +1,66 @@
---- Tied embeddings: one tensor in the checkpoint that the model uses twice.
+--- Embeddings: the input embedding and the output head, which may be one tensor.
 --
--- An adapter may change the input embedding, the output head, or both.  peft merges into the shared tensor and
--- so changes the side that was not trained as well (huggingface/peft#2018); here a model whose sides end up
--- different is untied instead.  Two things follow from how peft trains:
+-- An adapter may change either or both.  peft merges into the shared tensor and so changes the side that was not
+-- trained as well (huggingface/peft#2018); here a model whose sides end up different is untied instead.  Two
+-- things follow from how peft trains:
 --   * parameters saved without training (X.base_layer.weight, a resized vocabulary) are the shared tensor's;
 --   * trained token rows of the input embedding are the head's too.
-local core = require "qmoon.core"
+local actions = require "qmoon.lora.actions"
 local keys = require "qmoon.lora.keys"
 
-local M = {}
+local Pair = {}
+Pair.__index = Pair
 
 local INPUT = { embed_tokens = true, wte = true, embed_in = true, word_embeddings = true }
 local HEAD = { lm_head = true, embed_out = true }
 
-local function leaf(name)
-    return name:match "([^.]+)%.weight$"
-end
-
---- Finds the pair of the input embedding and the head.
----@param model table
----@return {input:string?, head:string?, head_stored:boolean, tied:boolean}
-function M.find(model)
-    local input, head
-    for _, t in ipairs(model.tensors) do
-        local name = leaf(t.name)
-        if name and INPUT[name] and #t.shape == 2 and not input then
-            input = t.name
-        elseif name and HEAD[name] and #t.shape == 2 and not head then
-            head = t.name
+local function find_module(tensors, names)
+    for _, t in ipairs(tensors) do
+        if #t.shape == 2 and names[t.name:match "([^.]+)%.weight$"] then
+            return t.name
         end
     end
-    local config = model.config
+end
+
+local function tie_flag(config)
     local text = type(config.text_config) == "table" and config.text_config or {}
-    local flag = config.tie_word_embeddings
-    if flag == nil then
-        flag = text.tie_word_embeddings
+    if config.tie_word_embeddings ~= nil then
+        return config.tie_word_embeddings
     end
-    return {
+    return text.tie_word_embeddings
+end
+
+--- Finds both sides among the base's tensors.
+---@param model {tensors:table[], config:table}
+function Pair.of(model)
+    local input, head = find_module(model.tensors, INPUT), find_module(model.tensors, HEAD)
+    local flag = tie_flag(model.config)
+    return setmetatable({
         input = input,
         head = head or (input and (input:match "^language_model%." or "") .. "lm_head.weight"),
-        head_stored = head ~= nil,
+        head_stored = head ~= nil, -- also when tied: some checkpoints hold the tensor twice
         tied = input ~= nil and (flag == true or (head == nil and flag ~= false)),
-    }
+    }, Pair)
 end
 
---- Is `name`, as an adapter spells it, an output head?
-function M.is_head(name)
-    return HEAD[leaf(name) or ""] or false
+--- Is this base tensor the input embedding?
+function Pair:is_input(base)
+    return base ~= nil and base.name == self.input
 end
 
-local function is_touched(side)
-    return side and (side.own.weight or side.A or side.rows) and true or false
+--- Is this base tensor the head?  When tied, a head is known by its module's name: there is no tensor.
+function Pair:is_head(base, module)
+    if base then
+        return base.name == self.head
+    end
+    return self.tied and module ~= nil and HEAD[module:match "[^.]+$"] or false
 end
 
---- Same values, one stored as the other's transpose.
+local function is_touched(s)
+    return s ~= nil and (s.own.weight or s.A or s.rows) ~= nil
+end
+
+--- Same values, one stored as the other's transpose?
 local function same_transposed(adapter, a, b)
     if a.dtype ~= b.dtype or a.shape[1] ~= b.shape[2] or a.shape[2] ~= b.shape[1] then
         return false
@@ -72,58 +79,114 @@ local function same_transposed(adapter, a, b)
     return true
 end
 
---- Were both sides trained to the same values?  (peft's ensure_weight_tying saves them twice.)
+--- Were both sides trained to the same values?  (With ensure_weight_tying peft saves them twice.)
 local function say_the_same(adapter, input, head)
-    if input.rows or head.rows or input.magnitude or head.magnitude then
-        return false
-    elseif input.own.weight and head.own.weight then
+    if input.own.weight and head.own.weight then
         return keys.same_bytes(adapter, input.own.weight, head.own.weight)
-    elseif input.A and head.A then
-        return input.embedding and not head.embedding and input.scaling.scale == head.scaling.scale
-            and same_transposed(adapter, input.A, head.B) and same_transposed(adapter, input.B, head.A)
+    elseif input.embedding and head.A and not head.embedding and not (input.magnitude or head.magnitude) then
+        return input.scaling.scale == head.scaling.scale and same_transposed(adapter, input.A, head.B)
+            and same_transposed(adapter, input.B, head.A)
     end
     return false
 end
 
---- What was saved of the shared tensor itself: one tensor, maybe under both names.
-local function shared_base(adapter, input, head)
+local function stays_tied(adapter, input, head)
+    if is_touched(input) and is_touched(head) then
+        return say_the_same(adapter, input, head)
+    elseif is_touched(input) then
+        return input.rows ~= nil
+    end
+    return not is_touched(head)
+end
+
+--- What the adapter saved of the shared tensor: one tensor, maybe under both names, for both sides.
+local function saved_base(adapter, input, head)
     local a, b = input and input.saved.weight, head and head.saved.weight
     if a and b and not keys.same_bytes(adapter, a, b) then
-        return a, b
+        return a, b -- it was trained on an untied model
     end
     return a or b, a or b
 end
 
---- Decides what becomes of the two sides.
----@param adapter table
+local function use_all(ctx, s)
+    for _, t in pairs { s and s.own.weight, s and s.saved.weight, s and s.A, s and s.B } do
+        if not ctx.used[t] then
+            ctx:use(t)
+        end
+    end
+end
+
+--- Both sides have one row a token.
+local function check_vocabulary(ctx, input_shape, head_shape)
+    local before = ctx.index[ctx.pair.input].shape[1]
+    if input_shape[1] ~= head_shape[1] then
+        ctx:fail("fail", ctx.adapter.tensors[1], "the adapter holds this model with a vocabulary of %d in the input "
+            .. "embedding and %d in the head; save it with save_embedding_layers=True", input_shape[1], head_shape[1])
+    elseif input_shape[1] ~= before then
+        ctx.plan.config.vocab_size = input_shape[1]
+        ctx:notice("vocabulary resized from %d to %d by the adapter's embeddings; use the tokenizer that belongs to "
+            .. "the adapter", before, input_shape[1])
+    end
+end
+
+local function side(ctx, s, base, saved)
+    return actions.weight(ctx, s, base, s and s.own.weight or saved)
+end
+
+local function keep_tied(ctx, base, input, head, saved)
+    local list, shape = side(ctx, input, base, saved)
+    ctx.plan.actions[base.name] = #list > 0 and list or nil
+    if ctx.pair.head_stored then
+        ctx.plan.actions[ctx.pair.head] = #list > 0 and list or nil
+    end
+    if is_touched(head) then
+        ctx.plan.pairs = ctx.plan.pairs + (head.A and 1 or 0)
+        ctx:notice("embeddings stay tied: the adapter holds the same values for both")
+    end
+    check_vocabulary(ctx, shape, shape)
+end
+
+local function untie(ctx, base, input, head, input_saved, head_saved)
+    local list, shape = side(ctx, input, base, input_saved)
+    ctx.plan.actions[base.name] = #list > 0 and list or nil
+    local head_list, head_shape = side(ctx, head, base, head_saved)
+    if ctx.pair.head_stored then
+        ctx.plan.actions[ctx.pair.head] = #head_list > 0 and head_list or nil
+    else
+        table.insert(ctx.plan.extra, { name = ctx.pair.head, source = base.name, actions = head_list })
+    end
+    ctx.plan.config.tie_word_embeddings = false
+    local which = not is_touched(head) and "the input embedding only"
+        or not is_touched(input) and "the output head only" or "both sides, differently"
+    ctx:notice("embeddings untied: the adapter changes %s; %s is written on its own and tie_word_embeddings becomes "
+        .. "false", which, ctx.pair.head)
+    check_vocabulary(ctx, shape, head_shape)
+end
+
+--- Plans the one tensor that stands for two modules.
 ---@param input qmoon.lora.site?
 ---@param head qmoon.lora.site?
----@return boolean tied, table? input_base, table? head_base adapter tensors that replace the base, per side
-function M.decide(adapter, input, head)
-    local input_base, head_base = shared_base(adapter, input, head)
-    local tied = input_base == head_base
-    if is_touched(input) and is_touched(head) then
-        tied = tied and say_the_same(adapter, input, head)
-    elseif is_touched(input) then
-        tied = tied and input.rows ~= nil
-    elseif is_touched(head) then
-        tied = false
+function Pair:plan(ctx, input, head)
+    local base = ctx.index[self.input]
+    local input_saved, head_saved = saved_base(ctx.adapter, input, head)
+    if input_saved == head_saved and stays_tied(ctx.adapter, input, head) then
+        keep_tied(ctx, base, input, head, input_saved)
+    else
+        untie(ctx, base, input, head, input_saved, head_saved)
     end
-    return tied, input_base, head_base
+    use_all(ctx, input)
+    use_all(ctx, head)
 end
 
---- Why the two sides parted, in words.
-function M.notice(input, head)
-    local which = "both embeddings, differently"
-    if not is_touched(head) then
-        which = "the input embedding only"
-    elseif not is_touched(input) then
-        which = "the output head only"
+--- Embeddings that are two tensors still share the size of the vocabulary.
+function Pair:check_sizes(ctx)
+    local function shape_of(name)
+        local first = (ctx.plan.actions[name] or {})[1]
+        return first and first.kind == "replace" and first.tensor.shape or ctx.index[name].shape
     end
-    return ("embeddings untied: the adapter changes %s; lm_head is written on its own and tie_word_embeddings set to "
-        .. "false"):format(which)
+    if self.input and self.head_stored then
+        check_vocabulary(ctx, shape_of(self.input), shape_of(self.head))
+    end
 end
 
-M.same_transposed = same_transposed
-
-return M
+return Pair

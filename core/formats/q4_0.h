@@ -1,0 +1,15 @@
+/* q4_0.h: the block of q4_0. */
+#ifndef QM_Q4_0_H
+#define QM_Q4_0_H
+
+#include "numeric.h"
+
+enum { QM_Q4_0_BLOCK = 32 };
+
+struct qm_q4_0 {
+    uint16_t d;
+    uint8_t pair[QM_Q4_0_BLOCK / 2];
+};
+_Static_assert(sizeof(struct qm_q4_0) == 18, "q4_0: an f16 scale and 16 pairs, no padding");
+
+#endif

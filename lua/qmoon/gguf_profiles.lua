@@ -1,0 +1,48 @@
+--- What differs between versions of llama.cpp's tools, by name: "the same file as the tool of that date".
+--
+--   fallback      type for rows that are no multiple of the chosen type's block (f16 when that does not fit either)
+--   wide_v        attn_qkv and attn_kv_b get the bits of attn_v (else attn_qkv has rules of its own)
+--   override      --tensor-type: "last": the last pattern that matches, after the mixture, unless that had to fall
+--                 back; "first": the first that matches, instead of the mixture. With "last", --pure never falls back,
+--                 and a row that fits no block of 32 is an error instead of F16
+--   needs_imatrix types that are refused without an importance matrix
+--   add_first     an add_bos_token in tokenizer_config.json yields to what tokenizer.json does (else it wins)
+--   sampling      the sampler settings of generation_config.json become metadata
+--
+-- Sources: llama.cpp 10e9780 (18 November 2025), from which the golden files are; llama.cpp 0c1e57098,
+-- which llama-cpp-python 0.3.36 carries.
+
+local function set(names)
+    local t = {}
+    for name in names:gmatch "%S+" do
+        t[name] = true
+    end
+    return t
+end
+
+local november = {
+    name = "llama.cpp-2025-11",
+    fallback = {
+        TQ1_0 = "Q4_0", TQ2_0 = "Q4_0",
+        IQ1_S = "IQ4_NL", IQ1_M = "IQ4_NL", IQ2_XXS = "IQ4_NL", IQ2_XS = "IQ4_NL", IQ2_S = "IQ4_NL",
+        IQ3_XXS = "IQ4_NL", IQ3_S = "IQ4_NL", IQ4_XS = "IQ4_NL", Q2_K = "IQ4_NL", Q3_K = "IQ4_NL",
+        Q4_K = "Q5_0", Q5_K = "Q5_1", Q6_K = "Q8_0",
+    },
+    wide_v = false,
+    override = "last",
+    needs_imatrix = set "IQ1_S IQ1_M IQ2_XXS IQ2_XS IQ2_S",
+    add_first = false,
+    sampling = false,
+}
+
+local later = {
+    name = "llama.cpp-0c1e570",
+    fallback = setmetatable({ Q2_K = "Q4_0", Q3_K = "Q4_0" }, { __index = november.fallback }),
+    wide_v = true,
+    override = "first",
+    needs_imatrix = set "IQ1_S IQ1_M IQ2_XXS IQ2_XS IQ2_S IQ3_XXS",
+    add_first = true,
+    sampling = true,
+}
+
+return { default = november.name, [november.name] = november, [later.name] = later }

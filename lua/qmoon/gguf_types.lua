@@ -1,0 +1,560 @@
+--- Which type each tensor of a GGUF file gets: llama-quantize's rules, and the converter's.
+--
+-- Everything here is a pure function of names, shapes and options; nothing is read or written. The rules
+-- count ("the third attn_v from the front"), and they count in llama-quantize's order of tensors, whatever
+-- order they are handed in. Source: llama.cpp, src/llama-quant.cpp and convert_hf_to_gguf.py; what changed
+-- between versions is in gguf_profiles.lua.
+
+local core = require "qmoon.core"
+local profiles = require "qmoon.gguf_profiles"
+
+local types = {}
+
+-- ---- the types and file types -----------------------------------------------------------------
+
+-- file type = {general.file_type, type that most tensors get}
+local FTYPES = {
+    F32 = { 0, "F32" }, F16 = { 1, "F16" }, BF16 = { 32, "BF16" },
+    Q4_0 = { 2, "Q4_0" }, Q4_1 = { 3, "Q4_1" }, Q5_0 = { 8, "Q5_0" }, Q5_1 = { 9, "Q5_1" }, Q8_0 = { 7, "Q8_0" },
+    Q2_K = { 10, "Q2_K" }, Q2_K_S = { 21, "Q2_K" },
+    Q3_K_S = { 11, "Q3_K" }, Q3_K_M = { 12, "Q3_K" }, Q3_K_L = { 13, "Q3_K" },
+    Q4_K_S = { 14, "Q4_K" }, Q4_K_M = { 15, "Q4_K" }, Q5_K_S = { 16, "Q5_K" }, Q5_K_M = { 17, "Q5_K" },
+    Q6_K = { 18, "Q6_K" },
+    IQ1_S = { 24, "IQ1_S" }, IQ1_M = { 31, "IQ1_M" },
+    IQ2_XXS = { 19, "IQ2_XXS" }, IQ2_XS = { 20, "IQ2_XS" }, IQ2_S = { 28, "IQ2_XS" }, IQ2_M = { 29, "IQ2_S" },
+    IQ3_XXS = { 23, "IQ3_XXS" }, IQ3_XS = { 22, "IQ3_S" }, IQ3_S = { 26, "IQ3_S" }, IQ3_M = { 27, "IQ3_S" },
+    IQ4_NL = { 25, "IQ4_NL" }, IQ4_XS = { 30, "IQ4_XS" },
+    TQ1_0 = { 36, "TQ1_0" }, TQ2_0 = { 37, "TQ2_0" }, MXFP4_MOE = { 38, "MXFP4" },
+}
+
+local ALIASES = { Q3_K = "Q3_K_M", Q4_K = "Q4_K_M", Q5_K = "Q5_K_M" }
+
+--- The file types by name, in lower case, sorted.
+---@return string[]
+function types.ftypes()
+    local names = {}
+    for name in pairs(FTYPES) do
+        names[#names + 1] = name:lower()
+    end
+    table.sort(names)
+    return names
+end
+
+--- A file type by name in either case: its upper-case name, general.file_type, default type.
+---@param name string
+---@return string name, integer id, string default
+function types.ftype(name)
+    local upper = name:upper()
+    upper = ALIASES[upper] or upper
+    local ftype = FTYPES[upper]
+    if not ftype then
+        core.fail("usage", "unknown GGUF type '%s'; there are %s", name, table.concat(types.ftypes(), " "))
+    end
+    return upper, ftype[1], ftype[2]
+end
+
+local by_name
+
+--- A tensor type {id, name, block, bytes} by its upper-case name, or nil.
+---@param name string
+---@return table?
+function types.type(name)
+    if not by_name then
+        by_name = {}
+        for _, t in ipairs(core.gguf_types()) do
+            by_name[t.name] = t
+        end
+    end
+    return by_name[name]
+end
+
+local FLOAT = { F32 = true, F16 = true, BF16 = true, F64 = true }
+
+local function row_length(tensor)
+    return tensor.shape[#tensor.shape] or 1
+end
+
+--- Dimensions as ggml counts them: leading ones (trailing, in its order) do not count.
+local function dims(tensor)
+    local first = 1
+    while first < #tensor.shape and tensor.shape[first] == 1 do
+        first = first + 1
+    end
+    return #tensor.shape - first + 1
+end
+
+--- Bytes of a tensor of this shape in type `name`.
+---@param shape integer[] torch order
+---@param name string
+---@return integer
+function types.size(shape, name)
+    local t, values = types.type(name), 1
+    for _, n in ipairs(shape) do
+        values = values * n
+    end
+    return values / t.block * t.bytes
+end
+
+-- ---- order ----------------------------------------------------------------------------------
+
+--- llama-quantize's order: tensors without a layer first, then by layer number, then by name.
+---@param a string
+---@param b string
+---@return boolean
+function types.before(a, b)
+    local la, lb = tonumber(a:match "^blk%.(%d+)%.") or -1, tonumber(b:match "^blk%.(%d+)%.") or -1
+    if la ~= lb then
+        return la < lb
+    end
+    return a < b
+end
+
+--- The tensors in llama-quantize's order, in a new list.
+---@param tensors table[] {name=}
+---@return table[]
+function types.sorted(tensors)
+    local list = {}
+    for i, t in ipairs(tensors) do
+        list[i] = t
+    end
+    table.sort(list, function(a, b) return types.before(a.name, b.name) end)
+    return list
+end
+
+-- ---- which tensors are quantised at all -------------------------------------------------------
+
+-- Plain substrings. Norms, routers and everything tiny stay as they are.
+local NEVER = {
+    "_norm.weight", "ffn_gate_inp.weight", "altup", "laurel", "per_layer_model_proj", "ssm_conv1d.weight",
+    "shortconv.conv.weight", "time_mix_first.weight", "time_mix_w0.weight", "time_mix_w1.weight",
+    "time_mix_w2.weight", "time_mix_v0.weight", "time_mix_v1.weight", "time_mix_v2.weight",
+    "time_mix_a0.weight", "time_mix_a1.weight", "time_mix_a2.weight", "time_mix_g1.weight",
+    "time_mix_g2.weight", "time_mix_decay_w1.weight", "time_mix_decay_w2.weight",
+    "time_mix_lerp_fused.weight", "attn_rel_b.weight", ".position_embd.",
+}
+
+local ALSO_NEVER = { ["position_embd.weight"] = true, ["token_types.weight"] = true }
+
+--- Why a tensor is left as it is, or nil when it is to be quantised.
+local function kept(tensor, options)
+    local name = tensor.name
+    if dims(tensor) < 2 then
+        return "kept: 1-D"
+    elseif not name:find "weight$" then
+        return "kept: not a weight"
+    elseif name == "output.weight" and options.leave_output_tensor then
+        return "kept: --leave-output-tensor"
+    elseif ALSO_NEVER[name] then
+        return "kept: position or type embedding"
+    end
+    for _, part in ipairs(NEVER) do
+        if name:find(part, 1, true) then
+            return "kept: " .. part:gsub("^[._]", ""):gsub("%.weight$", "")
+        end
+    end
+end
+
+-- ---- the mixture --------------------------------------------------------------------------------
+
+local CATEGORIES = {
+    { "attn_qkv.weight", "qkv" }, { "attn_kv_b.weight", "kv_b" }, { "attn_v.weight", "v" },
+    { "attn_k.weight", "k" }, { "attn_q.weight", "q" }, { "attn_output.weight", "attn_output" },
+    { "ffn_up", "up" }, { "ffn_gate", "gate" }, { "ffn_down", "down" },
+}
+
+local function category(name)
+    if name == "output.weight" then
+        return "output"
+    elseif name == "token_embd.weight" or name == "per_layer_token_embd.weight" then
+        return "embedding"
+    end
+    for _, row in ipairs(CATEGORIES) do
+        if name:find(row[1], 1, true) then
+            return row[2]
+        end
+    end
+end
+
+local function set(names)
+    local t = {}
+    for name in names:gmatch "%S+" do
+        t[name] = true
+    end
+    return t
+end
+
+local TINY = set "IQ1_S IQ1_M IQ2_XXS IQ2_XS IQ2_S IQ2_M"
+local OUTPUT_Q5 = set "IQ1_S IQ1_M IQ2_XXS IQ2_XS IQ2_S IQ2_M IQ3_XXS"
+local OUTPUT_8_EXPERTS_Q5 = set "Q2_K IQ3_XS IQ3_XXS Q3_K_S Q3_K_M IQ4_NL Q4_K_S Q4_K_M IQ3_S IQ3_M IQ4_XS"
+
+local function eighth(n, of)
+    return math.floor(n / (of or 8))
+end
+
+--- The first and last eighth of the layers and every third between get more bits.
+local function more_bits(i, n)
+    return i < eighth(n) or i >= math.floor(7 * n / 8) or (i - eighth(n)) % 3 == 2
+end
+
+-- One function a category. s is the state: ftype, default, n_layer, gqa, experts, imatrix, falcon, … and
+-- i, the number of this tensor among its kind. Each returns a type, or nil for the default.
+local rule = {}
+
+function rule.output(s, tensor)
+    if s.ftype == "MXFP4_MOE" or s.falcon or row_length(tensor) % types.type(s.default).block ~= 0 then
+        return "Q8_0"
+    elseif OUTPUT_Q5[s.ftype] then
+        return "Q5_K"
+    end
+    return s.default ~= "Q8_0" and "Q6_K" or nil
+end
+
+function rule.embedding(s)
+    local f = s.ftype
+    if f == "IQ2_XXS" or f == "IQ2_XS" or f == "IQ1_S" or f == "IQ1_M" then
+        return "Q2_K"
+    elseif f == "IQ2_S" or f == "IQ2_M" or f == "IQ3_XXS" then
+        return "IQ3_S"
+    elseif f == "TQ1_0" or f == "TQ2_0" then
+        return "Q4_K"
+    end
+end
+
+--- The ftypes around two bits and less have a mixture of their own.
+local function tiny_rule(s, kind)
+    local bigger = (s.ftype == "IQ2_S" or s.ftype == "IQ2_M") and "IQ3_S"
+    if kind == "v" then
+        return (s.gqa >= 4 or s.experts >= 4) and "Q4_K" or bigger or "Q2_K"
+    elseif kind == "k" then
+        return s.experts == 8 and "Q4_K" or nil
+    elseif kind == "down" then
+        return s.i < eighth(s.n_layer) and (bigger or "Q2_K") or nil
+    elseif kind == "attn_output" then
+        if s.experts == 8 then
+            return "Q5_K"
+        end
+        return bigger or (s.ftype == "IQ1_S" or s.ftype == "IQ1_M") and "IQ2_XXS" or nil
+    end
+end
+
+local function v_of_ftype(s)
+    local f, wide = s.ftype, s.gqa >= 4
+    if f == "Q2_K" then
+        return wide and "Q4_K" or "Q3_K"
+    elseif f == "IQ3_XXS" then
+        return wide and "Q4_K" or not s.imatrix and "IQ3_S" or nil
+    elseif (f == "Q2_K_S" or f == "IQ3_XS" or f == "IQ3_S") and wide or f == "IQ3_M" then
+        return "Q4_K"
+    elseif f == "Q3_K_M" then
+        return s.i < 2 and "Q5_K" or "Q4_K"
+    elseif f == "Q3_K_L" or (f == "IQ4_NL" or f == "IQ4_XS") and wide then
+        return "Q5_K"
+    elseif (f == "Q4_K_M" or f == "Q5_K_M") and more_bits(s.i, s.n_v) then
+        return "Q6_K"
+    elseif f == "Q4_K_S" and s.i < 4 then
+        return "Q5_K"
+    end
+end
+
+function rule.v(s)
+    local chosen = v_of_ftype(s)
+    if s.experts == 8 then
+        return "Q8_0"
+    end
+    local now = chosen or s.default
+    return s.is_70b and (now == "Q3_K" or now == "Q4_K") and "Q5_K" or chosen
+end
+
+function rule.k(s)
+    return s.experts == 8 and "Q8_0" or rule.q(s)
+end
+
+function rule.q(s)
+    return s.ftype == "IQ3_XS" and "IQ3_XXS" or s.ftype == "IQ3_XXS" and "IQ2_S" or nil
+end
+
+function rule.down(s)
+    local f, i, n = s.ftype, s.i, s.n_layer
+    local first = i < eighth(n)
+    if f == "Q2_K" then
+        return "Q3_K"
+    elseif f == "Q2_K_S" then
+        return first and "Q4_K" or nil
+    elseif f == "IQ3_XXS" and not s.imatrix then
+        return first and "Q4_K" or "Q3_K"
+    elseif f == "Q3_K_M" then
+        if i < eighth(n, 16) then
+            return "Q5_K"
+        end
+        return (not s.falcon or more_bits(i, n)) and "Q4_K" or "Q3_K"
+    elseif f == "IQ3_M" then
+        return (first or s.experts == 8 and more_bits(i, n)) and "Q4_K" or nil
+    elseif f == "Q3_K_L" then
+        return s.falcon and "Q4_K" or "Q5_K"
+    elseif f == "Q4_K_M" and s.falcon then
+        return i < eighth(n, 16) and "Q6_K" or more_bits(i, n) and "Q5_K" or "Q4_K"
+    elseif f == "Q4_K_M" or f == "Q5_K_M" then
+        return more_bits(i, n) and "Q6_K" or nil
+    elseif (f == "IQ4_NL" or f == "IQ4_XS") and first and not s.imatrix then
+        return "Q5_K"
+    elseif f == "Q4_K_S" and first and not s.falcon then
+        return "Q5_K"
+    elseif (f == "Q4_0" or f == "Q5_0") and first and s.imatrix then
+        return f == "Q4_0" and "Q4_1" or "Q5_1"
+    end
+end
+
+function rule.attn_output(s)
+    local f = s.ftype
+    if s.falcon then
+        return f == "Q3_K_L" and "Q4_K" or nil
+    elseif s.experts == 8 then
+        return OUTPUT_8_EXPERTS_Q5[f] and "Q5_K" or nil
+    end
+    return ({ Q2_K = "Q3_K", IQ3_XXS = "IQ3_S", Q3_K_M = "Q4_K", Q3_K_L = "Q5_K", IQ3_M = "Q4_K" })[f]
+end
+
+function rule.qkv(s)
+    return ({ Q3_K_M = "Q4_K", Q3_K_L = "Q4_K", IQ3_M = "Q4_K", Q4_K_M = "Q5_K", Q5_K_M = "Q6_K" })[s.ftype]
+end
+
+function rule.gate(s)
+    local middle = s.i >= eighth(s.n_layer) and s.i < math.floor(7 * s.n_layer / 8)
+    return s.ftype == "IQ3_XS" and middle and "IQ3_XXS" or nil
+end
+
+rule.up = rule.gate
+
+--- The number that the rules of this kind look at: how many came before, or the layer itself in a model
+--- with experts, whose tensors do not come layer by layer.
+local function place(s, kind, tensor)
+    local i = s.count[kind] or 0
+    s.count[kind] = i + 1
+    if s.experts > 1 and not TINY[s.ftype] and (kind == "down" or kind == "gate" or kind == "up") then
+        i = tonumber(tensor.name:match "^blk%.(%d+)%.")
+        if not i or i >= s.n_layer then
+            core.fail("corrupt", "tensor '%s' is in none of the model's %d layers", tensor.name, s.n_layer)
+        end
+    end
+    return i
+end
+
+--- The type the mixture gives to a tensor that is quantised.
+local function mixture(s, tensor)
+    local kind = category(tensor.name)
+    if kind == "output" or kind == "embedding" and s.tied then
+        return s.output_type or rule.output(s, tensor)
+    elseif s.ftype == "MXFP4_MOE" then
+        local experts = #tensor.shape >= 3 and tensor.shape[#tensor.shape - 2] > 1
+        return experts and "MXFP4" or "Q8_0"
+    elseif kind == "embedding" then
+        return s.embedding_type or rule.embedding(s)
+    elseif not kind then
+        return nil
+    end
+    if s.profile.wide_v and (kind == "qkv" or kind == "kv_b") then
+        kind = "v"
+    end
+    s.i = place(s, kind, tensor)
+    if TINY[s.ftype] then
+        return tiny_rule(s, kind)
+    end
+    return rule[kind] and rule[kind](s)
+end
+
+--- A type whose blocks fit the rows, and what to say when it is not the one wanted.
+local function fitting(s, tensor, wanted, strict)
+    local columns, block = row_length(tensor), types.type(wanted).block
+    if columns % block == 0 then
+        return wanted
+    end
+    local why = ("rows of %d are no multiple of %d, which %s needs"):format(columns, block, wanted)
+    local instead = not strict and s.profile.fallback[wanted]
+    if not instead and s.profile.override == "last" then
+        core.fail("unsupported", "tensor '%s': %s", tensor.name, why)
+    end
+    if not instead or columns % types.type(instead).block ~= 0 then
+        instead = "F16"
+    end
+    return instead, "fallback: " .. why
+end
+
+--- The type that --tensor-type gives to this name, or nil.
+local function override(s, name)
+    local chosen
+    for _, row in ipairs(s.overrides) do
+        if row.regex:search(name) then
+            chosen = row.type
+            if s.profile.override == "first" then
+                break
+            end
+        end
+    end
+    return chosen
+end
+
+local function choose_quantized(s, tensor, pure)
+    local forced = override(s, tensor.name)
+    if s.profile.override == "first" then
+        local wanted = forced or not pure and mixture(s, tensor) or s.default
+        local chosen, reason = fitting(s, tensor, wanted)
+        return chosen, reason or forced and "chosen: --tensor-type" or nil
+    elseif pure then
+        return fitting(s, tensor, s.default, true)
+    end
+    local chosen, reason = fitting(s, tensor, mixture(s, tensor) or s.default)
+    if forced and not reason then
+        return forced, "chosen: --tensor-type"
+    end
+    return chosen, reason
+end
+
+local function choose(s, tensor, options)
+    if s.embedding_type and tensor.name == "token_embd.weight" then
+        return s.embedding_type, "chosen: --token-embedding-type"
+    elseif s.output_type and tensor.name == "output.weight" then
+        return s.output_type, "chosen: --output-tensor-type"
+    elseif FLOAT[s.default] then
+        return s.default
+    end
+    return choose_quantized(s, tensor, options.pure)
+end
+
+local function upper(name)
+    if name ~= nil and not types.type(name:upper()) then
+        core.fail("usage", "unknown tensor type '%s'", name)
+    end
+    return name and name:upper()
+end
+
+-- 80 layers are what llama.cpp calls the 70B size in these architectures.
+local SEVENTY = set "llama qwen2 deci olmo"
+
+local function state(tensors, ftype, default, options)
+    local s = {
+        ftype = ftype, default = default, count = {}, n_v = 0, tied = true,
+        profile = profiles[options.profile or profiles.default],
+        n_layer = options.n_layer, experts = options.n_expert or 0, imatrix = options.imatrix or false,
+        gqa = options.n_head_kv > 0 and math.floor(options.n_head / options.n_head_kv) or 0,
+        falcon = options.arch == "falcon",
+        output_type = upper(options.output_tensor_type),
+        embedding_type = upper(options.token_embedding_type),
+        overrides = {},
+    }
+    if not s.profile then
+        core.fail("usage", "unknown profile '%s'", options.profile)
+    end
+    s.is_70b = options.n_layer == 80 and SEVENTY[options.arch] and
+        not (options.arch == "llama" and options.n_head == options.n_head_kv) or false
+    for i, row in ipairs(options.tensor_types or {}) do
+        s.overrides[i] = { regex = core.regex(row[1]), type = upper(row[2]) }
+    end
+    for _, t in ipairs(tensors) do
+        local kind = category(t.name)
+        s.n_v = s.n_v + ((kind == "v" or kind == "qkv" or kind == "kv_b") and 1 or 0)
+        s.tied = s.tied and kind ~= "output"
+    end
+    return s
+end
+
+--- Whether a type gives garbage without an importance matrix; embeddings and output are spared.
+local function needs_imatrix(s, tensor, type_name)
+    local kind = category(tensor.name)
+    if kind == "output" or kind == "embedding" then
+        return false
+    end
+    return s.profile.needs_imatrix[type_name] or type_name == "Q2_K" and s.ftype == "Q2_K_S"
+end
+
+local function available(formats)
+    local names = {}
+    for _, f in ipairs(formats) do
+        if f.gguf_name then
+            names[f.gguf_name] = true
+        end
+    end
+    return names
+end
+
+--- Refuses a plan that needs a type this program cannot encode, naming the type.
+local function require_formats(list, tensors, ftype)
+    local have = available(core.formats())
+    for i, row in ipairs(list) do
+        if row.type_name ~= tensors[i].type_name and not have[row.type_name] then
+            core.fail("unsupported", "type %s needs %s for tensor '%s', which this program cannot write yet",
+                ftype:lower(), row.type_name:lower(), tensors[i].name)
+        end
+    end
+end
+
+--- The type of every tensor of a file that llama-quantize would write.
+---
+--- options: n_layer, n_head, n_head_kv (of layer 0), n_expert, arch; imatrix = whether there is one; pure,
+--- leave_output_tensor, output_tensor_type, token_embedding_type, tensor_types = {{regex, type}, …},
+--- allow_requantize; profile; any_format = plan also what cannot be encoded yet.
+---@param tensors table[] {name=, shape=torch order, type_name=}
+---@param ftype_name string
+---@param options table
+---@return {type_name: string, reason: string?}[] plan in the order of `tensors`
+---@return integer file_type
+function types.plan(tensors, ftype_name, options)
+    local ftype, id, default = types.ftype(ftype_name)
+    local s = state(tensors, ftype, default, options)
+    local chosen = {}
+    for _, t in ipairs(types.sorted(tensors)) do
+        local reason = kept(t, options)
+        local name = t.type_name
+        if not reason then
+            name, reason = choose(s, t, options)
+        end
+        if name ~= t.type_name and not FLOAT[t.type_name] and not options.allow_requantize then
+            core.fail("usage", "tensor '%s' is %s already; quantising it again costs quality: start from the "
+                .. "original, or allow it with --allow-requantize", t.name, t.type_name)
+        end
+        if name ~= t.type_name and not options.imatrix and needs_imatrix(s, t, name) then
+            core.fail("unsupported", "type %s needs an importance matrix for tensor '%s'", ftype:lower(), t.name)
+        end
+        chosen[t.name] = { type_name = name, reason = reason }
+    end
+    local list = {}
+    for i, t in ipairs(tensors) do
+        list[i] = chosen[t.name]
+    end
+    if not options.any_format then
+        require_formats(list, tensors, ftype)
+    end
+    return list, id
+end
+
+-- ---- the converter ------------------------------------------------------------------------------
+
+local OUTTYPES = set "F32 F16 BF16 Q8_0"
+
+--- The type of every tensor of a file that convert_hf_to_gguf.py would write: norms, biases and routers in
+--- F32, the rest in the type asked for.
+---@param tensors table[] {name = GGUF name, shape = torch order}
+---@param outtype string f32, f16, bf16 or q8_0
+---@return {type_name: string, reason: string?}[] plan
+---@return integer file_type
+function types.convert(tensors, outtype)
+    local wanted, id = types.ftype(outtype)
+    if not OUTTYPES[wanted] then
+        core.fail("usage", "%s is no type to convert to; there are f32 f16 bf16 q8_0", outtype)
+    end
+    local list = {}
+    for i, t in ipairs(tensors) do
+        local row = { type_name = wanted }
+        if #t.shape <= 1 then
+            row = { type_name = "F32", reason = "kept: 1-D" }
+        elseif t.name:find "_norm%.weight$" or t.name:find "ffn_gate_inp%.weight$" or not t.name:find "%.weight$" then
+            row = { type_name = "F32", reason = "kept: norm, router or no weight" }
+        elseif row_length(t) % types.type(wanted).block ~= 0 then
+            row = { type_name = "F16", reason = ("fallback: rows of %d are no multiple of %d"):format(row_length(t),
+                types.type(wanted).block) }
+        end
+        list[i] = row
+    end
+    return list, id
+end
+
+return types

@@ -1,0 +1,78 @@
+--- Outputs: what a model is written as.  `ls lua/qmoon/output` lists the kinds.
+--
+-- An output's plan is a pure function of the model's headers and a spec; it knows every byte's place before
+-- any weight is read.  qmoon.write carries it out.
+--
+---@class qmoon.Output
+---@field path string       final name
+---@field folder boolean    a folder of files, or one file
+---@field title string      "nf4+dq (bnb)"
+---@field files {name:string?, size:integer, writes:{[1]:integer,[2]:string}[]}[]
+---@field sinks table<qmoon.Item, table>   where an item's values go: {file, format, block, at, double_quant,
+---                                        nested_at, exact_zero, late} ; late(result) gives more writes
+---@field copies table<qmoon.Item, table>  items carried over byte for byte: {file, at}
+---@field side {name:string, bytes:string?, from:string?}[]  small files beside (folders only)
+---@field rows {name:string, type:string, bytes:integer, count:integer, why:string?}[]  one per tensor written
+---@field notices string[]
+
+local core = require "qmoon.core"
+local nearest = require "qmoon.nearest"
+
+local output = {}
+
+--- The kinds by the types they write: bitsandbytes' types and plain floats go to a folder, every type
+--- llama-quantize knows to a .gguf file.
+---@param model qmoon.Model
+---@param spec table {path, format=, …}
+---@return qmoon.Output
+function output.plan(model, spec)
+    local path = spec.path or spec[1]
+    if type(path) ~= "string" or path == "" then
+        core.fail("usage", "an output needs a path: { \"out/model-int4\", format = \"nf4\" }")
+    elseif type(spec.format) ~= "string" then
+        core.fail("usage", "%s: an output needs a format: { %q, format = \"nf4\" }", path, path)
+    end
+    spec = setmetatable({ path = (path:gsub("(.)/+$", "%1")) }, { __index = spec })
+    if path:find "%.gguf$" then
+        return require("qmoon.output.gguf").plan(model, spec)
+    end
+    local folder = require "qmoon.output.folder"
+    if not folder.formats[spec.format] then
+        local known = {}
+        for name in pairs(folder.formats) do
+            known[#known + 1] = name
+        end
+        table.sort(known)
+        local guess = nearest(spec.format, known)
+        core.fail("unsupported", "%s: no folder is written as '%s'%s; there are %s, and GGUF types for a name ending in .gguf",
+            path, spec.format, guess and (" (did you mean '%s'?)"):format(guess) or "", table.concat(known, " "))
+    end
+    return folder.plan(model, spec)
+end
+
+--- Sum of the sizes of all its files.
+---@param o qmoon.Output
+---@return integer
+function output.size(o)
+    local n = 0
+    for _, f in ipairs(o.files) do
+        n = n + f.size
+    end
+    for _, s in ipairs(o.side) do
+        n = n + (s.bytes and #s.bytes or core.stat(s.from).size)
+    end
+    return n
+end
+
+--- Bytes of weights, parameters, bits per weight.
+---@param o qmoon.Output
+---@return integer bytes, integer parameters, number bits
+function output.weights(o)
+    local bytes, count = 0, 0
+    for _, row in ipairs(o.rows) do
+        bytes, count = bytes + row.bytes, count + row.count
+    end
+    return bytes, count, count > 0 and 8 * bytes / count or 0
+end
+
+return output

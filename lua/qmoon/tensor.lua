@@ -1,0 +1,172 @@
+--- Tensors from Lua: making them, and the methods that need no C.
+--
+-- A tensor is never changed; every method gives a new one.  tostring(t) is one line.
+
+local core = require "qmoon.core"
+local text = require "qmoon.text"
+
+local tensor = {}
+
+---@class qmoon.Tensor
+---@field info fun(self): table     {name, shape, format, count, block, bytes, bits, double_quant, offset}
+---@field stats fun(self): table    {min, max, mean, std, nan, inf}
+---@field dequantize fun(self): qmoon.Tensor  f32
+---@field transpose fun(self): qmoon.Tensor
+local methods = core.tensor_methods
+
+-- "nf4", "nf4:dq", "nf4:128", "nf4:128:dq" -> name, options
+local function parse_format(spec)
+    local name, rest = spec:match "^([^:]+):?(.*)$"
+    local options = {}
+    for word in (rest or ""):gmatch "[^:]+" do
+        if word == "dq" then
+            options.double_quant = true
+        elseif word:find "^%d+$" then
+            options.block = tonumber(word)
+        else
+            core.fail("usage", "format '%s': '%s' is neither a block size nor dq", spec, word)
+        end
+    end
+    return name, options
+end
+
+local quantize = methods.quantize
+
+--- A quantised copy.  format: a name of qm.formats(), with block size and double quantisation as in "nf4:128:dq",
+--- or as options.
+---@param format string
+---@param options? {block: integer?, double_quant: boolean?, exact_zero: boolean?, offset: number?}
+---@return qmoon.Tensor
+function methods:quantize(format, options)
+    if type(format) ~= "string" then
+        error("quantize: a format's name is needed, such as \"nf4\"", 2)
+    end
+    local name, from_name = parse_format(format)
+    for k, v in pairs(options or {}) do
+        from_name[k] = v
+    end
+    return quantize(self, name, from_name)
+end
+
+--- The bytes of the codes of a quantised tensor (of the blocks, where codes and scales lie together).
+---@return string
+function methods:codes()
+    return self:plane(1)
+end
+
+--- The bytes of the scales of a quantised tensor; "" where they lie in the blocks.
+---@return string
+function methods:scales()
+    return self:plane(2)
+end
+
+function methods:text()
+    local i = self:info()
+    local head = ("%s %s%s"):format(i.format, text.shape(i.shape), i.name and " " .. i.name or "")
+    if i.format == "f32" or i.format == "f16" or i.format == "bf16" then
+        local s = self:stats()
+        return ("%s %s  min %.4g max %.4g  mean %.2g std %.4g%s"):format(head, text.memory(i.bytes), s.min, s.max, s.mean,
+            s.std, s.nan + s.inf > 0 and ("  NaN %d Inf %d"):format(s.nan, s.inf) or "")
+    end
+    return ("%s block %d%s · %s · %.3f bits/weight · %.2fx smaller than f32"):format(head, i.block,
+        i.double_quant and " double quantised" or "", text.memory(i.bytes), i.bits, 32 / i.bits)
+end
+
+-- ---- making ------------------------------------------------------------------------------------------------
+
+local function shape_of(spec)
+    local shape = {}
+    for i, d in ipairs(spec) do
+        shape[i] = d
+    end
+    return shape
+end
+
+--- Normal values: qm.randn{1024, 1024, std=0.02, mean=0, seed=1}.
+---@param spec table
+---@return qmoon.Tensor
+function tensor.randn(spec)
+    return core.random("normal", shape_of(spec), spec.seed or 0, spec.mean or 0, spec.std or 1)
+end
+
+--- Uniform values: qm.uniform{1024, 1024, low=-1, high=1, seed=1}.
+---@param spec table
+---@return qmoon.Tensor
+function tensor.uniform(spec)
+    return core.random("uniform", shape_of(spec), spec.seed or 0, spec.low or -1, spec.high or 1)
+end
+
+--- Student's t: qm.student_t{1024, 1024, freedom=5, scale=0.02, seed=1}.
+---@param spec table
+---@return qmoon.Tensor
+function tensor.student_t(spec)
+    return core.random("student", shape_of(spec), spec.seed or 0, spec.freedom or 5, spec.scale or 1)
+end
+
+--- A tensor of numbers given in Lua, as a list or a list of equally long lists.
+---@param list number[]|number[][]
+---@return qmoon.Tensor
+function tensor.tensor(list)
+    if type(list[1]) ~= "table" then
+        return core.tensor({ #list }, list)
+    end
+    local flat, cols = {}, #list[1]
+    for i, row in ipairs(list) do
+        if #row ~= cols then
+            error(("tensor: row %d has %d numbers, the first has %d"):format(i, #row, cols), 2)
+        end
+        for _, v in ipairs(row) do
+            flat[#flat + 1] = v
+        end
+    end
+    return core.tensor({ #list, cols }, flat)
+end
+
+-- ---- error ---------------------------------------------------------------------------------------------------
+
+--- Figures people compare, from the sums of core: rmse, mse, max, sqnr (dB), cosine, bias.
+---@param s table
+---@return table
+function tensor.figures(s)
+    local n = math.max(s.n, 1)
+    return {
+        rmse = math.sqrt(math.max(s.dd, 0) / n),
+        mse = math.max(s.dd, 0) / n,
+        max = s.max_d,
+        sqnr = s.dd > 0 and 10 * math.log10(s.xx / s.dd) or math.huge,
+        cosine = s.dd == 0 and 1 or s.xx > 0 and s.yy > 0 and s.xy / math.sqrt(s.xx * s.yy) or 0,
+        bias = s.d / n,
+    }
+end
+
+--- Error of b against a: {rmse, mse, max, sqnr in dB, cosine, bias}.
+---@param a qmoon.Tensor
+---@param b qmoon.Tensor
+---@return table
+function tensor.error(a, b)
+    return tensor.figures(a:errors(b))
+end
+
+--- One row of figures per format; tostring gives a table.
+---@param t qmoon.Tensor
+---@param formats string[]
+---@return table
+function tensor.compare(t, formats)
+    local rows = {}
+    for i, format in ipairs(formats) do
+        local q = t:quantize(format)
+        local info, e = q:info(), tensor.error(t, q)
+        e.format, e.block, e.bits = format, info.block, info.bits
+        rows[i] = e
+    end
+    return setmetatable(rows, { __tostring = function()
+        local cells = { { "format", "block", "bits/w", "rmse", "max|e|", "SQNR dB", "cosine" } }
+        for _, r in ipairs(rows) do
+            cells[#cells + 1] = { r.format, tostring(r.block), ("%.3f"):format(r.bits), ("%.2e"):format(r.rmse),
+                                  ("%.4g"):format(r.max), ("%.2f"):format(r.sqnr), ("%.5f"):format(r.cosine) }
+        end
+        return text.table(cells)
+    end })
+end
+
+return tensor

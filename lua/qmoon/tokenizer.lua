@@ -1,0 +1,445 @@
+--- The tokenizer of a model folder, as GGUF files carry it.
+--
+-- Read are tokenizer.json, or vocab.json and merges.txt where there is none, with tokenizer_config.json,
+-- chat templates and the token ids of config.json. Only byte-level BPE so far. The result says the same as
+-- llama.cpp's converter would (gguf-py's SpecialVocab, get_vocab_base), with two differences: the pre-tokenizer is
+-- recognised by how it cuts (see pretokenizers.lua), and added tokens are written as they are.
+
+local core = require "qmoon.core"
+local pretokenizers = require "qmoon.pretokenizers"
+local profiles = require "qmoon.gguf_profiles"
+
+local tokenizer = {}
+
+-- llama.cpp's token types
+local NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
+
+-- ---- files ------------------------------------------------------------------------------------
+
+local function read_text(dir, name)
+    local path = dir .. "/" .. name
+    if core.stat(path) then
+        local file = core.infile(path)
+        return file:read(0, file:size()), path
+    end
+end
+
+local function read_json(dir, name)
+    local text, path = read_text(dir, name)
+    return text and core.json_decode(text, path)
+end
+
+--- A field of what may be no table at all; null counts as absent.
+local function get(t, key)
+    if type(t) == "table" and t[key] ~= core.null then
+        return t[key]
+    end
+end
+
+--- A token's text: a plain string, or an object with a field content.
+local function content(entry)
+    if type(entry) == "table" then
+        entry = get(entry, "content")
+    end
+    return type(entry) == "string" and entry or nil
+end
+
+-- ---- vocabulary ---------------------------------------------------------------------------------
+
+local function vocabulary(dir, json)
+    if not json then
+        local vocab = read_json(dir, "vocab.json")
+        if vocab then
+            return vocab
+        elseif core.stat(dir .. "/tokenizer.model") then
+            core.fail("unsupported", "%s: has a SentencePiece tokenizer.model only, which is not supported yet", dir)
+        end
+        core.fail("fail", "%s: no tokenizer.json and no vocab.json: a GGUF file needs the tokenizer", dir)
+    end
+    local model = json.model
+    if type(model) ~= "table" or type(model.vocab) ~= "table" or (model.type or "BPE") ~= "BPE" or model.byte_fallback then
+        core.fail("unsupported", "%s/tokenizer.json: is no byte-level BPE, the only kind supported yet", dir)
+    end
+    return model.vocab
+end
+
+local SPECIAL = { "bos", "eos", "unk", "sep", "pad", "cls", "mask" }
+
+--- The texts that tokenizer_config.json calls special, in order.
+local function special_texts(config)
+    local texts = {}
+    for _, kind in ipairs(SPECIAL) do
+        texts[#texts + 1] = content(get(config, kind .. "_token"))
+    end
+    for _, key in ipairs { "additional_special_tokens", "extra_special_tokens" } do
+        local names = {} -- a list, or since transformers 5 also an object: name -> token
+        for name in pairs(get(config, key) or {}) do
+            names[#names + 1] = name
+        end
+        table.sort(names)
+        for _, name in ipairs(names) do
+            texts[#texts + 1] = content(config[key][name])
+        end
+    end
+    return texts
+end
+
+--- Tokens that are matched whole, by id: {text, special}. tokenizer_config.json has the last word, as in
+--- transformers, which also makes a token of every special text that is none yet.
+local function added_tokens(dir, json, config, vocab)
+    local added, id_of, last = {}, {}, -1
+    local function add(id, text, special)
+        added[id] = { text = text, special = special }
+        id_of[text] = id
+        last = math.max(last, id)
+    end
+    for _, id in pairs(vocab) do
+        last = math.max(last, id)
+    end
+    for _, token in ipairs(get(json, "added_tokens") or {}) do
+        add(token.id, token.content, token.special)
+    end
+    if not json then
+        for text, id in pairs(read_json(dir, "added_tokens.json") or {}) do
+            add(id, text, false)
+        end
+    end
+    for id, token in pairs(get(config, "added_tokens_decoder") or {}) do
+        add(tonumber(id), token.content, token.special)
+    end
+    for _, text in ipairs(special_texts(config)) do
+        add(id_of[text] or vocab[text] or last + 1, text, true)
+    end
+    return added
+end
+
+local LOOKS_SPECIAL = { ["<pad>"] = true, ["<mask>"] = true, ["<2mass>"] = true, ["[@BOS@]"] = true }
+
+--- Control tokens that their makers forgot to mark as special.
+local function looks_special(text)
+    return LOOKS_SPECIAL[text] or text:find "^<|.*|>$" or text:find "^<｜.*｜>$" or text:find "^<unused.*>$"
+end
+
+--- The list of tokens and of their types, one for each row of the embedding.
+local function token_list(dir, vocab, added, size)
+    local text_of, highest = {}, -1
+    for text, id in pairs(vocab) do
+        if text_of[id] then
+            core.fail("corrupt", "%s: tokens '%s' and '%s' have the same id %d", dir, text_of[id], text, id)
+        end
+        text_of[id] = text
+        highest = math.max(highest, id)
+    end
+    for id in pairs(added) do
+        highest = math.max(highest, id)
+    end
+    size = size or highest + 1
+    if highest >= size then
+        core.fail("corrupt", "%s: the tokenizer has a token %d, but the model's vocabulary (vocab_size) is %d", dir,
+            highest, size)
+    end
+    local tokens, kinds = {}, {}
+    for id = 0, size - 1 do
+        local token = added[id]
+        local text, kind = text_of[id], NORMAL
+        if token and (token.special or looks_special(token.text)) then
+            text, kind = token.text, CONTROL
+        elseif token then
+            text, kind = token.text:gsub("▁", " "), USER_DEFINED
+        elseif not text then
+            text, kind = ("[PAD%d]"):format(id), UNUSED
+        end
+        tokens[id + 1], kinds[id + 1] = text, kind
+    end
+    return tokens, kinds
+end
+
+-- ---- merges ------------------------------------------------------------------------------------
+
+--- "a b" from the pair {"a", "b"}; a blank inside a part becomes Ġ, as it is in the byte alphabet.
+local function merge_of(entry)
+    if type(entry) == "string" then
+        return entry
+    end
+    return (entry[1]:gsub(" ", "Ġ")) .. " " .. (entry[2]:gsub(" ", "Ġ"))
+end
+
+local function merges_txt(dir)
+    local text, path = read_text(dir, "merges.txt")
+    if not text then
+        core.fail("fail", "%s: vocab.json without merges.txt", dir)
+    end
+    local merges, number = {}, 0
+    for line in text:gmatch "[^\n]*" do
+        number = number + 1
+        local a, b, more = line:match "^%s*(%S+)%s+(%S+)%s*(.*)$"
+        if a and not more:find "%S" then
+            merges[#merges + 1] = a .. " " .. b
+        elseif line:find "%S" and not (#merges == 0 and line:find "^#") then
+            core.fail("corrupt", "%s: line %d is no pair of tokens", path, number)
+        end
+    end
+    return merges
+end
+
+local function merge_list(dir, json)
+    local list = get(get(json, "model"), "merges")
+    if not list then
+        return merges_txt(dir)
+    end
+    local merges = {}
+    for i, entry in ipairs(list) do
+        merges[i] = merge_of(entry)
+    end
+    return merges
+end
+
+-- ---- special tokens -----------------------------------------------------------------------------
+
+--- Values by name, in the order they were first set.
+local function ordered()
+    return { names = {}, of = {} }
+end
+
+local function put(o, name, value)
+    if o.of[name] == nil then
+        o.names[#o.names + 1] = name
+    end
+    o.of[name] = value
+end
+
+local function special_id(entry)
+    return type(entry) == "table" and type(entry.SpecialToken) == "table" and entry.SpecialToken.id or nil
+end
+
+local function sequence_id(entry)
+    return type(entry) == "table" and type(entry.Sequence) == "table" and entry.Sequence.id or nil
+end
+
+--- A pair template "[bos] A [sep] [eos] B [eos]": whether a separator stands between the sequences; nil: not said.
+local function separated(pair, first, last, s)
+    local from, to = 1, #pair
+    if first and special_id(pair[from]) == first then
+        from = from + 1
+    end
+    if last and special_id(pair[to]) == last then
+        to = to - 1
+    end
+    if sequence_id(pair[from]) ~= "A" or sequence_id(pair[to]) ~= "B" or to - from < 2 then
+        return nil
+    end
+    local function separates(text)
+        return text ~= nil and (text == s.text.sep or text == s.text.eos)
+    end
+    local one, two = special_id(pair[from + 1]), special_id(pair[to - 1])
+    return separates(one) and not last or to - from == 3 and separates(two) or false
+end
+
+--- What a TemplateProcessing says: its first token is bos, its last is eos, whatever the config calls so.
+local function read_template(s, processor)
+    local single, pair = get(processor, "single") or {}, get(processor, "pair") or {}
+    local first = #single > 1 and special_id(single[1]) or nil
+    local last = #single > 1 and special_id(single[#single]) or nil
+    if first then
+        if s.profile.add_first then
+            s.text.bos = s.text.bos or first
+            s.text.cls = s.text.cls or first
+        end
+        put(s.add, "bos", first == s.text.bos or first == s.text.cls)
+    end
+    if last then
+        if s.has_config and last ~= s.text.eos then
+            local spare = not s.kinds.eot and "eot" or "eom" -- the old end of text stays known under that name
+            s.kinds[#s.kinds + 1], s.kinds[spare] = spare, true
+            s.text[spare] = s.text.eos
+        end
+        s.text.eos = last
+        put(s.add, "eos", true)
+    end
+    if #pair > 0 then
+        local sep = separated(pair, first, last, s)
+        if sep ~= nil then
+            put(s.add, "sep", sep)
+            s.text.sep = s.text.sep or sep and s.text.eos or nil
+        end
+    end
+end
+
+local function read_roberta(s, processor)
+    for _, kind in ipairs { "bos", "eos", "sep" } do
+        put(s.add, kind, true)
+    end
+    s.text.cls = s.text.cls or type(processor.cls) == "table" and processor.cls[1] or s.text.bos
+    s.text.sep = s.text.sep or type(processor.sep) == "table" and processor.sep[1] or s.text.eos
+end
+
+local function read_processors(s, json)
+    local processor = get(json, "post_processor")
+    for _, p in ipairs(processor and (processor.processors or { processor }) or {}) do
+        if p.type == "TemplateProcessing" then
+            read_template(s, p)
+        elseif p.type == "RobertaProcessing" then
+            read_roberta(s, p)
+        elseif p.type == "ByteLevel" and s.profile.add_first then
+            for _, kind in ipairs { "bos", "eos" } do
+                put(s.add, kind, s.add.of[kind] or false)
+            end
+        end
+    end
+end
+
+local function id_of(json, text)
+    for _, token in ipairs(get(json, "added_tokens") or {}) do
+        if token.content == text then
+            return token.id
+        end
+    end
+end
+
+--- add: whether bos, eos, sep are put around a text; ids: of the special tokens. In the order of discovery, which is
+--- the order they are written in: by tokenizer_config.json's names first, then config.json's ids.
+local function specials(json, config, model_config, profile)
+    local s = { profile = profile, has_config = config ~= nil, add = ordered(), ids = ordered(), text = {}, kinds = {} }
+    for i, kind in ipairs(SPECIAL) do
+        s.kinds[i] = kind
+        s.text[kind] = content(get(config, kind .. "_token"))
+    end
+    if json then
+        s.text.bos = s.text.bos or s.text.cls
+        s.text.eos = s.text.eos or s.text.sep
+        read_processors(s, json)
+    end
+    for _, kind in ipairs(config and s.kinds or {}) do
+        local wanted = get(config, "add_" .. kind .. "_token")
+        if type(wanted) == "boolean" and not (profile.add_first and s.add.of[kind] ~= nil) then
+            put(s.add, kind, wanted)
+        end
+        local id = s.text[kind] and id_of(json, s.text[kind])
+        if id then
+            put(s.ids, kind, id)
+        end
+    end
+    for _, kind in ipairs(s.kinds) do
+        local key = kind .. "_token_id"
+        local id = get(model_config, key) or get(get(model_config, "text_config"), key)
+        if type(id) == "number" and s.ids.of[kind] == nil then
+            put(s.ids, kind, id)
+        end
+    end
+    return s
+end
+
+-- ---- chat templates -----------------------------------------------------------------------------
+
+--- The template, or a list of {name, template}, or nil.
+local function chat_template(dir, config)
+    if not config then
+        return nil
+    elseif get(config, "chat_template") then
+        return config.chat_template
+    end
+    local text = read_text(dir, "chat_template.jinja")
+    if not text then
+        return get(read_json(dir, "chat_template.json"), "chat_template")
+    end
+    local folder, list = dir .. "/additional_chat_templates", { { name = "default", template = text } }
+    for _, file in ipairs(core.stat(folder) and core.list(folder) or {}) do
+        local name = file:match "^(.*)%.jinja$"
+        if name then
+            list[#list + 1] = { name = name, template = read_text(folder, file) }
+        end
+    end
+    return #list > 1 and list or text
+end
+
+-- ---- reading and writing ------------------------------------------------------------------------
+
+local function pre_of(dir, json, config, override)
+    local pre = override
+    if not pre then
+        local class = get(config, "tokenizer_class")
+        pre = json and pretokenizers.recognise(json) or not json and pretokenizers.of_class(class)
+    end
+    if not pre then
+        core.fail("unsupported", "%s: the tokenizer cuts text in a way that has no known name in llama.cpp; "
+            .. "if you know it, give it with --pre NAME (qwen2, llama-bpe, …)", dir)
+    end
+    return pre
+end
+
+--- Reads a folder's tokenizer.
+---
+--- options: vocab_size (rows of the embedding; else as many as there are tokens), config = decoded
+--- config.json, pre = name of the pre-tokenizer instead of recognising it, profile.
+---@param dir string
+---@param options? table
+---@return table tokenizer {model, pre, tokens, types, merges, ids, add, chat_template}; token i + 1 has id i
+function tokenizer.read(dir, options)
+    options = options or {}
+    local profile = profiles[options.profile or profiles.default]
+    local json, config = read_json(dir, "tokenizer.json"), read_json(dir, "tokenizer_config.json")
+    local vocab = vocabulary(dir, json)
+    local pre = pre_of(dir, json, config, options.pre)
+    local added = added_tokens(dir, json, config, vocab)
+    local tokens, kinds = token_list(dir, vocab, added, options.vocab_size)
+    local s = specials(json, config, options.config, profile)
+    return {
+        model = "gpt2", pre = pre, tokens = tokens, types = kinds, merges = merge_list(dir, json),
+        ids = s.ids, add = s.add, chat_template = chat_template(dir, config),
+    }
+end
+
+local ID_KEYS = { bos = "bos", eos = "eos", unk = "unknown", sep = "seperator", pad = "padding", mask = "mask",
+                  eot = "eot", eom = "eom" } -- "seperator" is GGUF's own spelling
+
+local function template_rows(rows, template)
+    if type(template) == "string" then
+        template = { { name = "default", template = template } }
+    end
+    local default, names = nil, {}
+    for _, choice in ipairs(type(template) == "table" and template or {}) do
+        local name = tostring(choice.name or ""):gsub("[^%w]", "_")
+        if name == "default" then
+            default = choice.template
+        elseif name ~= "" and type(choice.template) == "string" then
+            names[#names + 1] = name
+            rows[#rows + 1] = { key = "tokenizer.chat_template." .. name, type = "string", value = choice.template }
+        end
+    end
+    if #names > 0 then
+        rows[#rows + 1] = { key = "tokenizer.chat_templates", type = "array", elem = "string", value = names }
+    end
+    if default and default ~= "" then
+        rows[#rows + 1] = { key = "tokenizer.chat_template", type = "string", value = default }
+    end
+end
+
+--- The metadata of a tokenizer, in the order the converter writes it.
+---@param t table from tokenizer.read
+---@return {key: string, type: string, value: any, elem: string?}[]
+function tokenizer.metadata(t)
+    local rows = {
+        { key = "tokenizer.ggml.model", type = "string", value = t.model },
+        { key = "tokenizer.ggml.pre", type = "string", value = t.pre },
+        { key = "tokenizer.ggml.tokens", type = "array", elem = "string", value = t.tokens },
+        { key = "tokenizer.ggml.token_type", type = "array", elem = "i32", value = t.types },
+    }
+    if #t.merges > 0 then
+        rows[#rows + 1] = { key = "tokenizer.ggml.merges", type = "array", elem = "string", value = t.merges }
+    end
+    for _, kind in ipairs(t.ids.names) do
+        if ID_KEYS[kind] then -- cls has no key
+            local key = "tokenizer.ggml." .. ID_KEYS[kind] .. "_token_id"
+            rows[#rows + 1] = { key = key, type = "u32", value = t.ids.of[kind] }
+        end
+    end
+    for _, kind in ipairs(t.add.names) do
+        if kind == "bos" or kind == "eos" or kind == "sep" then
+            rows[#rows + 1] = { key = "tokenizer.ggml.add_" .. kind .. "_token", type = "bool", value = t.add.of[kind] }
+        end
+    end
+    template_rows(rows, t.chat_template)
+    return rows
+end
+
+return tokenizer

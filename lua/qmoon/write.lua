@@ -1,0 +1,386 @@
+--- Writing a model: plan, check, stream, verify the count, rename.
+--
+-- One pass: each source tensor is read once, merged once and encoded into every output.  Files are made at
+-- their full size with their headers before the first weight is read, in "<path>.part"; they get their names
+-- when all of them are complete.
+
+local core = require "qmoon.core"
+local files = require "qmoon.files"
+local output = require "qmoon.output"
+local Model = require "qmoon.model"
+local text = require "qmoon.text"
+
+local write = {}
+
+---@class qmoon.Plan
+---@field model qmoon.Model
+---@field outputs qmoon.Output[]
+---@field threads integer
+---@field memory integer   bytes: the most this program will hold
+---@field disk {id:string, path:string, need:integer, free:integer}[] per file system
+---@field options table
+
+-- ---- planning --------------------------------------------------------------------------------------
+
+local function round_of(plan, out, item)
+    local r = plan.options.round or out.round or out.dtype
+    if r == "keep" then
+        r = item.source.format
+    end
+    return (r == "f16" or r == "bf16") and r or "none"
+end
+
+--- Sinks of one item, grouped by what its values are rounded to; usually one group.
+local function sink_groups(plan, item)
+    local groups, order = {}, {}
+    for _, out in ipairs(plan.outputs) do
+        local sink = out.sinks[item]
+        if sink then
+            local r = round_of(plan, out, item)
+            if not groups[r] then
+                groups[r] = { round = r, sinks = {} }
+                order[#order + 1] = groups[r]
+            end
+            table.insert(groups[r].sinks, { out = out, spec = sink })
+        end
+    end
+    return order
+end
+
+local function source_of(item)
+    local s = item.source
+    local _, rows, cols = Model.extent(s.shape)
+    return { file = s.file, name = s.name, format = s.format, rows = rows, cols = cols, at = { s.at } }
+end
+
+--- The job of core.stream for one group of sinks; `steps` may be nil when only its memory is asked for.
+local function job_of(plan, item, group, steps, source)
+    local job = { source = source or source_of(item), round = group.round, steps = steps, sinks = {},
+                  keep_nonfinite = plan.options.keep_nonfinite or false, errors = plan.options.errors ~= false }
+    for i, s in ipairs(group.sinks) do
+        local spec = s.spec
+        job.sinks[i] = { format = spec.format, block = spec.block, double_quant = spec.double_quant,
+                         exact_zero = spec.exact_zero, at = spec.at, nested_at = spec.nested_at, offset = spec.offset,
+                         file = s.out.open and s.out.open[spec.file] }
+    end
+    return job
+end
+
+--- What Lua itself holds: measured, and a little over: the program, its tables, and per header byte.
+local function host_memory(plan)
+    local bytes = 24 * 2 ^ 20
+    for _, out in ipairs(plan.outputs) do
+        for _, f in ipairs(out.files) do
+            for _, w in ipairs(f.writes) do
+                bytes = bytes + 4 * #w[2]
+            end
+        end
+    end
+    return bytes + collectgarbage "count" * 1024
+end
+
+local function peak_memory(plan)
+    local most = 0
+    for _, item in ipairs(plan.model.items) do
+        for _, group in ipairs(sink_groups(plan, item)) do
+            most = math.max(most, core.stream_memory(job_of(plan, item, group), plan.threads))
+        end
+    end
+    return most + (plan.model.lora_memory or 0) + host_memory(plan)
+end
+
+local function parent(path)
+    return (files.split(path))
+end
+
+local function disk_needs(plan)
+    local disks, order = {}, {}
+    for _, out in ipairs(plan.outputs) do
+        local free, id = core.disk_free(parent(out.path))
+        if not disks[id] then
+            disks[id] = { id = id, path = parent(out.path), need = 0, free = free }
+            order[#order + 1] = disks[id]
+        end
+        disks[id].need = disks[id].need + output.size(out)
+    end
+    return order
+end
+
+local function absolute(path)
+    local s = core.stat(path)
+    if s then
+        return core.realpath(path)
+    end
+    local folder, name = files.split(path)
+    return (folder ~= path and absolute(folder) or folder) .. "/" .. name
+end
+
+local function inside(inner, outer)
+    return inner == outer or inner:sub(1, #outer + 1) == outer .. "/"
+end
+
+local function check_paths(plan)
+    local seen = {}
+    local source = core.realpath(plan.model.path)
+    for _, out in ipairs(plan.outputs) do
+        local path = absolute(out.path)
+        if inside(source, path) then
+            core.fail("usage", "%s: this is where the model is read from; choose another output", out.path)
+        end
+        for _, a in ipairs(plan.model.adapters or {}) do
+            if inside(core.realpath(a.path), path) then
+                core.fail("usage", "%s: the adapter is read from there; choose another output", out.path)
+            end
+        end
+        for other in pairs(seen) do
+            if inside(path, other) or inside(other, path) then
+                core.fail("usage", "%s: two outputs have the same name, or one lies in the other", out.path)
+            end
+        end
+        seen[path] = true
+        if core.stat(out.path) and not plan.options.force then
+            core.fail("fail", "%s: is there already; --force replaces it", out.path)
+        end
+    end
+end
+
+--- What would be written, to the byte, and what it takes.  Reads headers only.
+---@param model qmoon.Model
+---@param specs table[] {path, format=, …} each
+---@param options? table {round=, threads=, force=, keep_nonfinite=, progress=}
+---@return qmoon.Plan
+function write.plan(model, specs, options)
+    options = options or {}
+    local plan = { model = model, outputs = {}, options = options, threads = options.threads or core.cpus() }
+    for _, spec in ipairs(specs) do
+        plan.outputs[#plan.outputs + 1] = output.plan(model, spec)
+    end
+    if #plan.outputs == 0 then
+        core.fail("usage", "nothing to write: no outputs were named")
+    end
+    check_paths(plan)
+    plan.disk = disk_needs(plan)
+    plan.memory = peak_memory(plan)
+    return plan
+end
+
+--- Raises "nofit" when disk or memory will not do.
+---@param plan qmoon.Plan
+function write.check(plan)
+    for _, d in ipairs(plan.disk) do
+        if d.need > d.free then
+            core.fail("nofit", "%s: %s are to be written and %s are free; free some, choose fewer --outputs, or another disk",
+                d.path, text.bytes(d.need), text.bytes(d.free))
+        end
+    end
+    local available = core.memory().available
+    if plan.memory > available then
+        core.fail("nofit", "%s of memory are needed and %s are free; try --threads 1", text.memory(plan.memory),
+            text.memory(available))
+    end
+end
+
+-- ---- adapters -----------------------------------------------------------------------------------------
+
+local function load_ref(ref)
+    local t = core.view(ref.tensor.file, ref.tensor)
+    return ref.transpose and t:transpose() or t:dequantize()
+end
+
+--- Steps of core.stream for an item's actions, with the adapter's tensors loaded; and the source, which a
+--- "replace" action changes.
+local function steps_of(plan, item, round, pool)
+    local source, steps = source_of(item), {}
+    for i, a in ipairs(item.actions) do
+        local step
+        if a.kind == "replace" then
+            local t = a.tensor
+            local _, rows, cols = Model.extent(t.shape)
+            source = { file = t.file, name = t.name, format = t.dtype, rows = rows, cols = cols, at = { t.at } }
+            steps = {}
+        elseif a.kind == "low_rank" then
+            step = { kind = "low_rank", left = load_ref(a.left), right = load_ref(a.right), rank = a.rank,
+                     scale = a.scale, round_delta = a.round_delta and round }
+        elseif a.kind == "dora" then
+            step = { kind = "dora", magnitude = load_ref(a.magnitude), by_column = a.by_column }
+        elseif a.kind == "add" then
+            step = { kind = "add", values = load_ref(a.values), scale = a.scale }
+        elseif a.kind == "rows" then
+            step = { kind = "rows", row = a.row, values = load_ref(a.values) }
+        end
+        if step then
+            steps[#steps + 1] = step
+            if a.by_column then
+                local job = { source = source, steps = steps, sinks = {} }
+                step.norm = load_ref(a.magnitude) -- any tensor of that size, until the norms are known
+                step.norm = core.column_norms(pool, job, #steps - 1)
+            end
+            local following = item.actions[i + 1]
+            if following and following.adapter ~= a.adapter then
+                step.round_after = round -- as peft does it: one adapter after another, each rounded
+            end
+        end
+    end
+    return steps, source
+end
+
+-- ---- files ------------------------------------------------------------------------------------------------
+
+local function part_of(out)
+    return out.path .. ".part"
+end
+
+local function open_output(out)
+    core.mkdir(parent(out.path))
+    if out.folder then
+        core.remove_tree(part_of(out)) -- of a run that was killed
+        core.mkdir(part_of(out))
+    end
+    out.open = {}
+    for i, f in ipairs(out.files) do
+        out.open[i] = core.outfile(out.folder and part_of(out) .. "/" .. f.name or out.path, f.size)
+        for _, w in ipairs(f.writes) do
+            out.open[i]:write(w[1], w[2])
+        end
+        f.writes = nil
+    end
+end
+
+local function write_side(out)
+    for _, s in ipairs(out.side) do
+        local path = part_of(out) .. "/" .. s.name
+        core.mkdir(parent(path))
+        files.write(path, s.bytes or files.read(s.from))
+    end
+end
+
+--- Gives a finished folder its name; what had it before is removed last.
+local function rename_folder(out)
+    local old = out.path .. ".old"
+    local there = core.stat(out.path)
+    if there then
+        core.remove_tree(old)
+        core.rename(out.path, old)
+    end
+    core.rename(part_of(out), out.path)
+    if there then
+        core.remove_tree(old)
+    end
+end
+
+local function finish_output(out)
+    for i in ipairs(out.files) do
+        out.open[i]:finish()
+    end
+    if out.folder then
+        write_side(out)
+        rename_folder(out)
+    end
+    out.open, out.finished = nil, true
+end
+
+local function drop_output(out)
+    for _, f in ipairs(out.open or {}) do
+        f:drop()
+    end
+    if out.folder and out.open then
+        pcall(core.remove_tree, part_of(out))
+    end
+    out.open = nil
+end
+
+-- ---- running -------------------------------------------------------------------------------------------------
+
+local COPY = 2 ^ 20
+
+local function copy_bytes(item, to, at)
+    local s = item.source
+    for done = 0, s.size - 1, COPY do
+        to:write(at + done, s.file:read(s.at + done, math.min(COPY, s.size - done)))
+    end
+end
+
+local function note_result(out, item, result)
+    local e = result.error
+    out.errors = out.errors or {}
+    out.errors[item] = e
+    out.zero_groups = (out.zero_groups or 0) + result.zero_groups
+end
+
+local function run_item(plan, item, pool, progress)
+    for _, out in ipairs(plan.outputs) do
+        local copy = out.copies[item]
+        if copy then
+            copy_bytes(item, out.open[copy.file], copy.at)
+        end
+    end
+    for i, group in ipairs(sink_groups(plan, item)) do
+        local steps, source = steps_of(plan, item, group.round, pool)
+        local job = job_of(plan, item, group, steps, source)
+        job.progress = i == 1 and progress or nil
+        local result = core.stream(pool, job)
+        for k, s in ipairs(group.sinks) do
+            note_result(s.out, item, result.sinks[k])
+            if s.spec.late then
+                for _, w in ipairs(s.spec.late(result.sinks[k])) do
+                    s.out.open[s.spec.file]:write(w[1], w[2])
+                end
+            end
+        end
+        if #steps > 0 and result.ww > 0 then
+            plan.moved[#plan.moved + 1] = { name = item.name, ratio = math.sqrt(result.dd / result.ww) }
+        end
+    end
+end
+
+local function run_all(plan, pool)
+    local progress = plan.options.progress
+    local _, total = plan.model:size()
+    local done = 0
+    for i, item in ipairs(plan.model.items) do
+        local function tick(bytes)
+            if progress then
+                progress { tensor = item.name, index = i, tensors = #plan.model.items, bytes = done + (bytes or 0),
+                           total = total }
+            end
+        end
+        if core.interrupted() then
+            core.fail("interrupt", "interrupted")
+        end
+        tick()
+        run_item(plan, item, pool, tick)
+        done = done + item.source.size
+        if i % 16 == 0 then
+            collectgarbage() -- adapters' tensors lie outside of Lua's own count
+        end
+    end
+end
+
+--- Carries a plan out.  On any failure, or Ctrl-C, what was begun is removed and nothing that was there before
+--- has changed.
+---@param plan qmoon.Plan
+---@return table report {plan, seconds, peak}
+function write.run(plan)
+    local started = core.now()
+    plan.moved = {}
+    local pool = core.pool(plan.threads)
+    local ok, e = pcall(function()
+        for _, out in ipairs(plan.outputs) do
+            open_output(out)
+        end
+        run_all(plan, pool)
+        for _, out in ipairs(plan.outputs) do
+            finish_output(out)
+        end
+    end)
+    pool:close()
+    if not ok then
+        for _, out in ipairs(plan.outputs) do
+            drop_output(out)
+        end
+        error(e, 0)
+    end
+    return { plan = plan, seconds = core.now() - started, peak = core.memory().peak }
+end
+
+return write
