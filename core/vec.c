@@ -10,6 +10,18 @@
 #include <immintrin.h>
 #endif
 
+/* One vector register, unaligned. */
+#if defined __AVX512F__
+#define WIDTH 16
+#elif defined __AVX2__
+#define WIDTH 8
+#else
+#define WIDTH 4
+#endif
+typedef float floats __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
+typedef float half_floats __attribute__((vector_size(2 * WIDTH), aligned(4), may_alias));
+typedef double doubles __attribute__((vector_size(4 * WIDTH)));
+
 #define PASTE(a, b)  a##b
 #define NAMED(level) PASTE(qm_vec_, level)
 
@@ -32,21 +44,24 @@ static void f32_to_f16_each(const float *src, uint8_t *dst, size_t n)
     }
 }
 
-/* F16C agrees with half.h on everything but the bits of a NaN; eight values with one among them
+/* F16C agrees with half.h on everything but the bits of a NaN; sixteen values with one among them
  * take the long way. */
 #ifdef __F16C__
-static bool any_nan(__m256 x) { return _mm256_movemask_ps(_mm256_cmp_ps(x, x, _CMP_UNORD_Q)) != 0; }
+enum { RUN16 = 16 };
+
+static bool any_nan(__m256 x, __m256 y) { return _mm256_movemask_ps(_mm256_cmp_ps(x, y, _CMP_UNORD_Q)) != 0; }
 
 static void f16_to_f32(const void *src, float *dst, size_t n)
 {
     const uint8_t *s = src;
     size_t i = 0;
-    for (; i + 8 <= n; i += 8) {
+    for (; i + RUN16 <= n; i += RUN16) {
         __m256 x = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(s + 2 * i)));
-        if (any_nan(x))
-            f16_to_f32_each(s + 2 * i, dst + i, 8);
-        else
-            _mm256_storeu_ps(dst + i, x);
+        __m256 y = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(s + 2 * i + 16)));
+        _mm256_storeu_ps(dst + i, x);
+        _mm256_storeu_ps(dst + i + 8, y);
+        if (any_nan(x, y))
+            f16_to_f32_each(s + 2 * i, dst + i, RUN16);
     }
     f16_to_f32_each(s + 2 * i, dst + i, n - i);
 }
@@ -55,12 +70,12 @@ static void f32_to_f16(const float *src, void *dst, size_t n)
 {
     uint8_t *d = dst;
     size_t i = 0;
-    for (; i + 8 <= n; i += 8) {
-        __m256 x = _mm256_loadu_ps(src + i);
-        if (any_nan(x))
-            f32_to_f16_each(src + i, d + 2 * i, 8);
-        else
-            _mm_storeu_si128((__m128i *)(d + 2 * i), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+    for (; i + RUN16 <= n; i += RUN16) {
+        __m256 x = _mm256_loadu_ps(src + i), y = _mm256_loadu_ps(src + i + 8);
+        _mm_storeu_si128((__m128i *)(d + 2 * i), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+        _mm_storeu_si128((__m128i *)(d + 2 * i + 16), _mm256_cvtps_ph(y, _MM_FROUND_TO_NEAREST_INT));
+        if (any_nan(x, y))
+            f32_to_f16_each(src + i, d + 2 * i, RUN16);
     }
     f32_to_f16_each(src + i, d + 2 * i, n - i);
 }
@@ -139,93 +154,114 @@ static void scale_by(float *x, float s, size_t n)
         x[i] *= s;
 }
 
-/* A tile of TILE columns, ROWS rows at a time: the sums stay in registers while k runs, and each
- * load of `right` serves all rows. */
-#define TILE 16
-#define ROWS 4
+/* A tile of two registers' width, ROWS rows at a time: the sums stay in registers while k runs, and
+ * each load of `right` serves all rows.  What is left over at the edges goes value by value. */
+enum { ROWS = 4, VECTORS = 2, TILE = VECTORS * WIDTH };
 
-static inline void tile(const float *left, size_t left_stride, const float *right, size_t rank, float scale,
-                        float *delta, size_t rows, size_t cols, size_t width)
+static void tile(const float *left, size_t left_stride, const float *right, size_t rank, float scale,
+                 float *delta, size_t cols)
 {
-    float sum[ROWS][TILE] = {0};
+    floats sum[ROWS][VECTORS] = {0};
     for (size_t k = 0; k < rank; k++)
-        for (size_t i = 0; i < rows; i++)
-            for (size_t j = 0; j < width; j++)
-                sum[i][j] += left[i * left_stride + k] * right[k * cols + j];
+        for (size_t i = 0; i < ROWS; i++)
+            for (size_t j = 0; j < VECTORS; j++)
+                sum[i][j] += left[i * left_stride + k] * *(const floats *)(right + k * cols + j * WIDTH);
+    for (size_t i = 0; i < ROWS; i++)
+        for (size_t j = 0; j < VECTORS; j++)
+            *(floats *)(delta + i * cols + j * WIDTH) = scale * sum[i][j];
+}
+
+static void edge(const float *left, size_t left_stride, const float *right, size_t rank, float scale,
+                 float *delta, size_t cols, size_t rows, size_t width)
+{
     for (size_t i = 0; i < rows; i++)
-        for (size_t j = 0; j < width; j++)
-            delta[i * cols + j] = scale * sum[i][j];
+        for (size_t j = 0; j < width; j++) {
+            float sum = 0;
+            for (size_t k = 0; k < rank; k++)
+                sum += left[i * left_stride + k] * right[k * cols + j];
+            delta[i * cols + j] = scale * sum;
+        }
 }
 
 static void low_rank(const float *left, size_t left_stride, const float *right, size_t rank, float scale,
                      float *delta, size_t rows, size_t cols)
 {
     for (size_t i = 0; i < rows; i += ROWS) {
-        size_t nrow = rows - i < ROWS ? rows - i : ROWS;
+        size_t height = rows - i < ROWS ? rows - i : ROWS;
         const float *l = left + i * left_stride;
         for (size_t j = 0; j < cols; j += TILE) {
-            float *d = delta + i * cols + j;
             size_t width = cols - j < TILE ? cols - j : TILE;
-            if (nrow == ROWS && width == TILE)
-                tile(l, left_stride, right + j, rank, scale, d, ROWS, cols, TILE);
+            float *d = delta + i * cols + j;
+            if (height == ROWS && width == TILE)
+                tile(l, left_stride, right + j, rank, scale, d, cols);
             else
-                tile(l, left_stride, right + j, rank, scale, d, nrow, cols, width);
+                edge(l, left_stride, right + j, rank, scale, d, cols, height, width);
         }
     }
 }
 
 /* ---- errors ------------------------------------------------------------------------------------- */
 
-/* Value i goes into partial sum i % LANES. */
-#define LANES 8
+/* Value i goes into partial sum i % LANES, which is lane i % HALF of part i / HALF % PARTS. */
+enum { LANES = 8, HALF = WIDTH / 2, PARTS = LANES / HALF };
 
-typedef struct partial {
-    double xx[LANES], yy[LANES], xy[LANES], dd[LANES], d[LANES], max_d[LANES], max_x[LANES];
-} partial;
+typedef struct sums {
+    doubles xx[PARTS], yy[PARTS], xy[PARTS], dd[PARTS], d[PARTS];
+} sums;
 
-static inline void accumulate(partial *p, const float *x, const float *y, size_t n)
+static inline void accumulate(sums *s, const float *x, const float *y)
 {
-    for (size_t j = 0; j < n; j++) {
-        double a = x[j], b = y[j], d = b - a;
-        double far = d < 0 ? -d : d, big = a < 0 ? -a : a;
-        p->xx[j] += a * a;
-        p->yy[j] += b * b;
-        p->xy[j] += a * b;
-        p->dd[j] += d * d;
-        p->d[j] += d;
-        p->max_d[j] = far > p->max_d[j] ? far : p->max_d[j];
-        p->max_x[j] = big > p->max_x[j] ? big : p->max_x[j];
+    for (size_t p = 0; p < PARTS; p++) {
+        doubles a = __builtin_convertvector(*(const half_floats *)(x + p * HALF), doubles);
+        doubles b = __builtin_convertvector(*(const half_floats *)(y + p * HALF), doubles);
+        doubles d = b - a;
+        s->xx[p] += a * a;
+        s->yy[p] += b * b;
+        s->xy[p] += a * b;
+        s->dd[p] += d * d;
+        s->d[p] += d;
     }
 }
 
-static double fold(const double s[LANES])
+static double fold(const doubles part[PARTS])
 {
+    double s[LANES];
+    memcpy(s, part, sizeof s);
     return ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7]));
 }
 
-static double largest(const double s[LANES])
+/* Magnitudes are compared as integers, which orders them and lets the compiler use every lane. */
+static uint32_t magnitude(float x) { return qm_f32_bits(x) & 0x7fffffffu; }
+
+static void largest(const float *x, const float *y, size_t n, qm_errsum *run)
 {
-    double m = 0;
-    for (size_t j = 0; j < LANES; j++)
-        m = s[j] > m ? s[j] : m;
-    return m;
+    uint32_t max_x = 0, max_d = 0;
+    for (size_t i = 0; i < n; i++) {
+        uint32_t a = magnitude(x[i]), d = magnitude(y[i] - x[i]);
+        max_x = a > max_x ? a : max_x;
+        max_d = d > max_d ? d : max_d;
+    }
+    run->max_x = qm_bits_f32(max_x);
+    run->max_d = qm_bits_f32(max_d);
 }
 
 static void errors(const float *x, const float *y, size_t n, qm_errsum *sum)
 {
-    partial p = {0};
+    sums s = {0};
     size_t i = 0;
     for (; i + LANES <= n; i += LANES)
-        accumulate(&p, x + i, y + i, LANES);
-    accumulate(&p, x + i, y + i, n - i);
-    qm_errsum run = {.sum_xx = fold(p.xx),
-                     .sum_yy = fold(p.yy),
-                     .sum_xy = fold(p.xy),
-                     .sum_dd = fold(p.dd),
-                     .sum_d = fold(p.d),
-                     .max_d = largest(p.max_d),
-                     .max_x = largest(p.max_x),
+        accumulate(&s, x + i, y + i);
+    float rest_x[LANES] = {0}, rest_y[LANES] = {0}; /* zeros add nothing */
+    memcpy(rest_x, x + i, sizeof *x * (n - i));
+    memcpy(rest_y, y + i, sizeof *y * (n - i));
+    accumulate(&s, rest_x, rest_y);
+    qm_errsum run = {.sum_xx = fold(s.xx),
+                     .sum_yy = fold(s.yy),
+                     .sum_xy = fold(s.xy),
+                     .sum_dd = fold(s.dd),
+                     .sum_d = fold(s.d),
                      .n = n};
+    largest(x, y, n, &run);
     qm_errsum_add(sum, &run);
 }
 

@@ -21,8 +21,13 @@ rm -rf "$folder"
 mkdir -p "$folder"
 "$python" -m pip download --quiet --no-deps --no-binary :all: --dest "$folder" "$package"
 tar -xzf "$folder"/llama_cpp_python-*.tar.gz -C "$folder"
-cmake -S "$folder"/llama_cpp_python-*/vendor/llama.cpp -B "$folder" -DCMAKE_BUILD_TYPE=Release \
-    -DGGML_NATIVE=ON -DBUILD_SHARED_LIBS=ON -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_SERVER=OFF \
-    -DLLAMA_BUILD_APP=OFF -DLLAMA_USE_PREBUILT_UI=OFF >"$folder/build.log"
-cmake --build "$folder" -j "$(nproc)" --target llama-quantize llama-simple >>"$folder/build.log"
+{
+    cmake -S "$folder"/llama_cpp_python-*/vendor/llama.cpp -B "$folder" -DCMAKE_BUILD_TYPE=Release \
+        -DGGML_NATIVE=ON -DBUILD_SHARED_LIBS=ON -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_TESTS=OFF \
+        -DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_APP=OFF -DLLAMA_USE_PREBUILT_UI=OFF &&
+        cmake --build "$folder" -j "$(nproc)" --target llama-quantize llama-simple
+} >"$folder/build.log" 2>&1 || {
+    tail -n 20 "$folder/build.log" >&2
+    exit 1
+}
 echo "$package" >"$folder/made-from"

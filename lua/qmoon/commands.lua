@@ -1,0 +1,102 @@
+--- The commands that write models, as data: their options, and what the options mean for qmoon.write.  The scripts
+-- run them and `qmoon plan` shows them, from the same lines.
+
+local cli = require "qmoon.cli"
+local outputs = require "qmoon.outputs"
+local Model = require "qmoon.model"
+
+local commands = {}
+
+local function options_of(o, more)
+    local options = { threads = o.threads, force = o.force, keep_nonfinite = o.keep_nonfinite }
+    for k, v in pairs(more or {}) do
+        options[k] = v
+    end
+    return options
+end
+
+commands.pipeline = {
+    name = "pipeline",
+    doc = "Merges a LoRA adapter into a base model and writes it in several formats, reading the base once: merged-fp16/,\n"
+        .. "model-int8/, model-int4/ (nf4 + double quantisation), model.gguf (F16), model-q4_0.gguf, report.md, report.json.",
+    options = cli.writing {
+        { "base", kind = "text", value = "DIR", required = true, doc = "model folder: config.json and safetensors" },
+        { "adapter", kind = "text", value = "DIR", doc = "peft LoRA adapter; none: the base as it is" },
+        { "out", kind = "text", value = "DIR", required = true, doc = "folder for the outputs, made if it is not there" },
+        { "outputs", kind = "list", value = "LIST", doc = "some of the outputs above, or name=format of your own" },
+        { "pre", kind = "text", value = "NAME", doc = "GGUF: name of the pre-tokenizer, when it is not recognised" },
+        { "name", kind = "text", value = "TEXT", doc = "GGUF: general.name" },
+    },
+    examples = [[
+  qmoon pipeline --base Qwen2.5-1.5B-Instruct --adapter adapters --out quantized
+  qmoon pipeline --base B --adapter A --out q --outputs model-int4,small.gguf=q6_k
+  qmoon plan pipeline --base B --adapter A --out q        what it would do, to the byte]],
+    prepare = function(o)
+        local model = Model.open(o.base)
+        if o.adapter then
+            model = model:merge(o.adapter)
+        end
+        local specs = outputs.choose(o.outputs, o.out)
+        for _, s in ipairs(specs) do
+            s.pre, s.name = o.pre, o.name
+        end
+        -- every output is encoded from the merged weights as f16 holds them
+        return model, specs, options_of(o, { round = "f16" })
+    end,
+}
+
+commands.merge = {
+    name = "merge",
+    doc = "Merges a LoRA adapter into a base model with peft's arithmetic: B.A in f32, scaled, added, rounded once.",
+    options = cli.writing {
+        { "base", kind = "text", value = "DIR", required = true, doc = "model folder: config.json and safetensors" },
+        { "adapter", kind = "list", value = "DIR", required = true, doc = "peft adapter folder, or several separated by commas" },
+        { "out", kind = "text", value = "DIR", required = true, doc = "folder for the merged checkpoint" },
+        { "dtype", kind = "text", value = "TYPE", choices = { "f16", "bf16", "f32", "keep" }, default = "keep",
+          doc = "element type to write; keep: as in the base" },
+        { "shard-size", kind = "size", value = "SIZE", default = "5GB", doc = "largest weight file" },
+    },
+    examples = "  qmoon merge --base Qwen2.5-1.5B --adapter adapters --out merged --dtype f16",
+    prepare = function(o)
+        local model = Model.open(o.base)
+        for _, adapter in ipairs(o.adapter) do
+            model = model:merge(adapter)
+        end
+        return model, { { path = o.out, format = o.dtype, shard_size = o.shard_size } }, options_of(o)
+    end,
+}
+
+commands.quantize = {
+    name = "quantize",
+    doc = "Writes a model in another format. OUT ending in .gguf: llama-quantize's types by its rules; otherwise a folder that\n"
+        .. "transformers and bitsandbytes load.",
+    arguments = { { "SRC", doc = "model folder, or .gguf file" }, { "OUT", doc = "folder, or .gguf file" } },
+    options = cli.writing {
+        { "type", kind = "text", value = "T", required = true,
+          doc = "for .gguf: f32 f16 bf16 q8_0 q4_0 q6_k; for a folder: int8 nf4 fp4 f16 bf16 f32" },
+        { "double-quant", doc = "nf4 and fp4: quantise the scales again" },
+        { "block", kind = "integer", value = "N", doc = "nf4 and fp4: values per scale, 32 to 4096 (default: 64)" },
+        { "dtype", kind = "text", value = "TYPE", choices = { "f16", "bf16", "f32" },
+          doc = "nf4, fp4, int8: compute type, and what stays unquantised (default: f16)" },
+        { "zero-blocks", kind = "text", value = "HOW", choices = { "bnb", "exact" }, default = "bnb",
+          doc = "nf4: all-zero blocks as bitsandbytes writes them, or so that they decode to zeros" },
+        { "pure", doc = "GGUF: one type for every quantised tensor" },
+        { "allow-requantize", doc = "GGUF: take tensors that are quantised already" },
+        { "pre", kind = "text", value = "NAME", doc = "GGUF: name of the pre-tokenizer, when it is not recognised" },
+        { "name", kind = "text", value = "TEXT", doc = "GGUF: general.name" },
+        { "shard-size", kind = "size", value = "SIZE", default = "5GB", doc = "largest weight file of a folder" },
+    },
+    examples = [[
+  qmoon quantize Qwen2.5-1.5B model-q4_0.gguf --type q4_0
+  qmoon quantize model.gguf model-q6_k.gguf --type q6_k
+  qmoon quantize Qwen2.5-1.5B model-nf4 --type nf4 --double-quant]],
+    prepare = function(o)
+        return Model.open(o[1]), {
+            { path = o[2], format = o.type:lower(), double_quant = o.double_quant, block = o.block, dtype = o.dtype,
+              zero_blocks = o.zero_blocks, pure = o.pure, allow_requantize = o.allow_requantize, pre = o.pre, name = o.name,
+              shard_size = o.shard_size },
+        }, options_of(o)
+    end,
+}
+
+return commands
