@@ -91,9 +91,9 @@ static const qm_fast *fast_of(const qm_format *f, qm_simd level)
 }
 
 /* Formats of single values (block 1) have no groups: any run is one, and long ones are quicker. */
-static uint32_t step_of(const qm_codec *c, size_t left)
+static uint32_t step_of(const qm_format *f, const qm_codec *c, size_t left)
 {
-    uint32_t step = c->block == 1 ? 1u << 30 : c->block;
+    uint32_t step = f->block == 1 ? 1u << 30 : c->block;
     return left < step ? (uint32_t)left : step;
 }
 
@@ -115,7 +115,7 @@ void qm_encode(const qm_format *f, const float *x, size_t n, const qm_codec *c, 
     uint8_t *at[QM_MAX_PLANES] = {0};
     memcpy(at, plane, sizeof at[0] * (size_t)qm_format_planes(f));
     for (uint32_t step; n; x += step, n -= step) {
-        step = step_of(c, n);
+        step = step_of(f, c, n);
         f->encode(x, step, c, at);
         advance(f, step, at);
     }
@@ -133,7 +133,7 @@ void qm_decode(const qm_format *f, const uint8_t *const plane[], size_t n, const
     uint8_t *at[QM_MAX_PLANES] = {0};
     memcpy(at, plane, sizeof at[0] * (size_t)qm_format_planes(f));
     for (uint32_t step; n; y += step, n -= step) {
-        step = step_of(c, n);
+        step = step_of(f, c, n);
         f->decode((const uint8_t *const *)at, step, c, y);
         advance(f, step, at);
     }

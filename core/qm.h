@@ -40,10 +40,10 @@ typedef struct qm_err {
 } qm_err;
 
 /* Records the failure unless one is recorded already; always returns false. */
-bool qm_fail(qm_err *e, qm_code code, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+bool qm_fail(qm_err *e, qm_code code, const char *fmt, ...) __attribute__((format(printf, 3, 4), nonnull));
 
 /* As qm_fail, appending ": " and the text of errno, which it reads first. */
-bool qm_fail_errno(qm_err *e, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+bool qm_fail_errno(qm_err *e, const char *fmt, ...) __attribute__((format(printf, 2, 3), nonnull));
 
 /* Set by a signal handler, polled by everything that takes longer than a blink. */
 void qm_interrupt_request(void);

@@ -1,5 +1,6 @@
 /* vec.c: see vec.h.  Plain loops that the compiler vectorises; the Makefile compiles this file once
  * for any machine and once each with QM_LEVEL=avx2 and QM_LEVEL=avx512. */
+#include <math.h>
 #include <string.h>
 
 #include "cpu.h"
@@ -158,6 +159,20 @@ static void scale_by(float *x, float s, size_t n)
  * each load of `right` serves all rows.  What is left over at the edges goes value by value. */
 enum { ROWS = 4, VECTORS = 2, TILE = VECTORS * WIDTH };
 
+/* a * b + c, rounded once: an instruction where there is one, and exact by fmaf where there is none. */
+static inline floats multiply_add(float a, floats b, floats c)
+{
+#if defined __AVX512F__
+    return (floats)_mm512_fmadd_ps(_mm512_set1_ps(a), (__m512)b, (__m512)c);
+#elif defined __FMA__
+    return (floats)_mm256_fmadd_ps(_mm256_set1_ps(a), (__m256)b, (__m256)c);
+#else
+    for (int i = 0; i < WIDTH; i++)
+        c[i] = fmaf(a, b[i], c[i]);
+    return c;
+#endif
+}
+
 static void tile(const float *left, size_t left_stride, const float *right, size_t rank, float scale,
                  float *delta, size_t cols)
 {
@@ -165,7 +180,8 @@ static void tile(const float *left, size_t left_stride, const float *right, size
     for (size_t k = 0; k < rank; k++)
         for (size_t i = 0; i < ROWS; i++)
             for (size_t j = 0; j < VECTORS; j++)
-                sum[i][j] += left[i * left_stride + k] * *(const floats *)(right + k * cols + j * WIDTH);
+                sum[i][j] = multiply_add(left[i * left_stride + k],
+                                         *(const floats *)(right + k * cols + j * WIDTH), sum[i][j]);
     for (size_t i = 0; i < ROWS; i++)
         for (size_t j = 0; j < VECTORS; j++)
             *(floats *)(delta + i * cols + j * WIDTH) = scale * sum[i][j];
@@ -178,7 +194,7 @@ static void edge(const float *left, size_t left_stride, const float *right, size
         for (size_t j = 0; j < width; j++) {
             float sum = 0;
             for (size_t k = 0; k < rank; k++)
-                sum += left[i * left_stride + k] * right[k * cols + j];
+                sum = fmaf(left[i * left_stride + k], right[k * cols + j], sum);
             delta[i * cols + j] = scale * sum;
         }
 }

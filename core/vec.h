@@ -32,7 +32,8 @@ typedef struct qm_vec {
     /* Index of the first NaN or infinity, or n. */
     size_t (*first_nonfinite)(const float *x, size_t n);
     /* delta[i][j] = scale * sum over k of left[i*left_stride + k] * right[k*cols + j], k ascending,
-     * product and sum rounded separately, scale applied last.  rows x cols. */
+     * product and sum rounded once together (a fused multiply-add, as the BLAS under peft does it), scale
+     * applied last.  rows x cols. */
     void (*low_rank)(const float *left, size_t left_stride, const float *right, size_t rank, float scale,
                      float *delta, size_t rows, size_t cols);
     void (*add)(float *x, const float *y, size_t n);           /* x += y */

@@ -413,9 +413,10 @@ static int tensor_text(lua_State *L)
     return 1;
 }
 
+/* Also t:close(): gives the memory back now; Lua's collector does not know how much it is. */
 static int tensor_gc(lua_State *L)
 {
-    void **box = lua_touserdata(L, 1);
+    void **box = luaL_checkudata(L, 1, QML_TENSOR);
     qm_tensor_free(*box);
     *box = NULL;
     return 0;
@@ -423,7 +424,8 @@ static int tensor_gc(lua_State *L)
 
 void qml_open_tensor(lua_State *L)
 {
-    static const luaL_Reg methods[] = {{"info", info},           {"quantize", quantize},
+    static const luaL_Reg methods[] = {{"info", info},           {"close", tensor_gc},
+                                                {"quantize", quantize},
                                        {"dequantize", dequantize}, {"transpose", transpose},
                                        {"plane", plane},         {"values", values},
                                        {"stats", stats},         {"errors", errors},

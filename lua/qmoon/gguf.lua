@@ -36,8 +36,8 @@ local function read_json(path)
     return text and core.json_decode(text, path)
 end
 
--- generation_config.json's name, ours, type
-local SAMPLING = {
+-- {name in generation_config.json, name under general.sampling, type}
+gguf.sampling = {
     { "sequence", "sequence", "string" }, { "top_k", "top_k", "i32" }, { "top_p", "top_p", "f32" },
     { "min_p", "min_p", "f32" }, { "xtc_probability", "xtc_probability", "f32" },
     { "xtc_threshold", "xtc_threshold", "f32" }, { "temperature", "temp", "f32" },
@@ -49,7 +49,7 @@ local SAMPLING = {
 local function add_sampling(rows, dir)
     local settings = read_json(dir .. "/generation_config.json") or {}
     settings.repetition_penalty = settings.penalty_repeat or settings.repetition_penalty
-    for _, s in ipairs(SAMPLING) do
+    for _, s in ipairs(gguf.sampling) do
         local value = settings[s[1]]
         if value ~= nil and value ~= core.null then
             rows[#rows + 1] = row("general.sampling." .. s[2], s[3], value)

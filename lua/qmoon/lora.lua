@@ -24,7 +24,7 @@ local M = {}
 ---@field right qmoon.lora.ref?     low_rank: [rank x columns]
 ---@field rank integer?
 ---@field scale number?             low_rank, add
----@field round_delta "base"?       low_rank: the update is rounded to the type merged in before it is added
+---@field round_delta table<string, boolean>?  low_rank: types written whose update is rounded to them first
 ---@field magnitude qmoon.lora.ref? dora: one value a row, or a column
 ---@field by_column boolean?
 ---@field row integer[]?            rows: row numbers from 0, in the order of the values

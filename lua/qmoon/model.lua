@@ -4,6 +4,7 @@
 -- adds, tensor by tensor, the steps that the stream will take.
 
 local core = require "qmoon.core"
+local arch = require "qmoon.arch"
 local config = require "qmoon.config"
 local files = require "qmoon.files"
 local json = require "qmoon.json"
@@ -159,20 +160,23 @@ local function open_folder(path)
     return new { path = path, kind = "folder", config = c, items = in_order(folder_items(path)) }
 end
 
+-- Tensors get the names they have in a checkpoint folder, where the architecture is known.
 local function open_gguf(path)
     local h = core.gguf(path)
-    local from_gguf = require "qmoon.gguf_model"
-    local m = { path = path, kind = "gguf", gguf = h, items = {} }
-    for _, t in ipairs(h.tensors) do
+    local a
+    for _, pair in ipairs(h.meta) do
+        if pair.key == "general.architecture" then
+            a = arch.named(pair.value)
+        end
+    end
+    local items = {}
+    for i, t in ipairs(h.tensors) do
         local item = item_of(t, h.file)
         item.gguf_name, item.type_name = t.name, t.type_name
-        m.items[#m.items + 1] = item
+        item.name = a and arch.to_hf(a, t.name) or t.name
+        items[i] = item
     end
-    m.names = from_gguf.names(h)
-    for _, item in ipairs(m.items) do
-        item.name = m.names[item.gguf_name] or item.gguf_name
-    end
-    return new(m)
+    return new { path = path, kind = "gguf", gguf = h, items = items }
 end
 
 --- Opens a model: a folder with config.json and safetensors, a .gguf file, or one .safetensors file.

@@ -341,6 +341,7 @@ end
 local function from_id(general, id, parameters)
     local found = card.name_parts(id, parameters)
     found.name = found.name and card.title(found.name)
+    found.organization = found.organization and card.title(found.organization)
     for key, value in pairs(found) do
         if general[key] == nil then
             general[key] = value

@@ -66,19 +66,10 @@ local function job_of(plan, item, group, steps, source)
     return job
 end
 
---- What Lua itself holds: measured, and a little over: the program, its tables, and per header byte.
-local function host_memory(plan)
-    local bytes = 24 * 2 ^ 20
-    for _, out in ipairs(plan.outputs) do
-        for _, f in ipairs(out.files) do
-            for _, w in ipairs(f.writes) do
-                bytes = bytes + 4 * #w[2]
-            end
-        end
-    end
-    return bytes + collectgarbage "count" * 1024
-end
+local PROGRAM = 8 * 2 ^ 20 -- code, libraries, stacks: measured
 
+--- The most this program will hold. Planning reads the same headers and tokenizers as running does, so what it has
+--- taken so far is part of the answer; then come the stream's buffers on top of what Lua keeps.
 local function peak_memory(plan)
     local most = 0
     for _, item in ipairs(plan.model.items) do
@@ -86,7 +77,9 @@ local function peak_memory(plan)
             most = math.max(most, core.stream_memory(job_of(plan, item, group), plan.threads))
         end
     end
-    return most + (plan.model.lora_memory or 0) + host_memory(plan)
+    collectgarbage()
+    local kept = collectgarbage "count" * 1024 + PROGRAM
+    return math.max(core.memory().peak, most + 2 * (plan.model.lora_memory or 0) + kept)
 end
 
 local function parent(path)
@@ -200,7 +193,7 @@ local function steps_of(plan, item, round, pool)
             steps = {}
         elseif a.kind == "low_rank" then
             step = { kind = "low_rank", left = load_ref(a.left), right = load_ref(a.right), rank = a.rank,
-                     scale = a.scale, round_delta = a.round_delta and round }
+                     scale = a.scale, round_delta = a.round_delta and a.round_delta[round] and round or nil }
         elseif a.kind == "dora" then
             step = { kind = "dora", magnitude = load_ref(a.magnitude), by_column = a.by_column }
         elseif a.kind == "add" then
@@ -307,6 +300,17 @@ local function note_result(out, item, result)
     out.zero_groups = (out.zero_groups or 0) + result.zero_groups
 end
 
+-- Frees an item's adapter tensors at once: Lua's collector does not know what they weigh.
+local function close_steps(steps)
+    for _, step in ipairs(steps) do
+        for _, field in ipairs { "left", "right", "magnitude", "norm", "values" } do
+            if step[field] then
+                step[field]:close()
+            end
+        end
+    end
+end
+
 local function run_item(plan, item, pool, progress)
     for _, out in ipairs(plan.outputs) do
         local copy = out.copies[item]
@@ -319,6 +323,7 @@ local function run_item(plan, item, pool, progress)
         local job = job_of(plan, item, group, steps, source)
         job.progress = i == 1 and progress or nil
         local result = core.stream(pool, job)
+        close_steps(steps)
         for k, s in ipairs(group.sinks) do
             note_result(s.out, item, result.sinks[k])
             if s.spec.late then
@@ -350,9 +355,6 @@ local function run_all(plan, pool)
         tick()
         run_item(plan, item, pool, tick)
         done = done + item.source.size
-        if i % 16 == 0 then
-            collectgarbage() -- adapters' tensors lie outside of Lua's own count
-        end
     end
 end
 

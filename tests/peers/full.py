@@ -8,6 +8,7 @@ source tree BIN was built from (its CMakeCache.txt says where).  Ends with `N pa
 """
 
 import argparse
+import copy
 import functools
 import json
 import logging
@@ -44,14 +45,14 @@ CONVERTER_MAY_DIFFER = {
     "general.organization": "the same guess",
 }
 
-# Random models: rows not divisible by 256, by 64 or by both; no tied head; a vocabulary larger than the tokenizer.
+# Random models: rows not divisible by 256; then not by 64 either; no tied head; more ids than the tokenizer has.
 RANDOM = {
-    "random-224": dict(hidden_size=224, intermediate_size=608, num_hidden_layers=2, num_attention_heads=7,
+    "random-448": dict(hidden_size=448, intermediate_size=1216, num_hidden_layers=2, num_attention_heads=7,
                        num_key_value_heads=1, vocab_size=2049, tie_word_embeddings=False),
-    "random-96": dict(hidden_size=96, intermediate_size=160, num_hidden_layers=3, num_attention_heads=3,
-                      num_key_value_heads=3, vocab_size=2051, tie_word_embeddings=False),
-    "random-128": dict(hidden_size=128, intermediate_size=352, num_hidden_layers=2, num_attention_heads=4,
+    "random-128": dict(hidden_size=128, intermediate_size=320, num_hidden_layers=3, num_attention_heads=4,
                        num_key_value_heads=2, vocab_size=2083, tie_word_embeddings=False),
+    "random-96": dict(hidden_size=96, intermediate_size=224, num_hidden_layers=2, num_attention_heads=3,
+                      num_key_value_heads=3, vocab_size=2051, tie_word_embeddings=False),
 }
 
 
@@ -198,6 +199,9 @@ def transformers_loads_model_int4_and_generates(case):
 
 
 def generates(case, folder):
+    if folder == "model-int4" and uneven(case):
+        load(case.out / folder)
+        return UNEVEN
     text = tokenizer(case)
     new = greedy(load(case.out / folder), text(PROMPTS[0])["input_ids"])
     same("tokens", len(new), NEW_TOKENS)
@@ -259,12 +263,30 @@ def bitsandbytes_decodes_quantized_fp4_double_quant_as_the_format_says(case):
     same_decoded(case.quantized("fp4", "--double-quant", folder=True))
 
 
+UNEVEN = "not run: bitsandbytes' CPU code cannot compute with rows that are not whole blocks"
+
+
+def uneven(case):
+    return any(merged(case)[name].shape[1] % 64 for name in linears(case))
+
+
+def decode(weight):
+    """bitsandbytes' values of a loaded 4-bit weight.
+
+    Blocks run over row ends; 0.50's CPU kernel counts them anew in every row, unlike its CUDA kernel and its generic
+    code, which only shows when a row is not whole blocks.  Given as one row, the weight is decoded as it is stored.
+    """
+    state = copy.copy(weight.quant_state)
+    state.shape = torch.Size([1, weight.quant_state.shape.numel()])
+    return bitsandbytes.functional.dequantize_4bit(weight.data, state).reshape(weight.quant_state.shape)
+
+
 def same_decoded(folder):
     """The weights transformers and bitsandbytes have in memory after loading, decoded by bitsandbytes."""
     tensors, count = read_folder(folder), 0
     for name, module in load(folder).named_modules():
         if isinstance(module, bitsandbytes.nn.Linear4bit):
-            theirs = bitsandbytes.functional.dequantize_4bit(module.weight.data, module.weight.quant_state)
+            theirs = decode(module.weight)
             ours = bnb.FourBit(tensors, name + ".weight").values()
             same_array(name, ours + np.float16(0), theirs.numpy() + np.float16(0))  # -0 and +0 are one weight
             count += 1
@@ -313,6 +335,8 @@ def logits_of_model_int8_are_close_to_merged_fp16(case):
 
 @check
 def logits_of_model_int4_are_close_to_merged_fp16(case):
+    if uneven(case):
+        return UNEVEN
     _, ids, expected = reference(case)
     return close("model-int4", logits(load(case.out / "model-int4"), ids), expected, mean=0.15)
 
@@ -320,6 +344,8 @@ def logits_of_model_int4_are_close_to_merged_fp16(case):
 @check
 def logits_of_model_int4_are_as_close_as_bitsandbytes_own(case):
     """bitsandbytes quantising merged-fp16 itself: the same codes, another offset under the scales."""
+    if uneven(case):
+        return UNEVEN
     _, ids, expected = reference(case)
     config = transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4",
                                              bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.float16)

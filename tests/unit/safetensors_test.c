@@ -234,13 +234,11 @@ TEST(safetensors_cover)
 TEST(safetensors_hostile_name_in_message)
 {
     refuses("{\"a\\u001b[31m\\n\":5}", 0, "'a?[31m?': its entry");
-    size_t n = 1u << 20;
-    char *header = malloc(n + 16);
-    strcpy(header, "{\"");
-    memset(header + 2, 'x', n);
-    strcpy(header + 2 + n, "\":5}");
+    enum { LONG = 1 << 20 };
+    static char header[LONG + 16] = "{\"";
+    memset(header + 2, 'x', LONG);
+    strcpy(header + 2 + LONG, "\":5}");
     refuses(header, 0, "xxx': its entry in the header is not an object");
-    free(header);
 }
 
 /* Whatever is changed in a valid header, the answer is a failure with a message or a header that lies in the

@@ -21,7 +21,6 @@ return {
         tie_word_embeddings = false,
         rope_theta = 10000,
         use_sliding_window = false,
-        attention_dropout = 0,
     },
 
     modules = {

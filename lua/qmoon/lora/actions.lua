@@ -4,6 +4,10 @@ local shapes = require "qmoon.lora.shapes"
 
 local M = {}
 
+--- Types that an update is rounded to, by the base's type: peft merges in the type it loads the base as.  Where the
+--- base would lose by that, the merge is done in f32 and rounded once, at the end.
+local ROUNDED = { f16 = { f16 = true }, bf16 = { bf16 = true, f16 = true }, f32 = {} }
+
 --- Both factors or neither, and what goes with them only beside them.
 local function check_complete(ctx, s)
     local cfg = ctx.adapter.config
@@ -80,10 +84,10 @@ local function low_rank(ctx, s, weight, list)
         left, right = right, left
     end
     -- peft rounds the update before adding it for embeddings and for MiCA, but not within DoRA
-    local rounded = not cfg.dora and (s.embedding or cfg.init == "mica")
+    local rounds = not cfg.dora and (s.embedding or cfg.init == "mica")
     list[#list + 1] = {
         kind = "low_rank", left = ctx:ref(left, flipped), right = ctx:ref(right, flipped),
-        rank = s.scaling.rank, scale = s.scaling.scale, round_delta = rounded and "base" or nil,
+        rank = s.scaling.rank, scale = s.scaling.scale, round_delta = rounds and ROUNDED[weight.dtype] or nil,
     }
     if s.magnitude then
         shapes.check_vector(ctx.adapter, s.magnitude, s.B)
@@ -148,7 +152,7 @@ function M.weight(ctx, s, base, replacement)
     local list, weight = {}, base
     if replacement then
         list[1] = replace(ctx, replacement, base)
-        weight = { name = base.name, shape = replacement.shape }
+        weight = { name = base.name, shape = replacement.shape, dtype = base.dtype }
     end
     if s and s.A then
         low_rank(ctx, s, weight, list)

@@ -79,24 +79,11 @@ local function same_transposed(adapter, a, b)
     return true
 end
 
---- Were both sides trained to the same values?  (With ensure_weight_tying peft saves them twice.)
-local function say_the_same(adapter, input, head)
-    if input.own.weight and head.own.weight then
-        return keys.same_bytes(adapter, input.own.weight, head.own.weight)
-    elseif input.embedding and head.A and not head.embedding and not (input.magnitude or head.magnitude) then
-        return input.scaling.scale == head.scaling.scale and same_transposed(adapter, input.A, head.B)
-            and same_transposed(adapter, input.B, head.A)
-    end
-    return false
-end
-
-local function stays_tied(adapter, input, head)
-    if is_touched(input) and is_touched(head) then
-        return say_the_same(adapter, input, head)
-    elseif is_touched(input) then
-        return input.rows ~= nil
-    end
-    return not is_touched(head)
+--- Do both sides hold the same update?
+local function same_update(adapter, input, head)
+    return input and head and input.embedding and head.A and not head.embedding
+        and not (input.magnitude or head.magnitude) and input.scaling.scale == head.scaling.scale
+        and same_transposed(adapter, input.A, head.B) and same_transposed(adapter, input.B, head.A)
 end
 
 --- What the adapter saved of the shared tensor: one tensor, maybe under both names, for both sides.
@@ -106,6 +93,22 @@ local function saved_base(adapter, input, head)
         return a, b -- it was trained on an untied model
     end
     return a or b, a or b
+end
+
+--- What one side starts from: its own trained copy, or what was saved of the base; nil is the base itself.
+local function start_of(s, saved)
+    return s and s.own.weight or saved
+end
+
+--- Are both sides the same afterwards?  (With ensure_weight_tying peft trains one and saves it twice.)
+local function stays_tied(adapter, input, head, input_saved, head_saved)
+    local a, b = start_of(input, input_saved), start_of(head, head_saved)
+    if a ~= b and not (a and b and keys.same_bytes(adapter, a, b)) or head and head.rows then
+        return false
+    elseif input and input.A or head and head.A then
+        return same_update(adapter, input, head)
+    end
+    return true
 end
 
 local function use_all(ctx, s)
@@ -130,7 +133,7 @@ local function check_vocabulary(ctx, input_shape, head_shape)
 end
 
 local function side(ctx, s, base, saved)
-    return actions.weight(ctx, s, base, s and s.own.weight or saved)
+    return actions.weight(ctx, s, base, start_of(s, saved))
 end
 
 local function keep_tied(ctx, base, input, head, saved)
@@ -139,9 +142,9 @@ local function keep_tied(ctx, base, input, head, saved)
     if ctx.pair.head_stored then
         ctx.plan.actions[ctx.pair.head] = #list > 0 and list or nil
     end
-    if is_touched(head) then
-        ctx.plan.pairs = ctx.plan.pairs + (head.A and 1 or 0)
-        ctx:notice("embeddings stay tied: the adapter holds the same values for both")
+    if head and head.A then
+        ctx.plan.pairs = ctx.plan.pairs + 1
+        ctx:notice("embeddings stay tied: the adapter holds the same update for both")
     end
     check_vocabulary(ctx, shape, shape)
 end
@@ -169,7 +172,7 @@ end
 function Pair:plan(ctx, input, head)
     local base = ctx.index[self.input]
     local input_saved, head_saved = saved_base(ctx.adapter, input, head)
-    if input_saved == head_saved and stays_tied(ctx.adapter, input, head) then
+    if stays_tied(ctx.adapter, input, head, input_saved, head_saved) then
         keep_tied(ctx, base, input, head, input_saved)
     else
         untie(ctx, base, input, head, input_saved, head_saved)

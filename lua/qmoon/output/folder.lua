@@ -32,13 +32,25 @@ local CARRIED = {
     "preprocessor_config.json", "processor_config.json", "tekken.json",
 }
 
-local function side_files(model, spec)
-    if model.kind == "gguf" then
-        return require("qmoon.gguf_model").side_files(model.gguf, model.path)
-    elseif model.kind ~= "folder" then
-        return {}
+--- What a checkpoint folder of this model has besides weights: its config, architecture and small files.
+local function folder_of(model, spec)
+    if model.kind == "folder" then
+        return { arch = model.config.arch, config = model.config.text, raw = model.config.raw }
     end
+    local g = require("qmoon.gguf_model").read(model.gguf, model.path, { pre = spec.pre })
+    return { arch = g.arch, config = g.config, raw = core.json_decode(g.config), files = g.files }
+end
+
+local function side_files(model, view)
     local side = {}
+    for _, f in ipairs(view.files or {}) do
+        if f.name ~= "config.json" then
+            side[#side + 1] = { name = f.name, bytes = f.text }
+        end
+    end
+    if view.files then
+        return side
+    end
     local function carry(name)
         side[#side + 1] = { name = name, from = model.path .. "/" .. name }
     end
@@ -90,8 +102,8 @@ end
 
 --- Why a tensor stays as it is in a bitsandbytes checkpoint, or nil when it is quantised: transformers
 --- quantises the weights of linear layers, and never the output head.
-local function why_kept(model, item)
-    local role = model.config and model.config.arch and arch.role(model.config.arch, item.name)
+local function why_kept(a, item)
+    local role = a and arch.role(a, item.name)
     if not item.name:find "%.weight$" or #item.shape < 2 then
         return #item.shape < 2 and (role == "norm" and "norm" or role == "bias" and "bias" or "1-D") or "not a weight"
     elseif #item.shape > 2 then
@@ -117,15 +129,8 @@ local REASONS = { embedding = "embedding", output = "output head", norm = "norm"
 
 -- ---- config ---------------------------------------------------------------------------------------------
 
-local function config_text(model, spec, skip)
-    local c = model.config
-    local text, raw
-    if c then
-        text, raw = c.text, c.raw
-    else
-        text = require("qmoon.gguf_model").config(model.gguf, model.path)
-        raw = core.json_decode(text)
-    end
+local function config_text(view, spec, skip)
+    local raw = view.raw
     local dtype = torch_name(spec.dtype)
     local edits = {}
     if dtype then
@@ -138,14 +143,14 @@ local function config_text(model, spec, skip)
     if spec.quantised then
         edits[#edits + 1] = { "quantization_config", bnb.config(spec, dtype, skip) }
     end
-    return config.edit(text, edits)
+    return config.edit(view.config, edits)
 end
 
 -- ---- planning ------------------------------------------------------------------------------------------
 
 --- Everything written for one item, as parts that stay in one file, and the sink that fills them.
-local function item_parts(model, item, spec)
-    local why = spec.quantised and why_kept(model, item)
+local function item_parts(view, item, spec)
+    local why = spec.quantised and why_kept(view.arch, item)
     if not spec.quantised or why then
         local parts, sink = plain_parts(item, spec)
         return parts, sink, why and (REASONS[why] or why)
@@ -198,11 +203,12 @@ end
 ---@return qmoon.Output
 function folder.plan(model, spec)
     spec = resolve(spec, model)
+    local view = folder_of(model, spec)
     local out = { path = spec.path, folder = true, title = title(spec), files = {}, sinks = {}, copies = {}, rows = {},
                   notices = {}, format = spec.format, dtype = spec.dtype }
     local groups, where, parameters = {}, {}, 0
     for _, item in ipairs(model.items) do
-        local parts, sink, why = item_parts(model, item, spec)
+        local parts, sink, why = item_parts(view, item, spec)
         local bytes = 0
         for _, p in ipairs(parts) do
             bytes = bytes + p.size
@@ -235,12 +241,12 @@ function folder.plan(model, spec)
             out.copies[item] = { file = first.file, at = first.at }
         end
     end
-    out.side = side_files(model, spec)
+    out.side = side_files(model, view)
     if #shards > 1 then
         table.insert(out.side, 1, { name = "model.safetensors.index.json", bytes = safetensors.index(shards, parameters) })
     end
     out.skip = spec.quantised and skip_list(out.rows) or nil
-    table.insert(out.side, 1, { name = "config.json", bytes = config_text(model, spec, out.skip) })
+    table.insert(out.side, 1, { name = "config.json", bytes = config_text(view, spec, out.skip) })
     return out
 end
 

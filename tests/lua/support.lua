@@ -1,0 +1,73 @@
+-- support: what test files share.  Loaded with dofile "tests/lua/support.lua".
+
+local core = require "qmoon.core"
+
+local support = {}
+
+local counter = 0
+
+--- A new folder that does not exist yet, under one scratch folder of this run.
+function support.scratch()
+    if not support.root then
+        local pipe = io.popen "mktemp -d /tmp/qmoon-test-XXXXXX"
+        support.root = pipe:read "*l"
+        pipe:close()
+    end
+    counter = counter + 1
+    return ("%s/%d"):format(support.root, counter)
+end
+
+function support.read(path)
+    local f = assert(io.open(path, "rb"))
+    local s = f:read "*a"
+    f:close()
+    return s
+end
+
+function support.write(path, bytes)
+    local f = assert(io.open(path, "wb"))
+    f:write(bytes)
+    f:close()
+end
+
+--- Copies a folder of plain files, and returns the copy.
+function support.copy(dir)
+    local to = support.scratch()
+    core.mkdir(to)
+    for _, name in ipairs(core.list(dir)) do
+        support.write(to .. "/" .. name, support.read(dir .. "/" .. name))
+    end
+    return to
+end
+
+--- The error object that fn raises; fails when it raises none, or another kind, or does not say `text`.
+function support.raises(kind, text, fn, ...)
+    local ok, e = pcall(fn, ...)
+    assert(not ok, "no error was raised")
+    assert(type(e) == "table" and e.message, "not an error object: " .. tostring(e))
+    assert(e.kind == kind, ("kind is %s, not %s: %s"):format(e.kind, kind, e.message))
+    for _, part in ipairs(type(text) == "table" and text or { text }) do
+        assert(e.message:find(part, 1, true), ("'%s' is not in: %s"):format(part, e.message))
+    end
+    assert(not e.message:find "\n", "more than one line: " .. e.message)
+    return e
+end
+
+--- Runs the program; returns exit status and what it printed, both streams together.
+function support.run(args)
+    local program = arg[-1]
+    local out = os.tmpname()
+    local status = os.execute(("%s %s >%s 2>&1 </dev/null"):format(program, args, out))
+    local text = support.read(out)
+    os.remove(out)
+    return status > 255 and math.floor(status / 256) or status, text
+end
+
+--- Equal, or an error that shows both.
+function support.equal(a, b, what)
+    if a ~= b then
+        error(("%s: %s is not %s"):format(what or "value", tostring(a), tostring(b)), 2)
+    end
+end
+
+return support

@@ -1,0 +1,304 @@
+/* registry_test.c: what holds for every format in core/formats: fast code writes the bytes that the plain
+ * code writes, nothing is written outside the planes, and errors stay within the format's own bound. */
+#include <math.h>
+#include <stdlib.h>
+
+#include "../../core/cpu.h"
+#include "../../core/format.h"
+#include "test.h"
+
+/* ---- values that break things ------------------------------------------------------------------- */
+
+static uint32_t state;
+
+static uint32_t next(void)
+{
+    state = state * 1664525u + 1013904223u;
+    return state >> 8;
+}
+
+static float uniform(void) { return (float)next() * 0x1p-23f - 1.0f; }
+static float normal(void) { return uniform() + uniform() + uniform() + uniform(); }
+static float power_of_two(int low, int high)
+{
+    return ldexpf(1, low + (int)(next() % (uint32_t)(high - low)));
+}
+
+static float plain(void) { return 0.02f * normal(); }
+static float half(void) { return qm_f16_to_f32(qm_f32_to_f16(plain())); }
+static float zero(void) { return 0.0f; }
+static float minus_zero(void) { return next() % 2 ? -0.0f : 0.0f; }
+static float constant(void) { return -0.75f; }
+static float positive(void) { return fabsf(normal()); }
+static float ties(void) { return (float)((int)(next() % 511) - 255) / 254.0f * 0.5f; }
+static float integers(void) { return (float)((int)(next() % 17) - 8); }
+static float ternary(void) { return (float)((int)(next() % 3) - 1); }
+static float sparse(void) { return next() % 50 ? 0.0f : normal(); }
+static float outlier(void) { return next() % 200 ? plain() : 1000.0f * plain(); }
+static float subnormal(void) { return ldexpf(normal(), -135); }
+static float half_subnormal(void) { return ldexpf(normal(), -127); }
+static float tiny(void) { return ldexpf(normal(), -48); }
+static float huge(void) { return ldexpf(normal(), 125); }
+static float beyond_half(void) { return 70000.0f * normal(); }
+static float any_size(void) { return normal() * power_of_two(-140, 120); }
+static float moderate(void) { return normal() * power_of_two(-30, 10); }
+static float dust(void) { return next() % 3 ? normal() * power_of_two(-150, -60) : normal(); }
+static float light_dust(void) { return ldexpf(normal(), next() % 3 ? -128 : -50); }
+static float heavy_dust(void)
+{
+    return next() % 3 ? normal() * power_of_two(-150, -60) : ldexpf(normal(), 50);
+}
+static float some_inf(void) { return next() % 100 ? normal() : next() % 2 ? INFINITY : -INFINITY; }
+static float some_nan(void) { return next() % 100 ? normal() : NAN; }
+static float nans(void) { return NAN; }
+static float any_bits(void) { return qm_bits_f32(next() << 8 ^ next()); }
+
+typedef struct family {
+    const char *name;
+    float (*value)(void);
+    bool ordinary; /* the format's bound is promised */
+} family;
+
+static const family families[] = {
+    {"plain", plain, true},
+    {"half", half, true},
+    {"zero", zero, true},
+    {"minus_zero", minus_zero, true},
+    {"constant", constant, true},
+    {"positive", positive, true},
+    {"ties", ties, true},
+    {"integers", integers, true},
+    {"ternary", ternary, true},
+    {"sparse", sparse, true},
+    {"outlier", outlier, true},
+    {"subnormal", subnormal, false},
+    {"half_subnormal", half_subnormal, false},
+    {"tiny", tiny, false},
+    {"huge", huge, false},
+    {"beyond_half", beyond_half, false},
+    {"any_size", any_size, false},
+    {"moderate", moderate, false},
+    {"dust", dust, true},
+    {"light_dust", light_dust, false},
+    {"heavy_dust", heavy_dust, false},
+    {"some_inf", some_inf, false},
+    {"some_nan", some_nan, false},
+    {"nans", nans, false},
+    {"any_bits", any_bits, false},
+};
+enum { FAMILIES = sizeof families / sizeof *families };
+
+static void fill(const family *v, float *x, size_t n)
+{
+    state = 2024;
+    for (size_t i = 0; i < n; i++)
+        x[i] = v->value();
+}
+
+/* ---- planes between guards ---------------------------------------------------------------------- */
+
+enum { GUARD = 64, FILLER = 0xa5 };
+
+typedef struct planes {
+    uint8_t *whole[QM_MAX_PLANES], *at[QM_MAX_PLANES];
+    size_t size[QM_MAX_PLANES];
+} planes;
+
+/* One byte off, so that nothing is aligned. */
+static planes planes_new(const qm_format *f, const qm_codec *c, size_t n)
+{
+    planes p = {0};
+    for (int i = 0; i < qm_format_planes(f); i++) {
+        p.size[i] = qm_plane_size(f, c, i, n);
+        p.whole[i] = malloc(p.size[i] + 2 * GUARD);
+        memset(p.whole[i], FILLER, p.size[i] + 2 * GUARD);
+        p.at[i] = p.whole[i] + GUARD - 1;
+    }
+    return p;
+}
+
+static void planes_free(planes *p)
+{
+    for (int i = 0; i < QM_MAX_PLANES; i++)
+        free(p->whole[i]);
+}
+
+static bool guards_intact(const planes *p)
+{
+    for (int i = 0; i < QM_MAX_PLANES && p->whole[i]; i++)
+        for (size_t j = 0; j < p->size[i] + 2 * GUARD; j++)
+            if ((j < GUARD - 1 || j >= GUARD - 1 + p->size[i]) && p->whole[i][j] != FILLER)
+                return false;
+    return true;
+}
+
+static bool planes_equal(const planes *a, const planes *b)
+{
+    for (int i = 0; i < QM_MAX_PLANES && a->whole[i]; i++)
+        if (memcmp(a->at[i], b->at[i], a->size[i]))
+            return false;
+    return true;
+}
+
+/* ---- the loops ---------------------------------------------------------------------------------- */
+
+/* A number of values that the format can take in groups of c->block. */
+static size_t usable(const qm_format *f, const qm_codec *c, size_t n)
+{
+    return f->over_rows || f->block == 1 ? n : (n + c->block - 1) / c->block * c->block;
+}
+
+/* All group sizes worth trying: the allowed ones, or some row lengths. */
+static int blocks_of(const qm_format *f, uint32_t block[16])
+{
+    static const uint32_t row[] = {1, 2, 7, 8, 31, 32, 33, 64, 100, 257};
+    int n = 0;
+    if (f->block == 0)
+        for (; n < (int)(sizeof row / sizeof *row); n++)
+            block[n] = row[n];
+    else if (f->block_max)
+        for (uint32_t b = f->block_min; b <= f->block_max; b *= 2)
+            block[n++] = b;
+    else
+        block[n++] = f->block;
+    return n;
+}
+
+static const size_t lengths[] = {1, 2, 3, 31, 32, 63, 64, 65, 127, 129, 1023, 1025, 2500, 4097, 8200};
+enum { LENGTHS = sizeof lengths / sizeof *lengths, LONGEST = 3 * 4096 };
+
+/* Each level against the plain code: bytes of every plane, then values decoded from them. */
+static void check_levels(const qm_format *f, const qm_codec *c, const float *x, size_t n, const char *what)
+{
+    qm_simd highest = qm_cpu_simd();
+    planes want = planes_new(f, c, n);
+    float *y = malloc(sizeof *y * (n + 1)), *z = malloc(sizeof *z * (n + 1));
+    qm_cpu_limit(QM_SCALAR);
+    qm_encode(f, x, n, c, want.at);
+    qm_decode(f, (const uint8_t *const *)want.at, n, c, y);
+    CHECKF(guards_intact(&want), "%s block %u, %zu values, %s", f->name, c->block, n, what);
+    for (qm_simd level = QM_AVX2; level <= highest; level++) {
+        qm_cpu_limit(level);
+        planes got = planes_new(f, c, n);
+        qm_encode(f, x, n, c, got.at);
+        CHECKF(planes_equal(&got, &want), "%s %s block %u, %zu values, %s", f->name, qm_simd_names[level],
+               c->block, n, what);
+        CHECKF(guards_intact(&got), "%s %s block %u, %zu values, %s", f->name, qm_simd_names[level], c->block,
+               n, what);
+        z[n] = 12345;
+        qm_decode(f, (const uint8_t *const *)want.at, n, c, z);
+        CHECKF(!memcmp(y, z, sizeof *y * n) && z[n] == 12345, "%s %s decoding block %u, %zu values, %s",
+               f->name, qm_simd_names[level], c->block, n, what);
+        planes_free(&got);
+    }
+    qm_cpu_limit(highest);
+    planes_free(&want);
+    free(y);
+    free(z);
+}
+
+TEST(registry_every_level_writes_the_same_bytes)
+{
+    float *x = malloc(sizeof *x * LONGEST);
+    for (const qm_format *const *f = qm_formats; *f; f++) {
+        uint32_t block[16];
+        int blocks = blocks_of(*f, block);
+        for (int b = 0; b < blocks; b++)
+            for (int v = 0; v < FAMILIES; v++) {
+                fill(&families[v], x, LONGEST);
+                for (int l = 0; l < LENGTHS; l++) {
+                    qm_codec c = {.block = block[b], .exact_zero = l % 2};
+                    check_levels(*f, &c, x, usable(*f, &c, lengths[l]), families[v].name);
+                }
+            }
+    }
+    free(x);
+}
+
+/* Files may hold any bytes. */
+TEST(registry_every_level_decodes_any_bytes)
+{
+    float *y = malloc(sizeof *y * LONGEST), *z = malloc(sizeof *z * LONGEST);
+    qm_simd highest = qm_cpu_simd();
+    for (const qm_format *const *f = qm_formats; *f; f++) {
+        uint32_t block[16];
+        int blocks = blocks_of(*f, block);
+        for (int b = 0; b < blocks; b++) {
+            qm_codec c = {.block = block[b]};
+            size_t n = usable(*f, &c, 2500);
+            planes p = planes_new(*f, &c, n);
+            state = 7;
+            for (int i = 0; i < qm_format_planes(*f); i++)
+                for (size_t j = 0; j < p.size[i]; j++)
+                    p.at[i][j] = (uint8_t)next();
+            qm_cpu_limit(QM_SCALAR);
+            qm_decode(*f, (const uint8_t *const *)p.at, n, &c, y);
+            for (qm_simd level = QM_AVX2; level <= highest; level++) {
+                qm_cpu_limit(level);
+                qm_decode(*f, (const uint8_t *const *)p.at, n, &c, z);
+                CHECKF(!memcmp(y, z, sizeof *y * n), "%s %s block %u", (*f)->name, qm_simd_names[level],
+                       block[b]);
+            }
+            qm_cpu_limit(highest);
+            planes_free(&p);
+        }
+    }
+    free(y);
+    free(z);
+}
+
+/* Largest error of each group of ordinary values, against what the descriptor promises. */
+static void check_bound(const qm_format *f, const qm_codec *c, const float *x, size_t n, const char *what)
+{
+    planes p = planes_new(f, c, n);
+    float *y = malloc(sizeof *y * n);
+    qm_encode(f, x, n, c, p.at);
+    qm_decode(f, (const uint8_t *const *)p.at, n, c, y);
+    for (size_t at = 0; at < n; at += c->block) {
+        double absmax = 0;
+        for (size_t i = at; i < n && i < at + c->block; i++)
+            absmax = fmax(absmax, fabs((double)x[i]));
+        for (size_t i = at; i < n && i < at + c->block; i++) {
+            double far = fabs((double)y[i] - (double)x[i]);
+            double most = f->bound * absmax + f->bound_rel * fabs((double)x[i])
+                          + 0x1p-25; /* f16's last bit */
+            CHECKF(far <= most, "%s block %u of %s, value %zu: %g became %g", f->name, c->block, what, i,
+                   (double)x[i], (double)y[i]);
+        }
+    }
+    planes_free(&p);
+    free(y);
+}
+
+TEST(registry_errors_stay_within_the_bound)
+{
+    float *x = malloc(sizeof *x * LONGEST);
+    for (const qm_format *const *f = qm_formats; *f; f++) {
+        uint32_t block[16];
+        int blocks = blocks_of(*f, block);
+        for (int b = 0; b < blocks; b++)
+            for (int v = 0; v < FAMILIES; v++) {
+                if (!families[v].ordinary)
+                    continue;
+                qm_codec c = {.block = block[b]};
+                fill(&families[v], x, LONGEST);
+                check_bound(*f, &c, x, usable(*f, &c, 5000), families[v].name);
+            }
+    }
+    free(x);
+}
+
+TEST(registry_descriptors_are_complete)
+{
+    for (const qm_format *const *at = qm_formats; *at; at++) {
+        const qm_format *f = *at;
+        CHECK(f->name && f->doc && f->source && f->encode && f->decode);
+        CHECKF(qm_format_find(f->name) == f, "%s", f->name);
+        CHECKF((f->gguf_type >= 0) == (f->gguf_name != NULL), "%s", f->name);
+        CHECKF(f->gguf_type < 0 || qm_format_of_gguf(f->gguf_type) == f, "%s", f->name);
+        CHECKF((f->block_min == 0) == (f->block_max == 0) && f->block_min <= f->block_max, "%s", f->name);
+        CHECKF(!f->block_max || (f->block >= f->block_min && f->block <= f->block_max), "%s", f->name);
+        CHECKF(qm_format_planes(f) >= 1, "%s", f->name);
+        CHECKF(at == qm_formats || strcmp(at[-1]->name, f->name) < 0, "%s", f->name);
+    }
+}
