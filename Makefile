@@ -97,11 +97,47 @@ test: deps
 	@$(MAKE) --no-print-directory $(BUILD)/qmoon $(BUILD)/unit
 	$(BUILD)/qmoon tests/run.lua --unit $(BUILD)/unit
 
+demo: deps
+	@$(MAKE) --no-print-directory $(BUILD)/qmoon
+	$(BUILD)/qmoon plan pipeline --base tests/fixtures/tiny-qwen2 --adapter tests/fixtures/tiny-adapter \
+	    --out $(BUILD)/demo --force
+	$(BUILD)/qmoon pipeline --base tests/fixtures/tiny-qwen2 --adapter tests/fixtures/tiny-adapter \
+	    --out $(BUILD)/demo --force
+	@ls -lR $(BUILD)/demo
+
+install: $(BUILD)/qmoon
+	install -D -m 755 $(BUILD)/qmoon $(DESTDIR)$(PREFIX)/bin/qmoon
+	install -D -m 644 README.md $(DESTDIR)$(PREFIX)/share/doc/qmoon/README.md
+
+# Speed: kernels, then whole pipelines on synthetic checkpoints beside the peers that are there (docs/performance.md).
+# BENCH_DIR takes some 30 GB; LIKE is the size of the model.
+BENCH_DIR ?= $(BUILD)/bench
+LIKE      ?= 1.5b
+bench: $(BUILD)/qmoon $(BUILD)/codec_bench
+	$(BUILD)/codec_bench
+	$(BUILD)/qmoon bench --dir $(BENCH_DIR) --like $(LIKE) $(if $(LLAMA_BIN),--llama $(LLAMA_BIN))
+
+# The same tests in builds that watch memory, undefined behaviour and races.
+asan ubsan tsan:
+	$(MAKE) --no-print-directory test BUILD=$(BUILD)-$@ OPT='-O1 -g' SAN='$(SAN_$@) -fno-omit-frame-pointer'
+SAN_asan  = -fsanitize=address
+SAN_ubsan = -fsanitize=undefined -fno-sanitize-recover=undefined
+SAN_tsan  = -fsanitize=thread
+
+# clang-format 14, clang-tidy, cppcheck: clean, or they are a defect.
+lint: $(BUILD)/gen/registry.c
+	clang-format --dry-run --Werror $(C_FILES)
+	cppcheck --quiet --std=c11 --error-exitcode=1 --inline-suppr --enable=warning,performance,portability \
+	    --suppress=missingIncludeSystem -DQM_VERSION='""' $(CORE) $(FORMATS) $(HOST)
+	clang-tidy --quiet $(CORE) $(FORMATS) $(HOST) -- -std=gnu11 -Icore $(LUAJIT_CFLAGS)
+
+C_FILES = $(shell find core lua tests -name '*.[ch]')
+
 clean:
 	rm -rf $(BUILD)
 
 FORCE:
-.PHONY: all deps test clean FORCE
+.PHONY: all deps test demo install bench asan ubsan tsan lint clean FORCE
 .DELETE_ON_ERROR:
 
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)
