@@ -54,7 +54,8 @@ typedef struct qm_format {
     double bound;
     double bound_rel;
 
-    /* One group: n values, n == block except in the last group of an over_rows tensor.
+    /* One group: n values, n == block except in the last group of an over_rows tensor.  A format of
+     * single values (block 1) has no groups and takes any n.
      * plane[i] points at this group's bytes.  Sums run in index order; no FMA. */
     void (*encode)(const float *x, uint32_t n, const qm_codec *c, uint8_t *const plane[]);
     void (*decode)(const uint8_t *const plane[], uint32_t n, const qm_codec *c, float *y);

@@ -24,8 +24,7 @@ if not command then
     return 0
 end
 
-local spec = setmetatable({ name = "plan " .. name, options = { { "json", doc = "for machines" }, unpack(command.options) } },
-    { __index = command })
+local spec = setmetatable({ name = "plan " .. name }, { __index = command })
 local o = cli.parse(spec, { unpack(args, 2) })
 if not o then
     return 0

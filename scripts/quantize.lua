@@ -1,16 +1,5 @@
--- quantize: see qmoon.commands for its options.
+-- quantize: its options and what they mean are in qmoon.commands.
 
-local qm = require "qmoon"
 local cli = require "qmoon.cli"
-local command = require("qmoon.commands").quantize
 
-local o = cli.parse(command, { ... })
-if not o then
-    return 0
-end
-local model, outputs, options = command.prepare(o)
-local step, finish = require("qmoon.progress").new "quantize"
-options.progress = step
-local report = qm.write(model, outputs, options)
-finish()
-print(report)
+cli.write(require("qmoon.commands").quantize, { ... }, "quantize")

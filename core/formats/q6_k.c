@@ -73,27 +73,16 @@ QM_FN void encode(const float *x, uint32_t n, const qm_codec *c, uint8_t *const 
     (void)n, (void)c;
     struct qm_q6_k b;
     uint8_t code[QM_Q6_K_BLOCK];
-    float scale[QM_Q6_K_SUBS], most = 0, max = 0;
-    for (int s = 0; s < QM_Q6_K_SUBS; s++) {
+    float scale[QM_Q6_K_SUBS], d[QM_Q6_K_SUBS];
+    for (int s = 0; s < QM_Q6_K_SUBS; s++)
         scale[s] = fit_scale(x + QM_Q6_K_SUB * s, code + QM_Q6_K_SUB * s);
-        if (qm_abs(scale[s]) > most) {
-            most = qm_abs(scale[s]);
-            max = scale[s];
-        }
-    }
-    if (most < QM_Q6_K_TINY) {
+    if (!qm_q6_k_round_scales(scale, &b, d)) {
         memset(plane[0], 0, sizeof b);
         return;
     }
-    float inverse = -128.0f / max;
-    b.d = qm_f32_to_f16(1.0f / inverse);
-    for (int s = 0; s < QM_Q6_K_SUBS; s++) {
-        int32_t rounded = qm_nearest_int(inverse * scale[s]);
-        b.scale[s] = (int8_t)(rounded < 127 ? rounded : 127);
-        float d = qm_f16_to_f32(b.d) * (float)b.scale[s]; /* as the reader will see it */
-        if (d != 0)
-            requantize(x + QM_Q6_K_SUB * s, d, code + QM_Q6_K_SUB * s);
-    }
+    for (int s = 0; s < QM_Q6_K_SUBS; s++)
+        if (d[s] != 0)
+            requantize(x + QM_Q6_K_SUB * s, d[s], code + QM_Q6_K_SUB * s);
     qm_q6_k_pack(code, &b);
     memcpy(plane[0], &b, sizeof b);
 }
@@ -118,7 +107,7 @@ const qm_format qm_format_q6_k = {
     .gguf_type = 14,
     .gguf_name = "Q6_K",
     .plane = {{"blocks", QM_U8, 6, 18}},
-    .bound = 0.06,
+    .bound = 0.035, /* a whole step at the end that has 31 of them, 1/32, and the rounded scales */
     .encode = encode,
     .decode = decode,
 };

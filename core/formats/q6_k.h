@@ -16,6 +16,30 @@ struct qm_q6_k {
 };
 _Static_assert(sizeof(struct qm_q6_k) == 210, "q6_k: 6-bit codes, 16 scales and an f16, no padding");
 
+/* The scales of all sub-blocks become d and eight bits each; d_of[s] is the product that the reader
+ * will multiply codes with.
+ * Returns 0 when the block is taken for zero. */
+QM_FN int qm_q6_k_round_scales(const float *scale, struct qm_q6_k *b, float *d_of)
+{
+    float most = 0, max = 0;
+    for (int s = 0; s < QM_Q6_K_SUBS; s++)
+        if (qm_abs(scale[s]) > most) {
+            most = qm_abs(scale[s]);
+            max = scale[s];
+        }
+    if (most < QM_Q6_K_TINY)
+        return 0;
+    float inverse = -128.0f / max;
+    b->d = qm_f32_to_f16(1.0f / inverse);
+    float d = qm_f16_to_f32(b->d);
+    for (int s = 0; s < QM_Q6_K_SUBS; s++) {
+        int32_t rounded = qm_nearest_int(inverse * scale[s]);
+        b->scale[s] = (int8_t)(rounded < 127 ? rounded : 127);
+        d_of[s] = d * (float)b->scale[s];
+    }
+    return 1;
+}
+
 QM_FN void qm_q6_k_pack(const uint8_t *code, struct qm_q6_k *b)
 {
     for (int h = 0; h < 2; h++)

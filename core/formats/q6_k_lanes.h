@@ -124,29 +124,6 @@ static inline void pack(const uint8_t *code, struct qm_q6_k *b)
     }
 }
 
-/* The scales of all sub-blocks become d and eight bits each; d_of is what the reader will see.
- * False when the block is taken for zero. */
-static inline bool round_scales(const float scale[QM_Q6_K_SUBS], struct qm_q6_k *b, float d_of[QM_Q6_K_SUBS])
-{
-    float most = 0, max = 0;
-    for (int s = 0; s < QM_Q6_K_SUBS; s++)
-        if (qm_abs(scale[s]) > most) {
-            most = qm_abs(scale[s]);
-            max = scale[s];
-        }
-    if (most < QM_Q6_K_TINY)
-        return false;
-    float inverse = -128.0f / max;
-    b->d = qm_f32_to_f16(1.0f / inverse);
-    float d = qm_f16_to_f32(b->d);
-    for (int s = 0; s < QM_Q6_K_SUBS; s++) {
-        int32_t rounded = qm_nearest_int(inverse * scale[s]);
-        b->scale[s] = (int8_t)(rounded < 127 ? rounded : 127);
-        d_of[s] = d * (float)b->scale[s];
-    }
-    return true;
-}
-
 /* 256 finite weights. */
 static void encode_block(const float *x, uint8_t *out)
 {
@@ -164,7 +141,7 @@ static void encode_block(const float *x, uint8_t *out)
         lanes_store(scale + p * LANES, fit_scales(&part[p], &rounded_with));
         lanes_store(inverse + p * LANES, rounded_with);
     }
-    if (!round_scales(scale, &b, d)) {
+    if (!qm_q6_k_round_scales(scale, &b, d)) {
         memset(out, 0, sizeof b);
         return;
     }

@@ -12,9 +12,10 @@ QM_FN void encode(const float *x, uint32_t n, const qm_codec *c, uint8_t *const 
     (void)n, (void)c;
     struct qm_q8_0 b;
     float absmax = 0;
-    for (int i = 0; i < QM_Q8_0_BLOCK; i++)
-        absmax = absmax > qm_abs(x[i]) ? absmax
-                                       : qm_abs(x[i]); /* this way round, for NaN to act as it does there */
+    for (int i = 0; i < QM_Q8_0_BLOCK; i++) {
+        float a = qm_abs(x[i]);
+        absmax = absmax > a ? absmax : a; /* this way round, for a NaN to do what it does in ggml */
+    }
     float d = absmax / 127.0f, inverse = d != 0 ? 1.0f / d : 0.0f; /* of d before it becomes an f16 */
     b.d = qm_f32_to_f16(d);
     for (int i = 0; i < QM_Q8_0_BLOCK; i++)

@@ -183,11 +183,35 @@ function cli.writing(more)
     for _, o in ipairs {
         { "threads", kind = "integer", value = "N", doc = "threads; the bytes written never depend on it (default: all processors)" },
         { "force", doc = "replace outputs that are there" },
+        { "json", doc = "print the report as JSON, with time and memory" },
         { "keep-nonfinite", doc = "carry NaN and infinities over instead of stopping at them" },
     } do
         options[#options + 1] = o
     end
     return options
+end
+
+--- Runs one of qmoon.commands: the body of the scripts that write models.  Returns the report, or nil after --help.
+---@param command table
+---@param args string[]
+---@param title string of the progress line
+---@return table? report
+---@return table? options as parsed
+function cli.write(command, args, title)
+    local o = cli.parse(command, args)
+    if not o then
+        return nil
+    end
+    local model, outputs, options = command.prepare(o)
+    local step, finish = require("qmoon.progress").new(title)
+    options.progress = step
+    local ok, report = pcall(require("qmoon").write, model, outputs, options)
+    finish() -- the progress line goes before anything else is said
+    if not ok then
+        error(report, 0)
+    end
+    print(o.json and report:json(true) or report)
+    return report, o
 end
 
 return cli

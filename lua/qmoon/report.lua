@@ -194,9 +194,10 @@ local function error_object(e)
     return { rmse = e.rmse, mse = e.mse, max = e.max, sqnr_db = json_number(e.sqnr), cosine = e.cosine, bias = e.bias }
 end
 
---- report.json.  The same input gives the same bytes, so times and memory are not in it.
+--- report.json.  The same input gives the same bytes, so times and memory are in it only when asked for.
+---@param with_times boolean?
 ---@return string
-function Report:json()
+function Report:json(with_times)
     local outputs = {}
     for i, o in ipairs(self.outputs) do
         local tensors, kept = {}, {}
@@ -212,7 +213,11 @@ function Report:json()
                        max_is_bound = not o.exact_max, zero_groups = o.zero_groups, unquantised = json.array(kept),
                        quantised_parameters = o.quantised, tensors = json.array(tensors), notices = json.array(o.notices) }
     end
-    return json.encode({ schema = "qmoon-report-1", version = core.version, source = self.model.path,
+    local seconds, peak, planned
+    if with_times then
+        seconds, peak, planned = self.seconds, self.peak, self.planned
+    end
+    return json.encode({ schema = "qmoon-report-1", seconds = seconds, peak_memory = peak, planned_memory = planned, version = core.version, source = self.model.path,
                          source_bytes = self.source, notices = json.array(self.model.notices), outputs = json.array(outputs) }, { indent = 2 }) .. "\n"
 end
 
