@@ -38,9 +38,16 @@ VEC      = $(BUILD)/core/vec_avx2.o $(BUILD)/core/vec_avx512.o
 CORE_OBJ = $(call obj,$(CORE) $(FORMATS) $(FAST2) $(FAST512)) $(VEC) $(BUILD)/gen/registry.o $(BUILD)/gen/data.o
 HOST_OBJ = $(call obj,$(HOST)) $(BUILD)/gen/embed.o
 
+# V=1 shows the commands.
+ifndef V
+.SILENT:
+endif
+SAY = @printf '  %-6s %s\n'
+
 all: $(BUILD)/qmoon
 
 $(BUILD)/qmoon: $(CORE_OBJ) $(HOST_OBJ)
+	$(SAY) LINK $@
 	$(CC) $(CFLAGS) -pie -Wl,-E -o $@ $(CORE_OBJ) $(HOST_OBJ) $(LIBS)
 
 $(BUILD)/unit: $(CORE_OBJ) $(call obj,$(UNIT))
@@ -51,6 +58,7 @@ $(BUILD)/codec_bench: $(CORE_OBJ) $(BUILD)/tests/bench/codec_bench.o
 
 $(BUILD)/%.o: %.c
 	@mkdir -p $(@D)
+	$(SAY) CC $<
 	$(CC) $(CFLAGS) $(LUAJIT_CFLAGS) $(ARCHFLAGS) -c -o $@ $<
 
 $(BUILD)/core/formats/avx2/%.o: ARCHFLAGS = $(AVX2)
@@ -94,11 +102,11 @@ deps:
 	@sh tests/deps.sh $(PACKAGES)
 
 test: deps
-	@$(MAKE) --no-print-directory $(BUILD)/qmoon $(BUILD)/unit
+	@$(MAKE) --no-print-directory -j$$(nproc) $(BUILD)/qmoon $(BUILD)/unit
 	$(BUILD)/qmoon tests/run.lua --unit $(BUILD)/unit
 
 demo: deps
-	@$(MAKE) --no-print-directory $(BUILD)/qmoon
+	@$(MAKE) --no-print-directory -j$$(nproc) $(BUILD)/qmoon
 	$(BUILD)/qmoon plan pipeline --base tests/fixtures/tiny-qwen2 --adapter tests/fixtures/tiny-adapter \
 	    --out $(BUILD)/demo --force
 	$(BUILD)/qmoon pipeline --base tests/fixtures/tiny-qwen2 --adapter tests/fixtures/tiny-adapter \

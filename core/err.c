@@ -26,6 +26,9 @@ static void clean(char *msg)
     }
 }
 
+#undef qm_fail /* the analyser's: see qm.h */
+#undef qm_fail_errno
+
 bool qm_fail(qm_err *e, qm_code code, const char *fmt, ...)
 {
     if (e->code)

@@ -51,7 +51,7 @@ static void skip_blanks(reader *r)
         r->p++;
 }
 
-static bool next_is(const reader *r, char c) { return r->p < r->end && *r->p == c; }
+static bool next_is(const reader *r, uint8_t c) { return r->p < r->end && *r->p == c; }
 
 /* ---- strings ---- */
 
@@ -291,7 +291,7 @@ static bool check_value(reader *r, int depth);
 static bool check_word(reader *r, const char *word)
 {
     for (; *word; word++, r->p++)
-        if (!next_is(r, *word))
+        if (!next_is(r, (uint8_t)*word))
             return bad(r, r->p, "no JSON value");
     return true;
 }
@@ -311,7 +311,7 @@ static bool check_member(reader *r, uint32_t object, int depth)
 }
 
 /* What is between { and } or between [ and ]; r->p is at the opening one. */
-static bool check_list(reader *r, char close, int depth)
+static bool check_list(reader *r, uint8_t close, int depth)
 {
     uint32_t object = r->objects++;
     if (depth == QM_JSON_DEPTH)

@@ -109,14 +109,18 @@ static bool read_meta(qm_st_header *h, const cJSON *meta, const qm_infile *f, qm
     if (!cJSON_IsObject(meta))
         return qm_fail(e, QM_ECORRUPT, "%s: '__metadata__' is not an object", f->path);
     h->meta = calloc((size_t)cJSON_GetArraySize(meta) * 2 + 1, sizeof *h->meta);
+    if (!h->meta)
+        return qm_fail(e, QM_EFAIL, "%s: out of memory", f->path);
     const cJSON *v;
     cJSON_ArrayForEach(v, meta)
     {
         if (!cJSON_IsString(v))
             return qm_fail(e, QM_ECORRUPT, "%s: '__metadata__': '" NAME "' is not a text", f->path,
                            v->string);
-        char **pair = h->meta ? h->meta + 2 * h->nmeta++ : NULL;
-        if (!pair || !(pair[0] = strdup(v->string)) || !(pair[1] = strdup(v->valuestring)))
+        char **pair = &h->meta[2 * h->nmeta++];
+        pair[0] = strdup(v->string);
+        pair[1] = strdup(v->valuestring);
+        if (!pair[0] || !pair[1])
             return qm_fail(e, QM_EFAIL, "%s: out of memory", f->path);
     }
     return true;

@@ -1,8 +1,8 @@
 --- Merging a LoRA adapter: which adapter tensor changes which base tensor, and by which arithmetic.
 --
 -- A plan is made from the names, shapes and options of both sides.  It reads no weights, with one exception:
--- where an adapter holds the same tensor twice, the copies are compared.  docs/numerics.md ("LoRA merge") says
--- what each action computes and where that comes from.
+-- where an adapter holds the same tensor twice, the copies are compared.  docs/numerics.md ("LoRA merge")
+-- says what each action computes and where that comes from.
 local core = require "qmoon.core"
 local Context = require "qmoon.lora.context"
 local Pair = require "qmoon.lora.tied"
@@ -45,19 +45,22 @@ local M = {}
 local function no_adapter(dir)
     for _, name in ipairs(core.list(dir)) do
         if core.stat(dir .. "/" .. name .. "/adapter_config.json") then
-            core.fail("fail", "%s: no adapter_config.json here, but there is one in %s/%s: name that folder", dir,
-                dir, name)
+            core.fail("fail", "%s: no adapter_config.json here, but there is one in %s/%s: name that folder",
+                dir, dir, name)
         end
     end
-    core.fail("fail", "%s: no adapter_config.json; --adapter takes the folder that peft's save_pretrained wrote", dir)
+    core.fail("fail", "%s: no adapter_config.json; --adapter takes the folder that peft's save_pretrained "
+        .. "wrote", dir)
 end
 
 local function no_weights(dir)
     if core.stat(dir .. "/adapter_model.bin") then
-        core.fail("unsupported", "%s/adapter_model.bin: pickled weights can run code and are not read; convert them: "
-            .. "safetensors.torch.save_file(torch.load(file, weights_only=True), 'adapter_model.safetensors')", dir)
+        core.fail("unsupported", "%s/adapter_model.bin: pickled weights can run code and are not read; "
+            .. "convert them: safetensors.torch.save_file(torch.load(file, weights_only=True), "
+            .. "'adapter_model.safetensors')", dir)
     end
-    core.fail("fail", "%s: no adapter_model.safetensors beside adapter_config.json; is the download complete?", dir)
+    core.fail("fail", "%s: no adapter_model.safetensors beside adapter_config.json; is the download "
+        .. "complete?", dir)
 end
 
 --- Opens the folder of a peft adapter: its options, and the names and shapes of its tensors.
@@ -74,14 +77,15 @@ function M.open(dir)
     end
     local what = dir .. "/adapter_config.json"
     local text = core.infile(what)
-    local adapter = { config = config.read(text:read(0, text:size()), what), path = dir .. "/adapter_model.safetensors" }
+    local adapter = { path = dir .. "/adapter_model.safetensors" }
+    adapter.config = config.read(text:read(0, text:size()), what)
     local header = core.safetensors(adapter.path)
     adapter.file, adapter.tensors = header.file, header.tensors
     for _, t in ipairs(adapter.tensors) do
         t.file = header.file
         if not Context.DTYPES[t.dtype] then
-            core.fail("unsupported", "%s: tensor '%s' is %s; adapters of f32, f16 and bf16 are merged", adapter.path,
-                t.name, t.dtype)
+            core.fail("unsupported", "%s: tensor '%s' is %s; adapters of f32, f16 and bf16 are merged",
+                adapter.path, t.name, t.dtype)
         end
     end
     return adapter
@@ -93,7 +97,8 @@ local function set_actions(ctx, base, list)
     if #list == 0 then
         return
     elseif ctx.plan.actions[base.name] then
-        core.fail("corrupt", "%s: two modules of the adapter change base tensor '%s'", ctx.adapter.path, base.name)
+        core.fail("corrupt", "%s: two modules of the adapter change base tensor '%s'", ctx.adapter.path,
+            base.name)
     end
     ctx.plan.actions[base.name] = list
 end
@@ -153,7 +158,8 @@ local function report_missing(ctx)
             end
         end
         if missing > 0 then
-            ctx:notice("target module '%s': %d of %d in the base have no tensors in the adapter", target, missing, all)
+            ctx:notice("target module '%s': %d of %d in the base have no tensors in the adapter", target,
+                missing, all)
         end
     end
 end
@@ -161,7 +167,8 @@ end
 local function report_base_precision(ctx)
     local base = ctx.adapter.config.base
     if base and base:find "%-4bit$" then
-        ctx:notice("the adapter was trained on a 4-bit base ('%s') and is merged into the weights given", base)
+        ctx:notice("the adapter was trained on a 4-bit base ('%s'); it is merged into the weights given",
+            base)
     end
 end
 
@@ -174,14 +181,14 @@ local function summary(plan)
             text[#text + 1] = one
         end
     end
-    return ("%s%s%d of %d pairs matched"):format(table.concat(text, " / "), text[1] and ", " or "", plan.pairs,
-        plan.pairs)
+    local options = table.concat(text, " / ") .. (text[1] and ", " or "")
+    return ("%s%d of %d pairs matched"):format(options, plan.pairs, plan.pairs)
 end
 
 --- Puts every adapter tensor to its use, or says why it has none.
 ---@param adapter table from open()
----@param model {tensors:table[], config:table} the base: {name, shape, dtype} of each tensor by its Hugging Face
---- name, and config.json as decoded
+---@param model {tensors:table[], config:table} the base: {name, shape, dtype} of each tensor, by its Hugging
+--- Face name, and config.json as decoded
 ---@return qmoon.lora.plan
 function M.plan(adapter, model)
     if #adapter.tensors == 0 then

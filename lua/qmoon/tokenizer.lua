@@ -170,7 +170,7 @@ local function merges_txt(dir)
         core.fail("fail", "%s: vocab.json without merges.txt", dir)
     end
     local merges, number = {}, 0
-    for line in text:gmatch "[^\n]*" do
+    for line in (text .. "\n"):gmatch "([^\n]*)\n" do
         number = number + 1
         local a, b, more = line:match "^%s*(%S+)%s+(%S+)%s*(.*)$"
         local is_header = number == 1 and line:find "^#" -- "#version: 0.2"

@@ -4,8 +4,8 @@ local shapes = require "qmoon.lora.shapes"
 
 local M = {}
 
---- Types that an update is rounded to, by the base's type: peft merges in the type it loads the base as.  Where the
---- base would lose by that, the merge is done in f32 and rounded once, at the end.
+--- Types that an update is rounded to, by the base's type: peft merges in the type it loads the base as.
+--- Where the base would lose by that, the merge is done in f32 and rounded once, at the end.
 local ROUNDED = { f16 = { f16 = true }, bf16 = { bf16 = true, f16 = true }, f32 = {} }
 
 --- Both factors or neither, and what goes with them only beside them.
@@ -19,7 +19,8 @@ local function check_complete(ctx, s)
     elseif s.magnitude and not cfg.dora then
         ctx:fail("corrupt", s.magnitude, "this is DoRA's, and adapter_config.json does not say use_dora")
     elseif s.A and cfg.dora and not s.magnitude then
-        ctx:fail("corrupt", s.A, "adapter_config.json says use_dora, and there is no lora_magnitude_vector beside it")
+        ctx:fail("corrupt", s.A, "adapter_config.json says use_dora, and there is no lora_magnitude_vector "
+            .. "beside it")
     elseif s.B_bias and not s.B then
         ctx:fail("corrupt", s.B_bias, "no lora_B.weight beside it; the adapter is incomplete")
     elseif s.B_bias and not cfg.lora_bias then
@@ -29,8 +30,8 @@ local function check_complete(ctx, s)
     end
     local ways = (s.A and 1 or 0) + (s.rows and 1 or 0) + (s.own.weight and 1 or 0)
     if ways > 1 then
-        ctx:fail("unsupported", s.A or s.rows, "module '%s' is changed in two ways at once (LoRA, trained tokens, "
-            .. "modules_to_save), which peft cannot do either", s.module)
+        ctx:fail("unsupported", s.A or s.rows, "module '%s' is changed in two ways at once (LoRA, trained "
+            .. "tokens, modules_to_save), which peft cannot do either", s.module)
     end
 end
 
@@ -54,8 +55,8 @@ local function set_aside(ctx, s)
         ctx:use(t)
     end
     if #s.spare > 0 then
-        ctx:notice("%s: %d untrained or repeated copies in the adapter are left aside; the trained one is used",
-            s.module, #s.spare)
+        ctx:notice("%s: %d untrained or repeated copies in the adapter are left aside; the trained one is "
+            .. "used", s.module, #s.spare)
     end
 end
 
@@ -70,8 +71,8 @@ function M.check(ctx, s)
     if s.A then
         s.scaling = config.scaling(ctx.adapter.config, s.module)
         if s.A.shape[1] ~= s.scaling.rank then
-            ctx:fail("corrupt", s.A, "has shape %s, and adapter_config.json gives this module rank %d (r, rank_pattern)",
-                shapes.text(s.A.shape), s.scaling.rank)
+            ctx:fail("corrupt", s.A, "has shape %s, and adapter_config.json gives this module rank %d (r, "
+                .. "rank_pattern)", shapes.text(s.A.shape), s.scaling.rank)
         end
     end
 end
@@ -95,7 +96,8 @@ local function low_rank(ctx, s, weight, list)
     end
     ctx.plan.pairs = ctx.plan.pairs + 1
     table.insert(ctx.plan.scales, {
-        module = s.module, rank = s.scaling.rank, alpha = s.scaling.alpha, scale = s.scaling.scale, dora = cfg.dora,
+        module = s.module, rank = s.scaling.rank, alpha = s.scaling.alpha, scale = s.scaling.scale,
+        dora = cfg.dora,
     })
 end
 
@@ -118,8 +120,8 @@ local function rows(ctx, s, weight)
     if type(indices) ~= "table" or #indices == 0 then
         ctx:fail("corrupt", t, "trainable_token_indices has no list for '%s'", s.module)
     elseif #t.shape ~= 2 or t.shape[1] ~= #indices or t.shape[2] ~= weight.shape[2] then
-        shapes.misfit(ctx.adapter, t, ("%d token indices and base tensor '%s' %s"):format(#indices, weight.name,
-            shapes.text(weight.shape)))
+        shapes.misfit(ctx.adapter, t, ("%d token indices and base tensor '%s' %s"):format(#indices,
+            weight.name, shapes.text(weight.shape)))
     end
     for _, index in ipairs(indices) do
         if type(index) ~= "number" or index % 1 ~= 0 or index < 0 or index >= weight.shape[1] then
@@ -175,8 +177,8 @@ function M.bias(ctx, s)
         if s.embedding then
             ctx:fail("unsupported", s.B_bias, "an embedding has no bias to add this to")
         elseif not base then
-            ctx:fail("fail", s.B_bias, "lora_bias adds to a bias that '%s' does not have; peft cannot merge this "
-                .. "adapter either", s.module)
+            ctx:fail("fail", s.B_bias, "lora_bias adds to a bias that '%s' does not have; peft cannot merge "
+                .. "this adapter either", s.module)
         elseif not shapes.equal(s.B_bias.shape, base.shape) then
             shapes.misfit(ctx.adapter, s.B_bias, base)
         end

@@ -103,8 +103,8 @@ local function initialiser(raw, what)
     end
     local name = tostring(init)
     if not PLAIN_INIT[name] then
-        core.fail("unsupported", "%s: init_lora_weights '%s' changes the base weights before training, so this "
-            .. "adapter does not belong on the original base; save it as plain LoRA with peft's "
+        core.fail("unsupported", "%s: init_lora_weights '%s' changes the base weights before training, so "
+            .. "this adapter does not belong on the original base; save it as plain LoRA with peft's "
             .. "path_initial_model_for_weight_conversion", what, name)
     end
     return name
@@ -129,7 +129,8 @@ local function patterns(text, raw, name, what)
         if name == "rank_pattern" then
             rank(value, what, label)
         end
-        list[#list + 1] = { pattern = pattern, value = value, regex = core.regex("(.*\\.)?(" .. pattern .. ")$") }
+        local regex = core.regex("(.*\\.)?(" .. pattern .. ")$")
+        list[#list + 1] = { pattern = pattern, value = value, regex = regex }
     end
     if #list > 1 then
         local place = {}

@@ -52,8 +52,8 @@ function Context:need(name, t)
     if not base then
         self:fail("fail", t, "the base model has no '%s'; %s", name, shapes.other_model(self.adapter))
     elseif not Context.DTYPES[base.dtype] then
-        core.fail("unsupported", "base tensor '%s' is %s: an adapter is merged into f32, f16 or bf16 weights; "
-            .. "use the model as it was before quantisation", base.name, tostring(base.dtype))
+        core.fail("unsupported", "base tensor '%s' is %s: an adapter is merged into f32, f16 or bf16 "
+            .. "weights; use the model as it was before quantisation", base.name, tostring(base.dtype))
     end
     return base
 end

@@ -78,8 +78,8 @@ local function parse(name)
                 embedding = parts[i]:find "^lora_embedding_" ~= nil,
             }
         elseif parts[i]:find "^lora_" then
-            core.fail("unsupported", "adapter tensor '%s': '%s' belongs to a variant of LoRA that is not supported; "
-                .. "merge this adapter with peft first", name, parts[i])
+            core.fail("unsupported", "adapter tensor '%s': '%s' belongs to a variant of LoRA that is not "
+                .. "supported; merge this adapter with peft first", name, parts[i])
         elseif parts[i] == "modules_to_save" or parts[i] == "original_module" then
             return { module = module_name(parts, i - 1), role = parts[i], tail = { unpack(parts, i + 1) } }
         end
@@ -97,8 +97,8 @@ local function strip_adapter_name(k, t, names)
     if tail[1] and not parameter(tail[1]) then
         names[tail[1]] = true
         if next(names, next(names)) then
-            core.fail("unsupported", "adapter tensor '%s': the file holds several adapters; save them one to a folder "
-                .. "(save_pretrained with selected_adapters)", t.name)
+            core.fail("unsupported", "adapter tensor '%s': the file holds several adapters; save them one to "
+                .. "a folder (save_pretrained with selected_adapters)", t.name)
         end
         tail = { unpack(tail, 2) }
     end
@@ -143,8 +143,8 @@ local function drop_copies(s, adapter, copies)
         elseif M.same_bytes(adapter, s.own[name], t) then
             s.spare[#s.spare + 1] = t
         else
-            core.fail("corrupt", "%s: tensors '%s' and '%s' are two trained copies of one parameter and differ",
-                adapter.path, s.own[name].name, t.name)
+            core.fail("corrupt", "%s: tensors '%s' and '%s' are two trained copies of one parameter and "
+                .. "differ", adapter.path, s.own[name].name, t.name)
         end
     end
 end

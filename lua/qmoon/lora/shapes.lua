@@ -73,8 +73,8 @@ end
 function M.check_pair(adapter, s, weight, model_type)
     for _, t in ipairs { s.A, s.B } do
         if #t.shape ~= 2 then
-            core.fail("unsupported", "%s: tensor '%s' %s: only matrices are merged here, no convolutions; merge this "
-                .. "adapter with peft first", adapter.path, t.name, M.text(t.shape))
+            core.fail("unsupported", "%s: tensor '%s' %s: only matrices are merged here, no convolutions; "
+                .. "merge this adapter with peft first", adapter.path, t.name, M.text(t.shape))
         end
     end
     local a, b = s.A.shape, s.B.shape

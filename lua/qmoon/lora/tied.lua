@@ -1,10 +1,11 @@
 --- Embeddings: the input embedding and the output head, which may be one tensor.
 --
--- An adapter may change either or both.  peft merges into the shared tensor and so changes the side that was not
--- trained as well (huggingface/peft#2018); here a model whose sides end up different is untied instead.  Two
--- things follow from how peft trains:
+-- An adapter may change either or both.  peft merges into the shared tensor and so changes the side that was
+-- not trained as well (huggingface/peft#2018); here a model whose sides end up different is untied instead.
+-- Two things follow from how peft trains:
 --   * parameters saved without training (X.base_layer.weight, a resized vocabulary) are the shared tensor's;
 --   * trained token rows of the input embedding are the head's too.
+local core = require "qmoon.core"
 local actions = require "qmoon.lora.actions"
 local keys = require "qmoon.lora.keys"
 
@@ -123,12 +124,13 @@ end
 local function check_vocabulary(ctx, input_shape, head_shape)
     local before = ctx.index[ctx.pair.input].shape[1]
     if input_shape[1] ~= head_shape[1] then
-        ctx:fail("fail", ctx.adapter.tensors[1], "the adapter holds this model with a vocabulary of %d in the input "
-            .. "embedding and %d in the head; save it with save_embedding_layers=True", input_shape[1], head_shape[1])
+        core.fail("fail", "%s: with this adapter the vocabulary is %d in the input embedding and %d in the "
+            .. "head; save it with both (save_embedding_layers=True)", ctx.adapter.path, input_shape[1],
+            head_shape[1])
     elseif input_shape[1] ~= before then
         ctx.plan.config.vocab_size = input_shape[1]
-        ctx:notice("vocabulary resized from %d to %d by the adapter's embeddings; use the tokenizer that belongs to "
-            .. "the adapter", before, input_shape[1])
+        ctx:notice("vocabulary resized from %d to %d by the adapter's embeddings; use the tokenizer that "
+            .. "belongs to the adapter", before, input_shape[1])
     end
 end
 
@@ -161,8 +163,8 @@ local function untie(ctx, base, input, head, input_saved, head_saved)
     ctx.plan.config.tie_word_embeddings = false
     local which = not is_touched(head) and "the input embedding only"
         or not is_touched(input) and "the output head only" or "both sides, differently"
-    ctx:notice("embeddings untied: the adapter changes %s; %s is written on its own and tie_word_embeddings becomes "
-        .. "false", which, ctx.pair.head)
+    ctx:notice("embeddings untied: the adapter changes %s; %s is written on its own and tie_word_embeddings "
+        .. "becomes false", which, ctx.pair.head)
     check_vocabulary(ctx, shape, head_shape)
 end
 

@@ -1,0 +1,63 @@
+/* q5_0: 32 weights to a block of 22 bytes.
+ *
+ *   | d: f16 | bit 4 of each code: 4 bytes | 16 x (low nibbles of codes j and j + 16) |
+ *   value = d * (code - 16)
+ *
+ * As in q4_0, d may be negative: the weight of largest magnitude always gets code 0, that is -16 * d.
+ * ggml, quantize_row_q5_0_ref.
+ */
+#include "../format.h"
+#include "five_bits.h"
+#include "q5_0.h"
+
+/* The first of the largest magnitude, with its sign. */
+QM_FN float signed_max(const float *x)
+{
+    float most = 0, max = 0;
+    for (int i = 0; i < QM_Q5_0_BLOCK; i++)
+        if (most < qm_abs(x[i])) {
+            most = qm_abs(x[i]);
+            max = x[i];
+        }
+    return max;
+}
+
+QM_FN void encode(const float *x, uint32_t n, const qm_codec *c, uint8_t *const plane[])
+{
+    (void)n, (void)c;
+    struct qm_q5_0 b;
+    uint8_t code[QM_Q5_0_BLOCK];
+    float d = signed_max(x) / -16.0f, inverse = d != 0 ? 1.0f / d : 0.0f; /* of d before it becomes an f16 */
+    b.d = qm_f32_to_f16(d);
+    for (int i = 0; i < QM_Q5_0_BLOCK; i++) {
+        int32_t q = (int8_t)qm_truncate(x[i] * inverse + 16.5f);
+        code[i] = (uint8_t)(q < 31 ? q : 31);
+    }
+    qm_five_bits_pack(code, b.fifth, b.pair);
+    memcpy(plane[0], &b, sizeof b);
+}
+
+QM_FN void decode(const uint8_t *const plane[], uint32_t n, const qm_codec *c, float *y)
+{
+    (void)n, (void)c;
+    struct qm_q5_0 b;
+    uint8_t code[QM_Q5_0_BLOCK];
+    memcpy(&b, plane[0], sizeof b);
+    qm_five_bits_unpack(b.fifth, b.pair, code);
+    float d = qm_f16_to_f32(b.d);
+    for (int i = 0; i < QM_Q5_0_BLOCK; i++)
+        y[i] = (float)(code[i] - 16) * d;
+}
+
+const qm_format qm_format_q5_0 = {
+    .name = "q5_0",
+    .doc = "5-bit integers, a scale for every 32",
+    .source = "ggml (llama-quantize Q5_0)",
+    .block = QM_Q5_0_BLOCK,
+    .gguf_type = 6,
+    .gguf_name = "Q5_0",
+    .plane = {{"blocks", QM_U8, 5, 2}},
+    .bound = 0.0631, /* a whole step at the end that has 15 of them, 1/16, and 2^-11 for the rounded scale */
+    .encode = encode,
+    .decode = decode,
+};
