@@ -55,16 +55,21 @@ static bool next_is(const reader *r, uint8_t c) { return r->p < r->end && *r->p 
 
 /* ---- strings ---- */
 
+static int hex_digit(uint8_t c)
+{
+    if (c >= '0' && c <= '9')
+        return c - '0';
+    c |= 32; /* lower case */
+    return c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
+}
+
 static int32_t hex4(const uint8_t *p, const uint8_t *end)
 {
     int32_t v = 0;
     if (end - p < 4)
         return -1;
     for (int i = 0; i < 4; i++) {
-        uint8_t c = p[i];
-        int digit = c >= '0' && c <= '9'                 ? c - '0'
-                    : (c | 32) >= 'a' && (c | 32) <= 'f' ? (c | 32) - 'a' + 10
-                                                         : -1;
+        int digit = hex_digit(p[i]);
         if (digit < 0)
             return -1;
         v = v << 4 | digit;

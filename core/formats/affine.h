@@ -8,6 +8,8 @@
 #ifndef QM_AFFINE_H
 #define QM_AFFINE_H
 
+#include <stdbool.h>
+
 #include "numeric.h"
 
 enum { QM_AFFINE_LONGEST = 32 };

@@ -5,14 +5,10 @@
 
 local core = require "qmoon.core"
 local arch = require "qmoon.arch"
+local files = require "qmoon.files"
 local json = require "qmoon.json"
 
 local config = {}
-
-local function read_text(path)
-    local file = core.infile(path)
-    return file:read(0, file:size())
-end
 
 local function without_nulls(t)
     for key, value in pairs(t) do
@@ -90,10 +86,10 @@ end
 ---@return table config as config.parse, and dir
 function config.read(dir)
     local path = dir .. "/config.json"
-    if not core.stat(path) then
+    if not files.exists(path) then
         core.fail("fail", "%s: there is no config.json; is this a model folder?", dir)
     end
-    local c = config.parse(read_text(path), path)
+    local c = config.parse(files.read(path), path)
     c.dir = dir
     return c
 end

@@ -9,6 +9,7 @@
 
 local core = require "qmoon.core"
 local card = require "qmoon.model_card"
+local files = require "qmoon.files"
 local profiles = require "qmoon.gguf_profiles"
 local tokenizer = require "qmoon.tokenizer"
 local types = require "qmoon.gguf_types"
@@ -25,9 +26,8 @@ local function row(key, kind, value)
 end
 
 local function read_text(path)
-    if core.stat(path) then
-        local file = core.infile(path)
-        return file:read(0, file:size())
+    if files.exists(path) then
+        return files.read(path)
     end
 end
 

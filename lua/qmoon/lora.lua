@@ -145,10 +145,7 @@ end
 --- The tensors decide what is merged; the list of target modules only tells whether some are missing.
 local function report_missing(ctx)
     local cfg = ctx.adapter.config
-    if type(cfg.target_modules) ~= "table" or cfg.some_layers_only then
-        return
-    end
-    for _, target in ipairs(cfg.target_modules) do
+    for _, target in ipairs(cfg.some_layers_only and {} or cfg.targets) do
         local all, missing = 0, 0
         for _, t in ipairs(ctx.model.tensors) do
             local module = #t.shape == 2 and t.name:match "^(.*)%.weight$"

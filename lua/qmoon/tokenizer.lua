@@ -6,8 +6,12 @@
 -- recognised by how it cuts (see pretokenizers.lua), and added tokens are written as they are.
 
 local core = require "qmoon.core"
+local files = require "qmoon.files"
 local pretokenizers = require "qmoon.pretokenizers"
 local profiles = require "qmoon.gguf_profiles"
+local special_tokens = require "qmoon.special_tokens"
+
+local content, get = special_tokens.content, special_tokens.get
 
 local tokenizer = {}
 
@@ -18,30 +22,14 @@ local NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 
 local function read_text(dir, name)
     local path = dir .. "/" .. name
-    if core.stat(path) then
-        local file = core.infile(path)
-        return file:read(0, file:size()), path
+    if files.exists(path) then
+        return files.read(path), path
     end
 end
 
 local function read_json(dir, name)
     local text, path = read_text(dir, name)
     return text and core.json_decode(text, path)
-end
-
---- A field of what may be no table at all; null counts as absent.
-local function get(t, key)
-    if type(t) == "table" and t[key] ~= core.null then
-        return t[key]
-    end
-end
-
---- A token's text: a plain string, or an object with a field content.
-local function content(entry)
-    if type(entry) == "table" then
-        entry = get(entry, "content")
-    end
-    return type(entry) == "string" and entry or nil
 end
 
 -- ---- vocabulary ---------------------------------------------------------------------------------
@@ -51,7 +39,7 @@ local function vocabulary(dir, json)
         local vocab = read_json(dir, "vocab.json")
         if vocab then
             return vocab
-        elseif core.stat(dir .. "/tokenizer.model") then
+        elseif files.exists(dir .. "/tokenizer.model") then
             core.fail("unsupported", "%s: has a SentencePiece tokenizer.model only, which is not supported yet", dir)
         end
         core.fail("fail", "%s: no tokenizer.json and no vocab.json: a GGUF file needs the tokenizer", dir)
@@ -63,12 +51,10 @@ local function vocabulary(dir, json)
     return model.vocab
 end
 
-local SPECIAL = { "bos", "eos", "unk", "sep", "pad", "cls", "mask" }
-
 --- The texts that tokenizer_config.json calls special, in order.
 local function special_texts(config)
     local texts = {}
-    for _, kind in ipairs(SPECIAL) do
+    for _, kind in ipairs(special_tokens.kinds) do
         texts[#texts + 1] = content(get(config, kind .. "_token"))
     end
     for _, key in ipairs { "additional_special_tokens", "extra_special_tokens" } do
@@ -195,141 +181,6 @@ local function merge_list(dir, json)
     return merges
 end
 
--- ---- special tokens -----------------------------------------------------------------------------
-
---- Values by name, in the order they were first set.
-local function ordered()
-    return { names = {}, of = {} }
-end
-
-local function put(o, name, value)
-    if o.of[name] == nil then
-        o.names[#o.names + 1] = name
-    end
-    o.of[name] = value
-end
-
-local function special_id(entry)
-    return type(entry) == "table" and type(entry.SpecialToken) == "table" and entry.SpecialToken.id or nil
-end
-
-local function sequence_id(entry)
-    return type(entry) == "table" and type(entry.Sequence) == "table" and entry.Sequence.id or nil
-end
-
---- A pair template "[bos] A [sep] [eos] B [eos]": whether a separator stands between the sequences; nil: not said.
-local function separated(pair, first, last, s)
-    local from, to = 1, #pair
-    if first and special_id(pair[from]) == first then
-        from = from + 1
-    end
-    if last and special_id(pair[to]) == last then
-        to = to - 1
-    end
-    if sequence_id(pair[from]) ~= "A" or sequence_id(pair[to]) ~= "B" or to - from < 2 then
-        return nil
-    end
-    local function separates(text)
-        return text ~= nil and (text == s.text.sep or text == s.text.eos)
-    end
-    local one, two = special_id(pair[from + 1]), special_id(pair[to - 1])
-    return separates(one) and not last or to - from == 3 and separates(two) or false
-end
-
---- What a TemplateProcessing says: its first token is bos, its last is eos, whatever the config calls so.
-local function read_template(s, processor)
-    local single, pair = get(processor, "single") or {}, get(processor, "pair") or {}
-    local first = #single > 1 and special_id(single[1]) or nil
-    local last = #single > 1 and special_id(single[#single]) or nil
-    if first then
-        if s.profile.add_first then
-            s.text.bos = s.text.bos or first
-            s.text.cls = s.text.cls or first
-        end
-        put(s.add, "bos", first == s.text.bos or first == s.text.cls)
-    end
-    if last then
-        if s.has_config and last ~= s.text.eos then
-            local spare = not s.kinds.eot and "eot" or "eom" -- the old end of text stays known under that name
-            s.kinds[#s.kinds + 1], s.kinds[spare] = spare, true
-            s.text[spare] = s.text.eos
-        end
-        s.text.eos = last
-        put(s.add, "eos", true)
-    end
-    if #pair > 0 then
-        local sep = separated(pair, first, last, s)
-        if sep ~= nil then
-            put(s.add, "sep", sep)
-            s.text.sep = s.text.sep or sep and s.text.eos or nil
-        end
-    end
-end
-
-local function read_roberta(s, processor)
-    for _, kind in ipairs { "bos", "eos", "sep" } do
-        put(s.add, kind, true)
-    end
-    s.text.cls = s.text.cls or type(processor.cls) == "table" and processor.cls[1] or s.text.bos
-    s.text.sep = s.text.sep or type(processor.sep) == "table" and processor.sep[1] or s.text.eos
-end
-
-local function read_processors(s, json)
-    local processor = get(json, "post_processor")
-    for _, p in ipairs(processor and (processor.processors or { processor }) or {}) do
-        if p.type == "TemplateProcessing" then
-            read_template(s, p)
-        elseif p.type == "RobertaProcessing" then
-            read_roberta(s, p)
-        elseif p.type == "ByteLevel" and s.profile.add_first then
-            for _, kind in ipairs { "bos", "eos" } do
-                put(s.add, kind, s.add.of[kind] or false)
-            end
-        end
-    end
-end
-
-local function id_of(json, text)
-    for _, token in ipairs(get(json, "added_tokens") or {}) do
-        if token.content == text then
-            return token.id
-        end
-    end
-end
-
---- add: whether bos, eos, sep are put around a text; ids: of the special tokens. In the order of discovery, which is
---- the order they are written in: by tokenizer_config.json's names first, then config.json's ids.
-local function specials(json, config, model_config, profile)
-    local s = { profile = profile, has_config = config ~= nil, add = ordered(), ids = ordered(), text = {}, kinds = {} }
-    for i, kind in ipairs(SPECIAL) do
-        s.kinds[i] = kind
-        s.text[kind] = content(get(config, kind .. "_token"))
-    end
-    if json then
-        s.text.bos = s.text.bos or s.text.cls
-        s.text.eos = s.text.eos or s.text.sep
-        read_processors(s, json)
-    end
-    for _, kind in ipairs(config and s.kinds or {}) do
-        local wanted = get(config, "add_" .. kind .. "_token")
-        if type(wanted) == "boolean" and not (profile.add_first and s.add.of[kind] ~= nil) then
-            put(s.add, kind, wanted)
-        end
-        local id = s.text[kind] and id_of(json, s.text[kind])
-        if id then
-            put(s.ids, kind, id)
-        end
-    end
-    for _, kind in ipairs(s.kinds) do
-        local key = kind .. "_token_id"
-        local id = get(model_config, key) or get(get(model_config, "text_config"), key)
-        if type(id) == "number" and s.ids.of[kind] == nil then
-            put(s.ids, kind, id)
-        end
-    end
-    return s
-end
-
 -- ---- chat templates -----------------------------------------------------------------------------
 
 --- The template, or a list of {name, template}, or nil.
@@ -344,7 +195,7 @@ local function chat_template(dir, config)
         return get(read_json(dir, "chat_template.json"), "chat_template")
     end
     local folder, list = dir .. "/additional_chat_templates", { { name = "default", template = text } }
-    for _, file in ipairs(core.stat(folder) and core.list(folder) or {}) do
+    for _, file in ipairs(files.exists(folder) and core.list(folder) or {}) do
         local name = file:match "^(.*)%.jinja$"
         if name then
             list[#list + 1] = { name = name, template = read_text(folder, file) }
@@ -370,8 +221,8 @@ end
 
 --- Reads a folder's tokenizer.
 ---
---- options: vocab_size (rows of the embedding; else as many as there are tokens), config = decoded
---- config.json, pre = name of the pre-tokenizer instead of recognising it, profile.
+--- options: vocab_size (rows of the embedding; else as many as there are tokens), config = what
+--- config.read gave, pre = name of the pre-tokenizer instead of recognising it, profile.
 ---@param dir string
 ---@param options? table
 ---@return table tokenizer {model, pre, tokens, types, merges, ids, add, chat_template}; token i + 1 has id i
@@ -383,10 +234,10 @@ function tokenizer.read(dir, options)
     local pre = pre_of(dir, json, config, options.pre)
     local added = added_tokens(dir, json, config, vocab)
     local tokens, kinds = token_list(dir, vocab, added, options.vocab_size)
-    local s = specials(json, config, options.config, profile)
+    local ids, add = special_tokens.read(json, config, get(options.config, "raw"), profile)
     return {
         model = "gpt2", pre = pre, tokens = tokens, types = kinds, merges = merge_list(dir, json),
-        ids = s.ids, add = s.add, chat_template = chat_template(dir, config),
+        ids = ids, add = add, chat_template = chat_template(dir, config),
     }
 end
 

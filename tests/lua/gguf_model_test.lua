@@ -36,7 +36,7 @@ return {
             tensors[#tensors + 1] = { name = arch.to_gguf(a, t.name), shape = t.shape, hf = t.name }
         end
         local plan, id = types.convert(tensors, "f16")
-        local tok = tokenizer.read(TINY, { config = c.raw, vocab_size = 2048 })
+        local tok = tokenizer.read(TINY, { config = c, vocab_size = 2048 })
         local metadata = gguf.metadata(c, tok, { tensors = tensors, file_type = id })
         local header, _, size = gguf.header(metadata, gguf.typed(tensors, plan))
         with_folder({ ["x.gguf"] = header .. ("\0"):rep(size - #header) }, function(dir)
@@ -57,7 +57,7 @@ return {
             assert(files["config.json"]:find('"rope_theta": 10000.0', 1, true))
             assert(files["config.json"]:find('"rms_norm_eps": 1e-06', 1, true))
             with_folder(files, function(back)
-                local second = tokenizer.read(back, { config = again.raw, vocab_size = 2048 })
+                local second = tokenizer.read(back, { config = again, vocab_size = 2048 })
                 same(json.encode(second.tokens), json.encode(tok.tokens), "tokens")
                 same(json.encode(second.types), json.encode(tok.types), "types")
                 same(json.encode(second.merges), json.encode(tok.merges), "merges")

@@ -32,7 +32,7 @@ end
 
 local function tiny_metadata(options)
     local c = config.read(TINY)
-    local tok = tokenizer.read(TINY, { config = c.raw, vocab_size = c.fields.vocab_size })
+    local tok = tokenizer.read(TINY, { config = c, vocab_size = c.fields.vocab_size })
     options = options or {}
     options.tensors, options.file_type = tiny_tensors(), 1
     return gguf.metadata(c, tok, options)

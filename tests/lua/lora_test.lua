@@ -237,6 +237,9 @@ T["a configuration that makes no sense"] = function()
     refused("corrupt", "lora_alpha", tensors, { lora_alpha = "many" })
     refused("corrupt", "rank_pattern", tensors, { rank_pattern = { q_proj = "x" } })
     refused("corrupt", "peft_type", tensors, { peft_type = core.null })
+    refused("corrupt", "modules_to_save", tensors, { modules_to_save = { 1 } })
+    refused("corrupt", "target_modules", tensors, { target_modules = { {} } })
+    refused("corrupt", "q[proj", tensors, { alpha_pattern = { ["q[proj"] = 1 } })
     refused("corrupt", { "rank 3", "[2 x 4]" }, tensors, { rank_pattern = { q_proj = 3 } })
 end
 
@@ -301,6 +304,8 @@ T["quantised base tensors are refused"] = function()
     local tensors = with(LAYER)
     tensors[2] = { Q .. ".weight", { 6, 4 }, dtype = "u8" }
     refused("unsupported", { Q .. ".weight", "u8" }, { pair(Q, 6, 2, 4) }, nil, base(tensors))
+    tensors[1] = { "model.embed_tokens.weight", { 10, 4 }, dtype = "i8" }
+    refused("unsupported", "i8", { pair("lm_head", 10, 2, 4) }, nil, base(tensors))
 end
 
 T["target modules without tensors are reported"] = function()

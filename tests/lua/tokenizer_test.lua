@@ -87,7 +87,7 @@ return {
     ["the tiny model's tokens, types and merges are the converter's"] = function()
         local golden = core.json_decode(read "tests/fixtures/golden/gguf-digests.json", "golden").f16.metadata
         local c = config.read(TINY)
-        local rows = tokenizer.metadata(tokenizer.read(TINY, { config = c.raw, vocab_size = 2048 }))
+        local rows = tokenizer.metadata(tokenizer.read(TINY, { config = c, vocab_size = 2048 }))
         for _, key in ipairs { "ggml.tokens", "ggml.token_type", "ggml.merges" } do
             same(core.sha256(json.encode(value(rows, key))), golden["tokenizer." .. key].value.sha256_of_json, key)
         end
@@ -128,7 +128,7 @@ return {
         local slow = { ["vocab.json"] = small().model.vocab, ["merges.txt"] = "#version: 0.2\na b\r\n\nĠ ab\n# c\n",
                        ["tokenizer_config.json"] = { tokenizer_class = "Qwen2Tokenizer", eos_token = "<|end|>",
                                                      added_tokens_decoder = { ["6"] = added(6, "<|end|>", true) } } }
-        export(slow, { config = { eos_token_id = 6 } }, function(tok)
+        export(slow, { config = { raw = { eos_token_id = 6 } } }, function(tok)
             same(table.concat(tok.merges, "|"), "a b|Ġ ab|# c", "merges.txt")
             same(tok.pre .. tok.tokens[7] .. tok.types[7], "qwen2<|end|>3", "token")
             same(tok.ids.of.eos, 6, "without tokenizer.json ids come from config.json")
@@ -140,7 +140,7 @@ return {
     ["special ids come in the order they are found"] = function()
         local config_json = { eos_token = "<|end|>", pad_token = "<|end|>" }
         export({ ["tokenizer.json"] = small(), ["tokenizer_config.json"] = config_json },
-            { config = { bos_token_id = 1, eos_token_id = 2, mask_token_id = { 3 } } }, function(tok)
+            { config = { raw = { bos_token_id = 1, eos_token_id = 2, mask_token_id = { 3 } } } }, function(tok)
                 local keys = {}
                 for _, r in ipairs(tokenizer.metadata(tok)) do
                     keys[#keys + 1] = r.key:match "ggml%.(.*)_token_id" and r.key:match "ggml%.(.*)_token_id" .. r.value or nil

@@ -152,6 +152,7 @@ end
 ---@return qmoon.lora.action[] list, integer[] shape of the result
 function M.weight(ctx, s, base, replacement)
     local list, weight = {}, base
+    ctx.check_type(base)
     if replacement then
         list[1] = replace(ctx, replacement, base)
         weight = { name = base.name, shape = replacement.shape, dtype = base.dtype }
@@ -171,6 +172,7 @@ function M.bias(ctx, s)
     local saved, base = s.own.bias or s.saved.bias, ctx:find(name)
     if saved then
         base = ctx:need(name, saved)
+        ctx.check_type(base)
         list[1] = replace(ctx, ctx:use(saved), base)
     end
     if s.B_bias then
@@ -182,6 +184,7 @@ function M.bias(ctx, s)
         elseif not shapes.equal(s.B_bias.shape, base.shape) then
             shapes.misfit(ctx.adapter, s.B_bias, base)
         end
+        ctx.check_type(base)
         list[#list + 1] = { kind = "add", values = ctx:ref(s.B_bias), scale = s.scaling.scale }
     end
     return list, base

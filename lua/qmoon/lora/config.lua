@@ -54,6 +54,16 @@ local function as_table(v, what, name)
     return v
 end
 
+local function as_names(v, what, name)
+    local list = as_table(v, what, name)
+    for _, entry in pairs(list) do
+        if type(entry) ~= "string" then
+            core.fail("corrupt", "%s: '%s' must be a list of names", what, name)
+        end
+    end
+    return list
+end
+
 local function as_number(v, default, what, name)
     if v == nil or v == core.null then
         return default
@@ -129,7 +139,10 @@ local function patterns(text, raw, name, what)
         if name == "rank_pattern" then
             rank(value, what, label)
         end
-        local regex = core.regex("(.*\\.)?(" .. pattern .. ")$")
+        local ok, regex = pcall(core.regex, "(.*\\.)?(" .. pattern .. ")$")
+        if not ok then
+            core.fail("corrupt", "%s: '%s': %s", what, name, tostring(regex))
+        end
         list[#list + 1] = { pattern = pattern, value = value, regex = regex }
     end
     if #list > 1 then
@@ -184,9 +197,10 @@ function M.read(text, what)
         init = initialiser(raw, what),
         rank_pattern = patterns(text, raw, "rank_pattern", what),
         alpha_pattern = patterns(text, raw, "alpha_pattern", what),
-        modules_to_save = as_table(raw.modules_to_save, what, "modules_to_save"),
+        modules_to_save = as_names(raw.modules_to_save, what, "modules_to_save"),
         token_rows = as_table(raw.trainable_token_indices, what, "trainable_token_indices"),
-        target_modules = raw.target_modules,
+        -- a regular expression or "all-linear" is not looked into
+        targets = type(raw.target_modules) == "table" and as_names(raw.target_modules, what, "target_modules") or {},
         some_layers_only = has_value(raw.layers_to_transform) or has_value(raw.exclude_modules),
     }
     -- peft refuses these pairs when the adapter is made

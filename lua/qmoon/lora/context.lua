@@ -46,16 +46,21 @@ function Context:find(name)
     return nil
 end
 
---- The base tensor that adapter tensor `t` changes; there must be one, and in a type that can be added to.
+--- The base tensor that adapter tensor `t` changes; there must be one.
 function Context:need(name, t)
     local base = self:find(name)
     if not base then
         self:fail("fail", t, "the base model has no '%s'; %s", name, shapes.other_model(self.adapter))
-    elseif not Context.DTYPES[base.dtype] then
+    end
+    return base
+end
+
+--- Raises when a base tensor is of a type that nothing can be added to.
+function Context.check_type(base)
+    if not Context.DTYPES[base.dtype] then
         core.fail("unsupported", "base tensor '%s' is %s: an adapter is merged into f32, f16 or bf16 "
             .. "weights; use the model as it was before quantisation", base.name, tostring(base.dtype))
     end
-    return base
 end
 
 --- Marks an adapter tensor as used.

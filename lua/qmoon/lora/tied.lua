@@ -161,8 +161,12 @@ local function untie(ctx, base, input, head, input_saved, head_saved)
         table.insert(ctx.plan.extra, { name = ctx.pair.head, source = base.name, actions = head_list })
     end
     ctx.plan.config.tie_word_embeddings = false
-    local which = not is_touched(head) and "the input embedding only"
-        or not is_touched(input) and "the output head only" or "both sides, differently"
+    local which = "both sides, differently"
+    if input_saved == head_saved and not is_touched(head) then
+        which = "the input embedding only"
+    elseif input_saved == head_saved and not is_touched(input) then
+        which = "the output head only"
+    end
     ctx:notice("embeddings untied: the adapter changes %s; %s is written on its own and tie_word_embeddings "
         .. "becomes false", which, ctx.pair.head)
     check_vocabulary(ctx, shape, head_shape)
