@@ -32,8 +32,10 @@ typedef struct sink_run {
 
 typedef struct buffers { /* of one thread */
     uint8_t *raw;        /* source bytes of the chunk, planes back to back */
+    float *absmax;       /* double_quant source: the chunk's first-level scales */
     float *x, *y;        /* values; scratch for deltas and decoded values */
     uint8_t *plane;      /* encoded planes of one sink, back to back */
+    uint8_t *rows;       /* a plane with its rows in another order */
 } buffers;
 
 typedef struct chunk_sums {
@@ -44,7 +46,7 @@ typedef struct chunk_sums {
 typedef struct stream {
     qm_job *job;
     int64_t chunk_rows, chunks;
-    uint64_t raw_size[QM_MAX_PLANES], raw_total, plane_total;
+    uint64_t raw_total, absmax_total, plane_total, rows_total;
     sink_run *sink;
     chunk_sums *sums; /* one per chunk */
     buffers *buf;     /* one per thread */
@@ -72,13 +74,19 @@ static int64_t rows_per_restart(const qm_format *f, const qm_codec *c, int64_t c
     return f->over_rows && cols > 0 ? c->block / gcd(c->block, cols) : 1;
 }
 
+static int64_t lcm(int64_t a, int64_t b) { return a / gcd(a, b) * b; }
+
 static int64_t chunk_rows(const qm_job *job)
 {
     const qm_source *s = &job->source;
     int64_t step = rows_per_restart(s->format, &s->codec, s->cols);
+    if (s->double_quant) /* a chunk begins with a nested group, too */
+        step = lcm(step, QM_DOUBLE_QUANT_BLOCK * s->codec.block / gcd(QM_DOUBLE_QUANT_BLOCK * s->codec.block, s->cols));
     for (int i = 0; i < job->nsink; i++) {
-        int64_t k = rows_per_restart(job->sink[i].format, &job->sink[i].codec, s->cols);
-        step = step / gcd(step, k) * k;
+        const qm_sink *k = &job->sink[i];
+        step = lcm(step, rows_per_restart(k->format, &k->codec, s->cols));
+        if (k->interleave_heads) /* whole heads */
+            step = lcm(step, s->rows / k->interleave_heads);
     }
     int64_t fit = s->cols > 0 ? CHUNK / s->cols / step * step : step;
     return fit > step ? fit : step;
@@ -101,13 +109,17 @@ static void measure(stream *st, qm_job *job, int threads, sink_run *sinks)
     int64_t rows = s->rows < st->chunk_rows ? s->rows : st->chunk_rows;
     uint64_t n = (uint64_t)(rows * s->cols);
     for (int i = 0; i < qm_format_planes(s->format); i++)
-        st->raw_total += st->raw_size[i] = qm_plane_size(s->format, &s->codec, i, n);
+        st->raw_total += qm_plane_size(s->format, &s->codec, i, n);
+    if (s->double_quant)
+        st->absmax_total = qm_plane_size(s->format, &s->codec, 1, n);
     for (int k = 0; k < job->nsink; k++) {
         const qm_sink *sink = &job->sink[k];
         uint64_t total = 0;
         for (int i = 0; i < qm_format_planes(sink->format); i++)
             total += sinks[k].buffer_size[i] = qm_plane_size(sink->format, &sink->codec, i, n);
         st->plane_total = total > st->plane_total ? total : st->plane_total;
+        if (sink->interleave_heads && total > st->rows_total)
+            st->rows_total = total;
         sinks[k].lossless = is_lossless(job, sink);
         if (sink->double_quant)
             sinks[k].groups = (uint64_t)(s->rows * s->cols + sink->codec.block - 1) / sink->codec.block;
@@ -123,7 +135,8 @@ static uint64_t chunk_values(const stream *st)
 
 static uint64_t memory_of(const stream *st)
 {
-    uint64_t per_thread = st->raw_total + 2 * sizeof(float) * chunk_values(st) + st->plane_total;
+    uint64_t per_thread = st->raw_total + st->absmax_total + 2 * sizeof(float) * chunk_values(st) + st->plane_total
+                          + st->rows_total;
     uint64_t total = (uint64_t)st->threads * per_thread + (uint64_t)st->chunks * sizeof(chunk_sums);
     for (int k = 0; k < st->job->nsink; k++)
         total += st->sink[k].groups * (sizeof(group_stat) + 2 * sizeof(float))
@@ -148,6 +161,8 @@ static void release(stream *st)
         free(st->buf[t].x);
         free(st->buf[t].y);
         free(st->buf[t].plane);
+        free(st->buf[t].absmax);
+        free(st->buf[t].rows);
     }
     free(st->buf);
     free(st->sums);
@@ -165,7 +180,8 @@ static bool allocate(stream *st, qm_err *e)
     for (int t = 0; ok && t < st->threads; t++) {
         buffers *b = &st->buf[t];
         ok = (b->raw = malloc(st->raw_total + 1)) && (b->x = malloc(n * sizeof *b->x + 1))
-             && (b->y = malloc(n * sizeof *b->y + 1)) && (b->plane = malloc(st->plane_total + 1));
+             && (b->y = malloc(n * sizeof *b->y + 1)) && (b->plane = malloc(st->plane_total + 1))
+             && (b->absmax = malloc(st->absmax_total + 1)) && (b->rows = malloc(st->rows_total + 1));
     }
     for (int k = 0; ok && k < st->job->nsink; k++) {
         sink_run *r = &st->sink[k];
@@ -198,20 +214,52 @@ static chunk chunk_at(const stream *st, int64_t index, int thread)
     return c;
 }
 
+/* First-level scales of a double-quantised chunk, which begins with a nested group. */
+static bool load_absmax(const qm_source *s, const chunk *c, uint8_t *codes, qm_err *e)
+{
+    uint64_t first = c->first / s->codec.block, n = (c->n + s->codec.block - 1) / s->codec.block;
+    uint64_t nested = (n + QM_DOUBLE_QUANT_BLOCK - 1) / QM_DOUBLE_QUANT_BLOCK;
+    float *scales = c->b->y; /* free until the steps */
+    if (!qm_infile_read(s->file, s->at[1] + first, codes, n, e)
+        || !qm_infile_read(s->file, s->nested_at + first / QM_DOUBLE_QUANT_BLOCK * sizeof *scales, scales,
+                           nested * sizeof *scales, e))
+        return false;
+    qm_double_dequant(codes, scales, n, s->offset, c->b->absmax);
+    return true;
+}
+
+/* Where the chunk's source planes lie in memory once they are read. */
+static void raw_planes(const qm_source *s, const chunk *c, const uint8_t *plane[QM_MAX_PLANES])
+{
+    uint8_t *raw = c->b->raw;
+    for (int i = 0; i < qm_format_planes(s->format); i++) {
+        plane[i] = raw;
+        raw += qm_plane_size(s->format, &s->codec, i, c->n);
+    }
+    if (s->double_quant)
+        plane[1] = (const uint8_t *)c->b->absmax;
+}
+
+static void decode_source(const qm_source *s, const chunk *c, float *values)
+{
+    const uint8_t *plane[QM_MAX_PLANES] = {0};
+    raw_planes(s, c, plane);
+    qm_decode(s->format, plane, c->n, &s->codec, values);
+}
+
 static bool load(const stream *st, const chunk *c, qm_err *e)
 {
     const qm_source *s = &st->job->source;
-    const uint8_t *plane[QM_MAX_PLANES] = {0};
     uint8_t *raw = c->b->raw;
     for (int i = 0; i < qm_format_planes(s->format); i++) {
         uint64_t before = qm_plane_size(s->format, &s->codec, i, c->first);
         uint64_t size = qm_plane_size(s->format, &s->codec, i, c->n);
-        if (!qm_infile_read(s->file, s->at[i] + before, raw, size, e))
+        if (s->double_quant && i == 1 ? !load_absmax(s, c, raw, e)
+                                      : !qm_infile_read(s->file, s->at[i] + before, raw, size, e))
             return false;
-        plane[i] = raw;
         raw += size;
     }
-    qm_decode(s->format, plane, c->n, &s->codec, c->b->x);
+    decode_source(s, c, c->b->x);
     return true;
 }
 
@@ -282,15 +330,8 @@ static void apply(const stream *st, const chunk *c, int nstep)
 /* How far the steps move this chunk: the source is decoded once more, which costs less than keeping it. */
 static void measure_steps(const stream *st, const chunk *c)
 {
-    const qm_source *s = &st->job->source;
-    const uint8_t *plane[QM_MAX_PLANES] = {0};
-    uint8_t *raw = c->b->raw;
-    for (int i = 0; i < qm_format_planes(s->format); i++) {
-        plane[i] = raw;
-        raw += qm_plane_size(s->format, &s->codec, i, c->n);
-    }
-    qm_decode(s->format, plane, c->n, &s->codec, c->b->y);
     qm_errsum sum = {0};
+    decode_source(&st->job->source, c, c->b->y);
     qm_vec_get()->errors(c->b->y, c->b->x, c->n, &sum);
     st->sums[c->index].ww = sum.sum_xx;
     st->sums[c->index].dd = sum.sum_dd;
@@ -340,6 +381,18 @@ static void lossless_errors(const chunk *c, qm_errsum *sum)
     qm_errsum_add(sum, &same);
 }
 
+/* Rows of whole heads, halves interleaved, into b->rows. */
+static const uint8_t *interleave(const chunk *c, const uint8_t *plane, uint64_t size, int64_t head_rows)
+{
+    uint64_t row = size / (uint64_t)c->rows;
+    int64_t half = head_rows / 2;
+    for (int64_t i = 0; i < c->rows; i++) {
+        int64_t j = i % head_rows, to = i - j + (j < half ? 2 * j : 2 * (j - half) + 1);
+        memcpy(c->b->rows + (uint64_t)to * row, plane + (uint64_t)i * row, row);
+    }
+    return c->b->rows;
+}
+
 static bool drain(const stream *st, const chunk *c, int index, qm_err *e)
 {
     const qm_sink *k = &st->job->sink[index];
@@ -351,13 +404,22 @@ static bool drain(const stream *st, const chunk *c, int index, qm_err *e)
         plane[i] = p;
         p += qm_plane_size(f, &k->codec, i, c->n);
     }
-    qm_encode(f, c->b->x, c->n, &k->codec, plane);
+    const float *x = c->b->x;
+    if (k->add != 0) {
+        for (uint64_t i = 0; i < c->n; i++)
+            c->b->y[i] = x[i] + k->add;
+        x = c->b->y;
+    }
+    qm_encode(f, x, c->n, &k->codec, plane);
 
     for (int i = 0; i < planes; i++) {
         uint64_t before = qm_plane_size(f, &k->codec, i, c->first);
         uint64_t size = qm_plane_size(f, &k->codec, i, c->n);
         bool later = k->double_quant && i == 1;
-        if (!later && !qm_outfile_write(k->file, k->at[i] + before, plane[i], size, e))
+        const uint8_t *bytes = plane[i];
+        if (k->interleave_heads)
+            bytes = interleave(c, bytes, size, st->job->source.rows / k->interleave_heads);
+        if (!later && !qm_outfile_write(k->file, k->at[i] + before, bytes, size, e))
             return false;
         if (i == 1 && f->over_rows)
             st->sums[c->index].zero_groups[index] =
@@ -365,7 +427,7 @@ static bool drain(const stream *st, const chunk *c, int index, qm_err *e)
     }
     if (!st->job->want_errors && !k->double_quant)
         return true;
-    if (r->lossless) {
+    if (r->lossless || k->add != 0) { /* what is added is no error */
         lossless_errors(c, &r->chunk_error[c->index]);
         return true;
     }

@@ -23,6 +23,11 @@ typedef struct qm_source {
     qm_codec codec;
     uint64_t at[QM_MAX_PLANES];
     int64_t rows, cols;
+
+    /* bitsandbytes' double quantisation: plane 1 holds one byte a group, nested_at one f32 per 256 groups. */
+    bool double_quant;
+    uint64_t nested_at;
+    float offset;
 } qm_source;
 
 /* What is done to the values before they are encoded, in order. */
@@ -57,6 +62,11 @@ typedef struct qm_sink {
     qm_codec codec;
     qm_outfile *file;
     uint64_t at[QM_MAX_PLANES]; /* start of each plane in the file */
+
+    /* GGUF's llama stores the rows of each attention head interleaved: of a head's h rows, row j of the first half goes
+     * to 2j and row j of the second to 2j + 1.  The number of heads, or 0; rows must be a multiple of 2 * heads. */
+    int64_t interleave_heads;
+    float add; /* added to every value for this sink alone (gemma's norms: 1) */
 
     /* Double quantisation (bitsandbytes): plane 1, the f32 absmax, is itself encoded.  at[1] then
      * takes one byte a group and nested_at one f32 per 256 groups. */

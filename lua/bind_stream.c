@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../core/double_quant.h"
 #include "../core/pool.h"
 #include "../core/random.h"
 #include "../core/stream.h"
@@ -61,6 +62,11 @@ static void read_source(lua_State *L, int table, qm_source *s)
         luaL_error(L, "source of '%s' has no file", s->name);
     read_codec(L, table, &s->codec, s->format, s->cols, s->name);
     read_offsets(L, table, s->at, qm_format_planes(s->format));
+    s->double_quant = qml_field_boolean(L, table, "double_quant", false);
+    s->nested_at = qml_field_size(L, table, "nested_at", 0);
+    s->offset = (float)qml_field_number(L, table, "offset", 0);
+    if (s->double_quant && !qm_can_double_quant(s->format))
+        luaL_error(L, "source of '%s': format %s is never double quantised", s->name, s->format->name);
 }
 
 static qm_round read_round(lua_State *L, int table, const char *field)
@@ -137,6 +143,12 @@ static void read_sink(lua_State *L, int table, qm_sink *k, const qm_source *src)
     if (k->file) /* a plan has none yet */
         read_offsets(L, table, k->at, qm_format_planes(k->format));
     k->nested_at = qml_field_size(L, table, "nested_at", 0);
+    k->add = (float)qml_field_number(L, table, "add", 0);
+    k->interleave_heads = (int64_t)qml_field_size(L, table, "interleave_heads", 0);
+    if (k->interleave_heads && (src->rows % (2 * k->interleave_heads) != 0 || k->format->over_rows))
+        luaL_error(L, "sink of '%s': rows do not make %f heads of two halves", src->name, (double)k->interleave_heads);
+    if (k->double_quant && !qm_can_double_quant(k->format))
+        luaL_error(L, "sink of '%s': format %s is never double quantised", src->name, k->format->name);
 }
 
 /* Calls read(L, index of element, i) for the list in a field; returns how many. */

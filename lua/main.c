@@ -86,7 +86,8 @@ static int start(lua_State *L)
 int main(int argc, char **argv)
 {
     setlocale(LC_CTYPE, "C.UTF-8"); /* numbers stay with the C locale */
-    signal(SIGPIPE, SIG_IGN);       /* a closed pipe is a write error, not a death */
+    signal(SIGPIPE, SIG_IGN);       /* a closed pipe is a write error, not a death; */
+    signal(SIGXFSZ, SIG_IGN);       /* so is a file that grows past `ulimit -f` */
     lua_State *L = luaL_newstate();
     if (!L) {
         fprintf(stderr, "qmoon: no memory for Lua\n");

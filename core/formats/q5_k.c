@@ -5,7 +5,7 @@
  *
  * Byte 32g + l of the pairs (g < 4, l < 32) holds the low four bits of code 64g + l in its low nibble and of
  * code 64g + l + 32 in its high.  The fifth bits of these two are bits 2g and 2g + 1 of byte l of the bits.
- * ggml, quantize_row_q4_K_ref.
+ * ggml, quantize_row_q5_K_ref.
  */
 #include "../format.h"
 #include "q5_k.h"

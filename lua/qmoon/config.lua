@@ -142,7 +142,8 @@ local function members_of(text)
         local key_end = skip_string(text, at)
         local value = text:find("[^%s:]", key_end)
         local to = skip_value(text, value)
-        members[#members + 1] = { key = core.json_decode(text:sub(at, key_end - 1)), from = at, value = value, to = to }
+        local key = core.json_decode(text:sub(at, key_end - 1))
+        members[#members + 1] = { key = key, from = at, value = value, to = to }
         at = text:find("[^%s,]", to)
     end
     return members, at -- the closing bracket
@@ -162,7 +163,8 @@ local function append(text, members, closing, key, value)
     local member = json.encode(key) .. ": "
     local last = members[#members]
     if not last then
-        return text:sub(1, opening(text)) .. "\n  " .. member .. value:gsub("\n", "\n  ") .. "\n" .. text:sub(closing)
+        member = member .. value:gsub("\n", "\n  ")
+        return text:sub(1, opening(text)) .. "\n  " .. member .. "\n" .. text:sub(closing)
     end
     local blanks = text:match("^%s*", opening(text) + 1)
     value = value:gsub("\n", blanks:match("\n[^\n]*$") or "\n")

@@ -58,8 +58,8 @@ local function add_sampling(rows, dir)
 end
 
 local GENERAL = {
-    "name", "author", "version", "organization", "finetune", "basename", "description", "size_label", "license",
-    "license.name", "license.link", "source.url", "source.doi", "source.uuid", "source.repo_url",
+    "name", "author", "version", "organization", "finetune", "basename", "description", "size_label",
+    "license", "license.name", "license.link", "source.url", "source.doi", "source.uuid", "source.repo_url",
 }
 
 --- base_model or dataset: general.base_model.count, general.base_model.0.name, …
@@ -87,7 +87,8 @@ local function add_general(rows, general)
     add_references(rows, "dataset", general.dataset)
     for _, key in ipairs { "tags", "languages" } do
         if #general[key] > 0 then
-            rows[#rows + 1] = { key = "general." .. key, type = "array", elem = "string", value = general[key] }
+            local list = general[key]
+            rows[#rows + 1] = { key = "general." .. key, type = "array", elem = "string", value = list }
         end
     end
 end
@@ -113,7 +114,9 @@ local function count(tensors)
 end
 
 -- sentence-transformers' name of a pooling mode, llama.cpp's number
-local POOLING = { { "pooling_mode_mean_tokens", 1 }, { "pooling_mode_cls_token", 2 }, { "pooling_mode_lasttoken", 3 } }
+local POOLING = {
+    { "pooling_mode_mean_tokens", 1 }, { "pooling_mode_cls_token", 2 }, { "pooling_mode_lasttoken", 3 },
+}
 
 --- Embedding models say in modules.json how they make one vector of many.
 local function pooling_type(dir)
@@ -175,13 +178,16 @@ end
 function gguf.metadata(config, tok, options)
     local a = config.arch
     if not a then
-        core.fail("unsupported", "%s: architecture '%s' is not one this program can write as GGUF", config.dir,
-            tostring(config.fields.architectures and config.fields.architectures[1] or config.fields.model_type))
+        local class = (config.fields.architectures or {})[1] or config.fields.model_type
+        core.fail("unsupported", "%s: architecture '%s' is not one this program can write as GGUF",
+            config.dir,
+            tostring(class))
     end
     local parameters, size_label = count(options.tensors)
     local general, notes = card.general {
         card = read_text(config.dir .. "/README.md"), name_or_path = config.fields._name_or_path,
-        folder = options.folder or core.realpath(config.dir):match "[^/]*$", parameters = parameters, name = options.name,
+        folder = options.folder or core.realpath(config.dir):match "[^/]*$",
+        parameters = parameters, name = options.name,
     }
     general.size_label = general.size_label or size_label
 
@@ -218,7 +224,8 @@ local DROPPED = {
     ["split.no"] = true, ["split.count"] = true, ["split.tensors.count"] = true,
 }
 
---- The metadata that llama-quantize writes when it makes a file of another: all of it in order, the file type at the end.
+--- The metadata that llama-quantize writes when it makes a file of another: all of it in order, with the
+--- file type at the end.
 ---@param meta table[] of the source
 ---@param file_type integer
 ---@param options? {imatrix: {file: string, dataset: string?, entries: integer, chunks: integer?}?}
@@ -284,8 +291,8 @@ end
 
 local KINDS = { u8 = 0, i8 = 1, u16 = 2, i16 = 3, u32 = 4, i32 = 5, f32 = 6, bool = 7, string = 8, array = 9,
                 u64 = 10, i64 = 11, f64 = 12 }
-local LETTERS = { u8 = "B", i8 = "b", u16 = "H", i16 = "h", u32 = "I", i32 = "i", f32 = "f", string = "s", u64 = "L",
-                  i64 = "l", f64 = "d" }
+local LETTERS = { u8 = "B", i8 = "b", u16 = "H", i16 = "h", u32 = "I", i32 = "i", f32 = "f", string = "s",
+                  u64 = "L", i64 = "l", f64 = "d" }
 
 local function bool_byte(value)
     return value and "\1" or "\0"
@@ -311,7 +318,8 @@ end
 local function pair_bytes(r)
     local known = KINDS[r.type] and (r.type ~= "array" or KINDS[r.elem] and r.elem ~= "array")
     if not known then
-        core.fail("unsupported", "metadata '%s': no type '%s' of %s", r.key, tostring(r.type), tostring(r.elem))
+        core.fail("unsupported", "metadata '%s': GGUF has no type %s of %s", r.key, tostring(r.type),
+            tostring(r.elem))
     end
     return core.pack("sI", r.key, KINDS[r.type]) .. value_bytes(r)
 end

@@ -22,7 +22,8 @@ local function tensors_of(a, g, fields, what)
     for i, t in ipairs(g.tensors) do
         local hf, module = arch.to_hf(a, t.name)
         if not hf then
-            core.fail("unsupported", "%s: tensor '%s' is none that a model folder of %s has", what, t.name, a.name)
+            core.fail("unsupported", "%s: tensor '%s' has no place in a model folder of %s", what, t.name,
+                a.name)
         end
         list[i] = setmetatable({ hf = hf, role = module.role }, { __index = t })
         have[hf] = true
@@ -130,8 +131,8 @@ end
 
 -- ---- tokenizer --------------------------------------------------------------------------------------
 
---- The vocabulary and the tokens that are matched whole. The latter stay out of the vocabulary when their ids just
---- follow it, as in the hub's files; otherwise they must be in it, or the ids would come out differently.
+--- The vocabulary and the tokens that are matched whole. The latter stay out of the vocabulary when their ids
+--- just follow it, as in the hub's files; otherwise they must be in it, or the ids would change.
 local function split_vocabulary(tokens, kinds, what)
     local vocab, added, last, follows = {}, {}, -1, true
     for i, text in ipairs(tokens) do
@@ -215,14 +216,16 @@ local function tokenizer_json(t)
     end
     local null = core.null
     return json.encode(json.object {
-        { "version", "1.0" }, { "truncation", null }, { "padding", null }, { "added_tokens", json.array(added) },
+        { "version", "1.0" }, { "truncation", null }, { "padding", null },
+        { "added_tokens", json.array(added) },
         { "normalizer", t.pre.normalizer and { type = t.pre.normalizer } or null },
         { "pre_tokenizer", pre_tokenizer(t.pre) },
         { "post_processor", post_processor(t) },
         { "decoder", byte_level(true, true) },
         { "model", json.object {
-            { "type", "BPE" }, { "dropout", null }, { "unk_token", null }, { "continuing_subword_prefix", null },
-            { "end_of_word_suffix", null }, { "fuse_unk", false }, { "byte_fallback", false },
+            { "type", "BPE" }, { "dropout", null }, { "unk_token", null },
+            { "continuing_subword_prefix", null }, { "end_of_word_suffix", null },
+            { "fuse_unk", false }, { "byte_fallback", false },
             { "ignore_merges", t.pre.ignore_merges == true },
             { "vocab", t.vocab }, { "merges", json.array(t.merges) } } },
     }, { indent = 2 }) .. "\n"
@@ -250,27 +253,32 @@ local function tokenizer_config(t, meta, context)
         decoder[i] = { tostring(token.id), json.object(added_fields(token)) }
     end
     local fields = {
-        add_prefix_space = false, added_tokens_decoder = json.object(decoder), clean_up_tokenization_spaces = false,
-        chat_template = chat_template(meta), errors = "replace", model_max_length = context,
+        add_prefix_space = false, clean_up_tokenization_spaces = false, errors = "replace",
+        added_tokens_decoder = json.object(decoder), chat_template = chat_template(meta),
+            model_max_length = context,
         split_special_tokens = false, tokenizer_class = t.pre.class or "PreTrainedTokenizerFast",
         add_bos_token = t.add_bos, add_eos_token = t.add_eos, unk_token = t.special.unk or core.null,
-        bos_token = t.special.bos or core.null, eos_token = t.special.eos or core.null, pad_token = t.special.pad,
+        bos_token = t.special.bos or core.null, eos_token = t.special.eos or core.null,
+        pad_token = t.special.pad,
     }
     return json.encode(fields, { indent = 2 }) .. "\n"
 end
 
 local function read_tokenizer(meta, options, what)
-    local model, name = gguf.get(meta, "tokenizer.ggml.model"), options.pre or gguf.get(meta, "tokenizer.ggml.pre")
+    local model = gguf.get(meta, "tokenizer.ggml.model")
+    local name = options.pre or gguf.get(meta, "tokenizer.ggml.pre")
     local tokens, kinds = gguf.get(meta, "tokenizer.ggml.tokens"), gguf.get(meta, "tokenizer.ggml.token_type")
     local merges = gguf.get(meta, "tokenizer.ggml.merges")
     if model ~= "gpt2" or not tokens or not kinds or not merges or #kinds ~= #tokens then
-        core.fail("unsupported", "%s: tokenizer model '%s' cannot be made into tokenizer files yet, only a whole gpt2 one", what,
-            tostring(model))
+        core.fail("unsupported",
+            "%s: tokenizer model '%s' cannot be made into tokenizer files yet, only a whole "
+            .. "gpt2 one", what, tostring(model))
     end
     local pre = pretokenizers.named(tostring(name))
     if not pre then
-        core.fail("unsupported", "%s: pre-tokenizer '%s' is unknown here; if another name cuts alike, give it with --pre NAME",
-            what, tostring(name))
+        core.fail("unsupported",
+            "%s: pre-tokenizer '%s' is unknown here; if another name cuts alike, give it "
+            .. "with --pre NAME", what, tostring(name))
     end
     local t = { pre = pre, merges = merges, special = {}, id = {},
                 add_bos = gguf.get(meta, "tokenizer.ggml.add_bos_token"),
@@ -303,15 +311,15 @@ end
 ---@param g table from core.gguf
 ---@param what string names the file in messages
 ---@param options? table
----@return table model {arch, fields, config = text, files = {{name, text}, …} config.json included, tensors = those of
----    g with hf and role}
+---@return table model {arch, fields, config = text, files = {{name, text}, …} with config.json, tensors =
+---    those of g with hf and role}
 function gguf_model.read(g, what, options)
     options = options or {}
     local name = gguf.get(g.meta, "general.architecture")
     local a = name and arch.named(name)
     if not a then
-        core.fail("unsupported", "%s: architecture '%s' is not one this program can make a model folder of", what,
-            tostring(name))
+        core.fail("unsupported", "%s: architecture '%s' is not one this program can make a model folder of",
+            what, tostring(name))
     end
     local fields = fields_of(a, g, what)
     fields.tie_word_embeddings = not has_tensor(g, "output.weight")

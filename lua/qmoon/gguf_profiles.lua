@@ -1,12 +1,13 @@
 --- What differs between versions of llama.cpp's tools, by name: "the same file as the tool of that date".
 --
---   fallback      type for rows that are no multiple of the chosen type's block (f16 when that does not fit either)
+--   fallback      type for rows that are no multiple of the chosen type's block; F16 when none fits
 --   wide_v        attn_qkv and attn_kv_b get the bits of attn_v (else attn_qkv has rules of its own)
---   override      --tensor-type: "last": the last pattern that matches, after the mixture, unless that had to fall
---                 back; "first": the first that matches, instead of the mixture. With "last", --pure never falls back,
---                 and a row that fits no block of 32 is an error instead of F16
+--   override      --tensor-type: "last": the last pattern that matches, after the mixture, unless that had
+--                 to fall back; "first": the first that matches, instead of the mixture. With "last", --pure
+--                 never falls back, and a row that fits no block of 32 is an error instead of F16
 --   needs_imatrix types that are refused without an importance matrix
---   add_first     an add_bos_token in tokenizer_config.json yields to what tokenizer.json does (else it wins)
+--   add_first     add_bos_token in tokenizer_config.json yields to what tokenizer.json does, ByteLevel
+--                 processors included (else it wins)
 --   sampling      the sampler settings of generation_config.json become metadata
 --
 -- Sources: llama.cpp 10e9780 (18 November 2025), from which the golden files are; llama.cpp 0c1e57098,

@@ -15,7 +15,8 @@ local types = {}
 -- file type = {general.file_type, type that most tensors get}
 local FTYPES = {
     F32 = { 0, "F32" }, F16 = { 1, "F16" }, BF16 = { 32, "BF16" },
-    Q4_0 = { 2, "Q4_0" }, Q4_1 = { 3, "Q4_1" }, Q5_0 = { 8, "Q5_0" }, Q5_1 = { 9, "Q5_1" }, Q8_0 = { 7, "Q8_0" },
+    Q4_0 = { 2, "Q4_0" }, Q4_1 = { 3, "Q4_1" }, Q5_0 = { 8, "Q5_0" }, Q5_1 = { 9, "Q5_1" },
+    Q8_0 = { 7, "Q8_0" },
     Q2_K = { 10, "Q2_K" }, Q2_K_S = { 21, "Q2_K" },
     Q3_K_S = { 11, "Q3_K" }, Q3_K_M = { 12, "Q3_K" }, Q3_K_L = { 13, "Q3_K" },
     Q4_K_S = { 14, "Q4_K" }, Q4_K_M = { 15, "Q4_K" }, Q5_K_S = { 16, "Q5_K" }, Q5_K_M = { 17, "Q5_K" },
@@ -314,7 +315,8 @@ function types.plan(tensors, ftype_name, options)
                 .. "original, or allow it with --allow-requantize", t.name, t.type_name)
         end
         if name ~= t.type_name and not options.imatrix and needs_imatrix(s, t, name) then
-            core.fail("unsupported", "type %s needs an importance matrix for tensor '%s'", ftype:lower(), t.name)
+            core.fail("unsupported", "type %s needs an importance matrix for tensor '%s'", ftype:lower(),
+                t.name)
         end
         chosen[t.name] = { type_name = name, reason = reason }
     end
@@ -343,18 +345,21 @@ function types.convert(tensors, outtype)
     if not OUTTYPES[wanted] then
         core.fail("usage", "%s is no type to convert to; there are f32 f16 bf16 q8_0", outtype)
     end
-    local list = {}
+    local list, block = {}, types.type(wanted).block
     for i, t in ipairs(tensors) do
-        local row = { type_name = wanted }
+        local name, columns = t.name, row_length(t)
+        local small = name:find "_norm%.weight$" or name:find "ffn_gate_inp%.weight$"
+            or not name:find "%.weight$"
         if #t.shape <= 1 then
-            row = { type_name = "F32", reason = "kept: 1-D" }
-        elseif t.name:find "_norm%.weight$" or t.name:find "ffn_gate_inp%.weight$" or not t.name:find "%.weight$" then
-            row = { type_name = "F32", reason = "kept: norm, router or no weight" }
-        elseif row_length(t) % types.type(wanted).block ~= 0 then
-            row = { type_name = "F16", reason = ("fallback: rows of %d are no multiple of %d"):format(row_length(t),
-                types.type(wanted).block) }
+            list[i] = { type_name = "F32", reason = "kept: 1-D" }
+        elseif small then
+            list[i] = { type_name = "F32", reason = "kept: norm, router or no weight" }
+        elseif columns % block ~= 0 then
+            local reason = ("fallback: rows of %d are no multiple of %d"):format(columns, block)
+            list[i] = { type_name = "F16", reason = reason }
+        else
+            list[i] = { type_name = wanted }
         end
-        list[i] = row
     end
     return list, id
 end

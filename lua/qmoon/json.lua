@@ -54,7 +54,8 @@ function json.float_text(x)
     local digits, point = shortest_digits(math.abs(x))
     if point > 16 or point < -3 then
         local rest = digits:sub(2)
-        return string.format("%s%s%se%+03d", sign, digits:sub(1, 1), rest ~= "" and "." .. rest or "", point - 1)
+        rest = rest ~= "" and "." .. rest or ""
+        return string.format("%s%s%se%+03d", sign, digits:sub(1, 1), rest, point - 1)
     elseif point <= 0 then
         return sign .. "0." .. ("0"):rep(-point) .. digits
     elseif #digits <= point then

@@ -26,7 +26,8 @@ local function scalar(text)
         return unquote(text)
     end
     text = text:gsub("%s+#.*$", "")
-    if text ~= "" and text ~= "null" and text ~= "~" and not text:find "^[{&*!|>%[]" and not text:find ":%s" then
+    local plain = not text:find "^[{&*!|>%[]" and not text:find ":%s"
+    if plain and text ~= "" and text ~= "null" and text ~= "~" then
         return text
     end
 end
@@ -78,7 +79,8 @@ local function block_list(lines, i)
     return list
 end
 
---- The value of a key whose line is `i` and goes on with `rest`; second result: there is one, but not a plain one.
+--- The value of a key whose line is `i` and goes on with `rest`; second result: there is a value, but no
+--- plain one.
 local function value_at(lines, i, rest)
     local below = lines[i + 1] or ""
     local value
@@ -273,8 +275,8 @@ end
 local CARD_KEYS = {
     { "name", "name" }, { "author", "author" }, { "version", "version" }, { "organization", "organization" },
     { "description", "description" }, { "finetune", "finetune" }, { "basename", "basename" },
-    { "size_label", "size_label" }, { "url", "source.url" }, { "doi", "source.doi" }, { "uuid", "source.uuid" },
-    { "repo_url", "source.repo_url" },
+    { "size_label", "size_label" }, { "url", "source.url" }, { "doi", "source.doi" },
+    { "uuid", "source.uuid" }, { "repo_url", "source.repo_url" },
     { "model_name", "name" }, { "model_author", "author" }, { "model_version", "version" },
     { "model_organization", "organization" }, { "model_description", "description" },
     { "model_finetune", "finetune" }, { "model_basename", "basename" }, { "model_size_label", "size_label" },
@@ -300,12 +302,12 @@ local function reference(id, parameters)
         return { repo_url = address }
     end
     local found = card.name_parts(hub or id, parameters)
-    return {
-        name = found.name and card.title(found.name), version = found.version,
-        organization = found.organization and card.title(found.organization),
-        repo_url = address or found.organization and ("https://huggingface.co/%s/%s"):format(found.organization, found.name)
-            or nil,
-    }
+    local organization = found.organization
+    if organization and not address then
+        address = ("https://huggingface.co/%s/%s"):format(organization, found.name)
+    end
+    return { name = card.title(found.name), version = found.version,
+             organization = organization and card.title(organization), repo_url = address }
 end
 
 local function append_all(list, value)
@@ -354,7 +356,7 @@ end
 --- options: card = text of README.md or nil, name_or_path = config.json's _name_or_path, folder = the
 --- folder's own name, parameters, name = overrides all.
 ---@param options table
----@return table general by key without the "general." in front; base_model, dataset, tags, languages are lists
+---@return table general by key without "general."; base_model, dataset, tags, languages are lists
 ---@return string[] notes what the card says that could not be read
 function card.general(options)
     local general, notes = {}, {}

@@ -46,7 +46,8 @@ local function sequence_id(entry)
     return type(entry) == "table" and type(entry.Sequence) == "table" and entry.Sequence.id or nil
 end
 
---- A pair template "[bos] A [sep] [eos] B [eos]": whether a separator stands between the sequences; nil: not said.
+--- A pair template "[bos] A [sep] [eos] B [eos]": whether a separator stands between the sequences; nil
+--- when it has another shape.
 local function separated(pair, first, last, s)
     local from, to = 1, #pair
     if first and special_id(pair[from]) == first then
@@ -79,7 +80,7 @@ local function read_template(s, processor)
     end
     if last then
         if s.has_config and last ~= s.text.eos then
-            local spare = not s.kinds.eot and "eot" or "eom" -- the old end of text stays known under that name
+            local spare = not s.kinds.eot and "eot" or "eom" -- the name under which the old one stays known
             s.kinds[#s.kinds + 1], s.kinds[spare] = spare, true
             s.text[spare] = s.text.eos
         end
@@ -135,7 +136,8 @@ end
 ---@return {names: string[], of: table<string, integer>} ids
 ---@return {names: string[], of: table<string, boolean>} add whether bos, eos, sep are put around a text
 function special_tokens.read(json, config, model_config, profile)
-    local s = { profile = profile, has_config = config ~= nil, add = ordered(), ids = ordered(), text = {}, kinds = {} }
+    local s = { profile = profile, has_config = config ~= nil, add = ordered(), ids = ordered(), text = {},
+                kinds = {} }
     for i, kind in ipairs(special_tokens.kinds) do
         s.kinds[i] = kind
         s.text[kind] = special_tokens.content(get(config, kind .. "_token"))

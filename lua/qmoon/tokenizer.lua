@@ -2,8 +2,8 @@
 --
 -- Read are tokenizer.json, or vocab.json and merges.txt where there is none, with tokenizer_config.json,
 -- chat templates and the token ids of config.json. Only byte-level BPE so far. The result says the same as
--- llama.cpp's converter would (gguf-py's SpecialVocab, get_vocab_base), with two differences: the pre-tokenizer is
--- recognised by how it cuts (see pretokenizers.lua), and added tokens are written as they are.
+-- llama.cpp's converter would, with two differences: the pre-tokenizer is recognised by how it cuts (see
+-- pretokenizers.lua), and added tokens are written as they are.
 
 local core = require "qmoon.core"
 local files = require "qmoon.files"
@@ -40,12 +40,13 @@ local function vocabulary(dir, json)
         if vocab then
             return vocab
         elseif files.exists(dir .. "/tokenizer.model") then
-            core.fail("unsupported", "%s: has a SentencePiece tokenizer.model only, which is not supported yet", dir)
+            core.fail("unsupported", "%s: has only a SentencePiece tokenizer.model, not supported yet", dir)
         end
         core.fail("fail", "%s: no tokenizer.json and no vocab.json: a GGUF file needs the tokenizer", dir)
     end
     local model = json.model
-    if type(model) ~= "table" or type(model.vocab) ~= "table" or (model.type or "BPE") ~= "BPE" or model.byte_fallback then
+    local is_bpe = type(model) == "table" and type(model.vocab) == "table" and (model.type or "BPE") == "BPE"
+    if not is_bpe or model.byte_fallback then
         core.fail("unsupported", "%s/tokenizer.json: is no byte-level BPE, the only kind supported yet", dir)
     end
     return model.vocab
@@ -121,8 +122,9 @@ local function token_list(dir, vocab, added, size)
     end
     size = size or highest + 1
     if highest >= size then
-        core.fail("corrupt", "%s: the tokenizer has a token %d, but the model's vocabulary (vocab_size) is %d", dir,
-            highest, size)
+        core.fail("corrupt",
+            "%s: the tokenizer has a token %d, but the model's vocabulary (vocab_size) is %d",
+            dir, highest, size)
     end
     local tokens, kinds = {}, {}
     for id = 0, size - 1 do
@@ -241,8 +243,17 @@ function tokenizer.read(dir, options)
     }
 end
 
-local ID_KEYS = { bos = "bos", eos = "eos", unk = "unknown", sep = "seperator", pad = "padding", mask = "mask",
-                  eot = "eot", eom = "eom" } -- "seperator" is GGUF's own spelling
+-- "seperator" is GGUF's own spelling
+local ID_KEYS = { bos = "bos", eos = "eos", unk = "unknown", sep = "seperator", pad = "padding",
+                  mask = "mask", eot = "eot", eom = "eom" }
+
+local function row(key, kind, value)
+    return { key = "tokenizer." .. key, type = kind, value = value }
+end
+
+local function array(key, elem, value)
+    return { key = "tokenizer." .. key, type = "array", elem = elem, value = value }
+end
 
 local function template_rows(rows, template)
     if type(template) == "string" then
@@ -255,14 +266,14 @@ local function template_rows(rows, template)
             default = choice.template
         elseif name ~= "" and type(choice.template) == "string" then
             names[#names + 1] = name
-            rows[#rows + 1] = { key = "tokenizer.chat_template." .. name, type = "string", value = choice.template }
+            rows[#rows + 1] = row("chat_template." .. name, "string", choice.template)
         end
     end
     if #names > 0 then
-        rows[#rows + 1] = { key = "tokenizer.chat_templates", type = "array", elem = "string", value = names }
+        rows[#rows + 1] = array("chat_templates", "string", names)
     end
     if default and default ~= "" then
-        rows[#rows + 1] = { key = "tokenizer.chat_template", type = "string", value = default }
+        rows[#rows + 1] = row("chat_template", "string", default)
     end
 end
 
@@ -271,23 +282,20 @@ end
 ---@return {key: string, type: string, value: any, elem: string?}[]
 function tokenizer.metadata(t)
     local rows = {
-        { key = "tokenizer.ggml.model", type = "string", value = t.model },
-        { key = "tokenizer.ggml.pre", type = "string", value = t.pre },
-        { key = "tokenizer.ggml.tokens", type = "array", elem = "string", value = t.tokens },
-        { key = "tokenizer.ggml.token_type", type = "array", elem = "i32", value = t.types },
+        row("ggml.model", "string", t.model), row("ggml.pre", "string", t.pre),
+        array("ggml.tokens", "string", t.tokens), array("ggml.token_type", "i32", t.types),
     }
     if #t.merges > 0 then
-        rows[#rows + 1] = { key = "tokenizer.ggml.merges", type = "array", elem = "string", value = t.merges }
+        rows[#rows + 1] = array("ggml.merges", "string", t.merges)
     end
     for _, kind in ipairs(t.ids.names) do
         if ID_KEYS[kind] then -- cls has no key
-            local key = "tokenizer.ggml." .. ID_KEYS[kind] .. "_token_id"
-            rows[#rows + 1] = { key = key, type = "u32", value = t.ids.of[kind] }
+            rows[#rows + 1] = row(("ggml.%s_token_id"):format(ID_KEYS[kind]), "u32", t.ids.of[kind])
         end
     end
     for _, kind in ipairs(t.add.names) do
         if kind == "bos" or kind == "eos" or kind == "sep" then
-            rows[#rows + 1] = { key = "tokenizer.ggml.add_" .. kind .. "_token", type = "bool", value = t.add.of[kind] }
+            rows[#rows + 1] = row(("ggml.add_%s_token"):format(kind), "bool", t.add.of[kind])
         end
     end
     template_rows(rows, t.chat_template)

@@ -61,6 +61,7 @@ local function job_of(plan, item, group, steps, source)
         local spec = s.spec
         job.sinks[i] = { format = spec.format, block = spec.block, double_quant = spec.double_quant,
                          exact_zero = spec.exact_zero, at = spec.at, nested_at = spec.nested_at, offset = spec.offset,
+                         add = spec.add, interleave_heads = spec.interleave_heads,
                          file = s.out.open and s.out.open[spec.file] }
     end
     return job

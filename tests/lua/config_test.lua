@@ -31,7 +31,8 @@ return {
     ["what is left out is as transformers has it, and null is not left out"] = function()
         local f = parse [[{"architectures": ["Qwen2ForCausalLM"], "num_attention_heads": 14, "rope_scaling": null}]]
         assert(f.num_key_value_heads == 32 and f.rope_theta == 10000 and f.rms_norm_eps == 1e-6)
-        assert(f.tie_word_embeddings == false and f.max_position_embeddings == 32768 and f.rope_scaling == nil)
+        assert(f.tie_word_embeddings == false and f.max_position_embeddings == 32768
+            and f.rope_scaling == nil)
         f = parse [[{"architectures": ["Qwen2ForCausalLM"], "num_attention_heads": 14, "num_key_value_heads": null}]]
         assert(f.num_key_value_heads == 14)
         f = parse [[{"architectures": ["Qwen2ForCausalLM"], "rope_parameters": {"rope_type": "default", "rope_theta": 5.0}}]]
@@ -41,7 +42,8 @@ return {
     ["the folder of the tiny model"] = function()
         local c = config.read "tests/fixtures/tiny-qwen2"
         assert(c.arch == arch.named "qwen2" and c.dir == "tests/fixtures/tiny-qwen2")
-        assert(c.fields.num_hidden_layers == 4 and c.fields.dtype == "bfloat16" and c.fields.tie_word_embeddings == true)
+        assert(c.fields.num_hidden_layers == 4 and c.fields.dtype == "bfloat16"
+            and c.fields.tie_word_embeddings == true)
         assert(c.fields.rope_theta == 10000 and c.fields.rope_scaling == nil)
     end,
 
@@ -66,7 +68,8 @@ return {
         same(config.edit(text, { { "none" } }), text)
         same(config.edit(text, { { "new", '{\n  "x": 1\n}' } }),
             (text:gsub("\n}\n$", ',\n  "new": {\n    "x": 1\n  }\n}\n')))
-        same(config.edit(text, { { "deep", "[\n  1\n]" } }), (text:gsub('"deep": .-\n}', '"deep": [\n    1\n  ]\n}')))
+        same(config.edit(text, { { "deep", "[\n  1\n]" } }), (text:gsub('"deep": .-\n}',
+            '"deep": [\n    1\n  ]\n}')))
     end,
 
     ["edits of short and empty objects"] = function()
@@ -75,7 +78,8 @@ return {
         same(config.edit('{"a":1}', { { "b", '"x"' } }), '{"a":1,"b": "x"}')
         same(config.edit('{ "a" : [ ] , "b":null }', { { "a" }, { "b", "true" } }), '{ "b":true }')
         same(config.edit('{"ab": 1}', { { "ab", "2" } }), '{"ab": 2}')
-        same(config.edit('{"\\u0061": 1}', { { "a", "2" } }), '{"\\u0061": 2}') -- a key is what it says, however written
+        same(config.edit('{"\\u0061": 1}', { { "a", "2" } }),
+            '{"\\u0061": 2}') -- a key is what it says, however written
     end,
 
     ["an edited config is still JSON, whatever is removed"] = function()
@@ -83,7 +87,8 @@ return {
         for key in pairs(core.json_decode(text, "config.json")) do
             local less = core.json_decode(config.edit(text, { { key } }), "edited")
             assert(less[key] == nil)
-            local more = core.json_decode(config.edit(text, { { key, "[1, {}]" }, { "z" .. key, '"%1"' } }), "edited")
+            local more = core.json_decode(config.edit(text, { { key, "[1, {}]" }, { "z" .. key, '"%1"' } }),
+                "edited")
             assert(more[key][1] == 1 and more["z" .. key] == "%1")
         end
     end,
@@ -96,7 +101,8 @@ return {
         assert(arch.to_gguf(a, "lm_head.weight") == "output.weight")
         assert(arch.to_gguf(a, "model.layers.0.self_attn.o_proj.bias") == nil)
         assert(arch.to_gguf(a, "model.layers.x.mlp.up_proj.weight") == nil)
-        assert(arch.role(a, "model.norm.weight") == "norm" and arch.role(a, "model.embed_tokens.weight") == "embedding")
+        assert(arch.role(a, "model.norm.weight") == "norm" and arch.role(a,
+            "model.embed_tokens.weight") == "embedding")
         local names = arch.required(a, { num_hidden_layers = 2, tie_word_embeddings = true })
         assert(#names == 2 + 2 * 12 and #arch.required(a, { num_hidden_layers = 2 }) == 3 + 2 * 12)
         for _, hf in ipairs(names) do

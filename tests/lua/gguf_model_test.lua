@@ -48,8 +48,10 @@ return {
                 files[f.name] = f.text
             end
             local again = config.parse(files["config.json"], "config.json")
-            for _, field in ipairs { "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "rms_norm_eps",
-                                     "num_key_value_heads", "vocab_size", "rope_theta", "tie_word_embeddings", "hidden_act",
+            for _, field in ipairs { "hidden_size", "intermediate_size", "num_hidden_layers",
+                "num_attention_heads", "rms_norm_eps",
+                                     "num_key_value_heads", "vocab_size", "rope_theta",
+                                         "tie_word_embeddings", "hidden_act",
                                      "max_position_embeddings", "bos_token_id", "eos_token_id" } do
                 same(again.fields[field], c.fields[field], field)
             end
@@ -63,7 +65,8 @@ return {
                 same(json.encode(second.merges), json.encode(tok.merges), "merges")
                 same(second.pre .. second.chat_template, tok.pre .. tok.chat_template, "pre, template")
                 core.remove_tree(back .. "/tokenizer.json")
-                same(json.encode(tokenizer.read(back, { vocab_size = 2048 }).tokens), json.encode(tok.tokens), "vocab.json")
+                same(json.encode(tokenizer.read(back, { vocab_size = 2048 }).tokens),
+                    json.encode(tok.tokens), "vocab.json")
             end)
         end)
     end,
@@ -79,6 +82,7 @@ return {
         refuse({ name }, {}, "token_embd.weight")
         local embedding = { name = "token_embd.weight", shape = { 8, 4 }, size = 64, type_name = "F16" }
         refuse({ name }, { embedding }, "output_norm.weight")
-        refuse({ name }, { embedding, { name = "rope_freqs.weight", shape = { 4 }, size = 16, type_name = "F32" } }, "rope_freqs")
+        refuse({ name }, { embedding, { name = "rope_freqs.weight", shape = { 4 }, size = 16,
+            type_name = "F32" } }, "rope_freqs")
     end,
 }

@@ -38,7 +38,8 @@ local function tiny_metadata(options)
     return gguf.metadata(c, tok, options)
 end
 
-local KINDS = { STRING = "string", UINT32 = "u32", FLOAT32 = "f32", INT32 = "i32", BOOL = "bool", ARRAY = "array" }
+local KINDS = { STRING = "string", UINT32 = "u32", FLOAT32 = "f32", INT32 = "i32", BOOL = "bool",
+    ARRAY = "array" }
 
 local function temporary(files)
     local dir = os.tmpname()
@@ -54,7 +55,8 @@ end
 
 local function parts(id, parameters)
     local p = card.name_parts(id, parameters or 0)
-    return table.concat({ p.organization or "-", p.basename or "-", p.size_label or "-", p.finetune or "-", p.version or "-" }, " ")
+    return table.concat({ p.organization or "-", p.basename or "-", p.size_label or "-", p.finetune or "-",
+        p.version or "-" }, " ")
 end
 
 return {
@@ -90,18 +92,22 @@ return {
         end
         same(table.concat(keys, " "), table.concat({
             "general.architecture", "general.type", "general.name", "general.size_label", "qwen2.block_count",
-            "qwen2.context_length", "qwen2.embedding_length", "qwen2.feed_forward_length", "qwen2.attention.head_count",
+            "qwen2.context_length", "qwen2.embedding_length", "qwen2.feed_forward_length",
+                "qwen2.attention.head_count",
             "qwen2.attention.head_count_kv", "qwen2.rope.freq_base", "qwen2.attention.layer_norm_rms_epsilon",
             "general.file_type", "general.quantization_version", "tokenizer.ggml.model", "tokenizer.ggml.pre",
-            "tokenizer.ggml.tokens", "tokenizer.ggml.token_type", "tokenizer.ggml.merges", "tokenizer.ggml.eos_token_id",
-            "tokenizer.ggml.padding_token_id", "tokenizer.ggml.bos_token_id", "tokenizer.chat_template" }, " "), "order")
+            "tokenizer.ggml.tokens", "tokenizer.ggml.token_type", "tokenizer.ggml.merges",
+                "tokenizer.ggml.eos_token_id",
+            "tokenizer.ggml.padding_token_id", "tokenizer.ggml.bos_token_id", "tokenizer.chat_template" },
+                " "), "order")
     end,
 
     ["the tensors come in the converter's order"] = function()
         for i, t in ipairs(tiny_tensors()) do
             same(t.name, golden.f16.order[i], "tensor " .. i)
         end
-        local parted = gguf.converter_order { { hf = "a", file = "2" }, { hf = "b", file = "1" }, { hf = "a", file = "1" } }
+        local parted = gguf.converter_order { { hf = "a", file = "2" }, { hf = "b", file = "1" },
+            { hf = "a", file = "1" } }
         same(parted[1].hf .. parted[2].hf .. parted[3].file, "ab2", "by part, then by name")
     end,
 
@@ -135,22 +141,26 @@ return {
     end,
 
     ["bytes of a small header"] = function()
-        local header, at, size = gguf.header({ { key = "a", type = "u32", value = 7 }, { key = "b", type = "bool", value = true } },
+        local header, at, size = gguf.header({ { key = "a", type = "u32", value = 7 }, { key = "b",
+            type = "bool", value = true } },
             { { name = "t", type = 0, shape = { 1, 2 }, size = 8 } })
         local want = "GGUF\3\0\0\0\1\0\0\0\0\0\0\0\2\0\0\0\0\0\0\0" .. "\1\0\0\0\0\0\0\0a\4\0\0\0\7\0\0\0"
-            .. "\1\0\0\0\0\0\0\0b\7\0\0\0\1" .. "\1\0\0\0\0\0\0\0t\2\0\0\0\2\0\0\0\0\0\0\0\1\0\0\0\0\0\0\0" .. ("\0"):rep(12)
+            .. "\1\0\0\0\0\0\0\0b\7\0\0\0\1" .. "\1\0\0\0\0\0\0\0t\2\0\0\0\2\0\0\0\0\0\0\0\1\0\0\0\0\0\0\0"
+                .. ("\0"):rep(12)
         same(header:sub(1, #want), want, "bytes")
         same(#header % 32, 0, "padding")
         same(at[1], #header, "data")
         same(size, #header + 32, "the last tensor is padded too")
-        local trimmed = gguf.header({}, { { name = "t", type = 0, shape = { 1, 2 }, size = 8 } }, { ggml_dims = true })
+        local trimmed = gguf.header({}, { { name = "t", type = 0, shape = { 1, 2 }, size = 8 } },
+            { ggml_dims = true })
         same(trimmed:sub(34, 37), "\1\0\0\0", "ggml drops trailing ones")
     end,
 
     ["headers that no reader would take are refused"] = function()
         local t = { name = "t", type = 0, shape = { 2 }, size = 8 }
         assert(not pcall(gguf.header, {}, { t, t }))
-        assert(not pcall(gguf.header, { { key = "a", type = "u8", value = 1 }, { key = "a", type = "u8", value = 1 } }, {}))
+        assert(not pcall(gguf.header, { { key = "a", type = "u8", value = 1 }, { key = "a", type = "u8",
+            value = 1 } }, {}))
         assert(not pcall(gguf.header, {}, { { name = ("n"):rep(64), type = 0, shape = { 2 }, size = 8 } }))
         assert(not pcall(gguf.header, { { key = "a", type = "u8", value = 300 } }, {}))
         assert(not pcall(gguf.header, { { key = "a", type = "array", elem = "array", value = {} } }, {}))
@@ -179,7 +189,8 @@ return {
         same(parts("Llama-3-8B-Instruct-262k", 8e9), "- Llama-3 8B Instruct-262k -", "6")
         same(parts("A sentence is no id"), "- - - - -", "7")
         same(card.title "my-model-v2 7b Qwen2.5", "My Model v2 7b Qwen2.5", "title")
-        same(card.size_label(293e6) .. card.size_label(1.5e9) .. card.size_label(2921472) .. card.size_label(999), "293M1.5B2.9M1.0K", "size")
+        same(card.size_label(293e6) .. card.size_label(1.5e9) .. card.size_label(2921472)
+            .. card.size_label(999), "293M1.5B2.9M1.0K", "size")
     end,
 
     ["a model card becomes general.*"] = function()
@@ -220,14 +231,16 @@ license: not this one
         local function rows(text)
             local c = config.parse(text, "config.json")
             c.dir = TINY
-            return gguf.metadata(c, { model = "gpt2", pre = "qwen2", tokens = {}, types = {}, merges = {}, ids = { names = {} },
+            return gguf.metadata(c, { model = "gpt2", pre = "qwen2", tokens = {}, types = {}, merges = {},
+                ids = { names = {} },
                 add = { names = {} } }, { tensors = {}, file_type = 1 })
         end
         local yarn = rows [[{"architectures": ["Qwen2ForCausalLM"], "max_position_embeddings": 64, "rope_scaling": {"type": "yarn", "factor": 4.0}}]]
         same(gguf.get(yarn, "qwen2.rope.scaling.type"), "yarn", "type")
         same(gguf.get(yarn, "qwen2.rope.scaling.factor"), 4, "factor")
         same(gguf.get(yarn, "qwen2.rope.scaling.original_context_length"), 64, "original")
-        local ok, e = pcall(rows, [[{"architectures": ["Qwen2ForCausalLM"], "rope_scaling": {"type": "dynamic", "factor": 4.0}}]])
+        local ok, e = pcall(rows,
+            [[{"architectures": ["Qwen2ForCausalLM"], "rope_scaling": {"type": "dynamic", "factor": 4.0}}]])
         assert(not ok and e.kind == "unsupported" and tostring(e):find "dynamic")
         ok, e = pcall(rows, [[{"architectures": ["OtherForCausalLM"]}]])
         assert(not ok and e.kind == "unsupported" and tostring(e):find "OtherForCausalLM")

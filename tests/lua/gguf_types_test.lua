@@ -33,7 +33,8 @@ local function check(model)
         local tensors = types.sorted(source(model))
         local plan = types.plan(tensors, ftype:lower(), OPTIONS[model])
         for i, row in ipairs(plan) do
-            assert(row.type_name == want[i], ("%s %s: %s, want %s"):format(ftype, tensors[i].name, row.type_name, want[i]))
+            assert(row.type_name == want[i], ("%s %s: %s, want %s"):format(ftype, tensors[i].name,
+                row.type_name, want[i]))
         end
         assert(#plan == #want)
         count = count + 1
@@ -102,10 +103,13 @@ return {
     end,
 
     ["what stays as it is says why"] = function()
-        assert(plan_one({ name = "blk.0.attn_norm.weight", shape = { 256 }, type_name = "F32" }, "q4_0").reason == "kept: 1-D")
-        local router = plan_one({ name = "blk.0.ffn_gate_inp.weight", shape = { 8, 256 }, type_name = "F32" }, "q4_0")
+        assert(plan_one({ name = "blk.0.attn_norm.weight", shape = { 256 }, type_name = "F32" },
+            "q4_0").reason == "kept: 1-D")
+        local router = plan_one({ name = "blk.0.ffn_gate_inp.weight", shape = { 8, 256 },
+            type_name = "F32" }, "q4_0")
         assert(router.type_name == "F32" and router.reason == "kept: ffn_gate_inp")
-        local norm = plan_one({ name = "blk.0.attn_q_norm.weight", shape = { 2, 256 }, type_name = "F32" }, "q4_0")
+        local norm = plan_one({ name = "blk.0.attn_q_norm.weight", shape = { 2, 256 }, type_name = "F32" },
+            "q4_0")
         assert(norm.reason == "kept: norm")
         local row = plan_one({ name = "blk.0.x.weight", shape = { 1, 256 }, type_name = "F16" }, "q4_0")
         assert(row.type_name == "F16" and row.reason == "kept: 1-D")
@@ -118,7 +122,8 @@ return {
         assert(plan_one(v, "q4_k_m", { tensor_types = { { "attn_v", "q8_0" } } }).type_name == "Q8_0")
         local two = { { "attn", "q8_0" }, { "attn_v", "q5_0" } }
         assert(plan_one(v, "q4_k_m", { tensor_types = two }).type_name == "Q5_0")
-        assert(plan_one(v, "q4_k_m", { tensor_types = two, profile = "llama.cpp-0c1e570" }).type_name == "Q8_0")
+        assert(plan_one(v, "q4_k_m", { tensor_types = two,
+            profile = "llama.cpp-0c1e570" }).type_name == "Q8_0")
         local embedding = { name = "token_embd.weight", shape = { 512, 256 } }
         assert(plan_one(embedding, "q4_k_m").type_name == "Q4_K")
         assert(plan_one(embedding, "q4_k_m", { token_embedding_type = "f16" }).type_name == "F16")
@@ -134,11 +139,13 @@ return {
         assert(plan_one(v, "q4_k_m", { n_expert = 8 }).type_name == "Q8_0")
         assert(plan_one(v, "q4_k_s", { n_layer = 80, n_head_kv = 1 }).type_name == "Q5_K")
         assert(plan_one(v, "q3_k_s", { n_layer = 80, n_head_kv = 1 }).type_name == "Q5_K")
-        assert(plan_one(v, "q3_k_s", { n_layer = 80 }).type_name == "Q3_K") -- as many heads for k and v as for q: 65B
+        assert(plan_one(v, "q3_k_s",
+            { n_layer = 80 }).type_name == "Q3_K") -- as many heads for k and v as for q: 65B
         local out = { name = "blk.0.attn_output.weight", shape = { 256, 256 } }
         assert(plan_one(out, "q4_k_m", { n_expert = 8 }).type_name == "Q5_K")
         local down = { name = "blk.7.ffn_down_exps.weight", shape = { 8, 256, 256 } }
-        assert(plan_one(down, "q4_k_m", { n_expert = 8 }).type_name == "Q6_K") -- the layer is read from the name
+        assert(plan_one(down, "q4_k_m",
+            { n_expert = 8 }).type_name == "Q6_K") -- the layer is read from the name
         assert(plan_one(down, "mxfp4_moe", { n_expert = 8 }).type_name == "MXFP4")
     end,
 

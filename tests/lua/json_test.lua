@@ -10,10 +10,14 @@ end
 return {
     ["floats are written as Python's repr writes them"] = function()
         local golden = { -- json.dumps of each
-            { 1e-6, "1e-06" }, { 1e-4, "0.0001" }, { 1.5e-5, "1.5e-05" }, { 0.1, "0.1" }, { 1 / 3, "0.3333333333333333" },
-            { 10000, "10000.0" }, { 1e15, "1000000000000000.0" }, { 1e16, "1e+16" }, { 123456789012345680, "1.2345678901234568e+17" },
-            { 5e-324, "5e-324" }, { 1.7976931348623157e308, "1.7976931348623157e+308" }, { -2.5, "-2.5" }, { 0, "0.0" },
-            { 0.1 + 0.2, "0.30000000000000004" }, { 9.999999974752427e-07, "9.999999974752427e-07" }, { 1e22, "1e+22" },
+            { 1e-6, "1e-06" }, { 1e-4, "0.0001" }, { 1.5e-5, "1.5e-05" }, { 0.1, "0.1" }, { 1 / 3,
+                "0.3333333333333333" },
+            { 10000, "10000.0" }, { 1e15, "1000000000000000.0" }, { 1e16, "1e+16" }, { 123456789012345680,
+                "1.2345678901234568e+17" },
+            { 5e-324, "5e-324" }, { 1.7976931348623157e308, "1.7976931348623157e+308" }, { -2.5, "-2.5" },
+                { 0, "0.0" },
+            { 0.1 + 0.2, "0.30000000000000004" }, { 9.999999974752427e-07, "9.999999974752427e-07" },
+                { 1e22, "1e+22" },
             { 1234.5678, "1234.5678" }, { 6, "6.0" }, { -0.0, "-0.0" },
         }
         for _, row in ipairs(golden) do
@@ -40,12 +44,14 @@ return {
     ["strings are escaped as with ensure_ascii=False, or with it"] = function()
         local text = 'a"b\\c/\n\r\t\b\f\1\127é▁😀'
         same(json.encode(text), '"a\\"b\\\\c/\\n\\r\\t\\b\\f\\u0001\127é▁😀"')
-        same(json.encode(text, { ascii = true }), '"a\\"b\\\\c/\\n\\r\\t\\b\\f\\u0001\127\\u00e9\\u2581\\ud83d\\ude00"')
+        same(json.encode(text, { ascii = true }),
+            '"a\\"b\\\\c/\\n\\r\\t\\b\\f\\u0001\127\\u00e9\\u2581\\ud83d\\ude00"')
         same(json.encode "Ġ¡ÿ", '"Ġ¡ÿ"')
     end,
 
     ["objects keep their order, plain tables are sorted, and both indent like Python"] = function()
-        local value = json.object { { "b", 1 }, { "a", { x = true, c = core.null } }, { "l", { 1, {} } }, { "o", json.object {} } }
+        local value = json.object { { "b", 1 }, { "a", { x = true, c = core.null } }, { "l", { 1, {} } },
+            { "o", json.object {} } }
         same(json.encode(value), '{"b": 1, "a": {"c": null, "x": true}, "l": [1, []], "o": {}}')
         same(json.encode(value, { indent = 2 }),
             '{\n  "b": 1,\n  "a": {\n    "c": null,\n    "x": true\n  },\n  "l": [\n    1,\n    []\n  ],\n  "o": {}\n}')

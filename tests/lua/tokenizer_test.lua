@@ -37,7 +37,8 @@ local function with_folder(files, fn)
 end
 
 local function added(id, text, special, normalized)
-    return { id = id, content = text, special = special or false, normalized = normalized or false, lstrip = false,
+    return { id = id, content = text, special = special or false, normalized = normalized or false,
+        lstrip = false,
              rstrip = false, single_word = false }
 end
 
@@ -47,7 +48,8 @@ local GPT2 = { type = "ByteLevel", add_prefix_space = false, use_regex = true }
 local function small(changes)
     local t = {
         version = "1.0", added_tokens = { added(6, "<|end|>", true) }, pre_tokenizer = GPT2,
-        model = { type = "BPE", vocab = { a = 0, b = 1, c = 2, ["Ġ"] = 3, ab = 4, ["Ġab"] = 5 }, merges = { "a b", "Ġ ab" } },
+        model = { type = "BPE", vocab = { a = 0, b = 1, c = 2, ["Ġ"] = 3, ab = 4, ["Ġab"] = 5 },
+            merges = { "a b", "Ġ ab" } },
     }
     for k, v in pairs(changes or {}) do
         t[k] = v
@@ -89,15 +91,18 @@ return {
         local c = config.read(TINY)
         local rows = tokenizer.metadata(tokenizer.read(TINY, { config = c, vocab_size = 2048 }))
         for _, key in ipairs { "ggml.tokens", "ggml.token_type", "ggml.merges" } do
-            same(core.sha256(json.encode(value(rows, key))), golden["tokenizer." .. key].value.sha256_of_json, key)
+            same(core.sha256(json.encode(value(rows, key))), golden["tokenizer."
+                .. key].value.sha256_of_json, key)
         end
         same(value(rows, "chat_template"), golden["tokenizer.chat_template"].value, "chat_template")
         same(value(rows, "ggml.pre"), "qwen2", "pre")
     end,
 
     ["kinds of tokens: control, what looks like it, user defined, padding"] = function()
-        local t = small { added_tokens = { added(6, "<|end|>", true), added(7, "<tool>"), added(8, "<|fim|>"), added(9, "▁x▁"),
-                                           added(10, "<pad>"), added(11, "<unused7>"), added(12, "<｜é｜>"), added(0, "a", true) } }
+        local t = small { added_tokens = { added(6, "<|end|>", true), added(7, "<tool>"), added(8,
+            "<|fim|>"), added(9, "▁x▁"),
+                                           added(10, "<pad>"), added(11, "<unused7>"), added(12, "<｜é｜>"),
+                                               added(0, "a", true) } }
         export({ ["tokenizer.json"] = t }, { vocab_size = 15 }, function(tok)
             same(table.concat(tok.types, " "), "3 1 1 1 1 1 3 4 3 4 3 3 3 5 5", "types")
             same(tok.tokens[10], " x ", "▁ is a blank in user defined tokens")
@@ -106,7 +111,8 @@ return {
     end,
 
     ["tokenizer_config.json has the last word on what is special"] = function()
-        local config_json = { eos_token = "<|end|>", pad_token = { content = "<tool>" }, unk_token = "new one",
+        local config_json = { eos_token = "<|end|>", pad_token = { content = "<tool>" },
+            unk_token = "new one",
                               added_tokens_decoder = { ["7"] = added(7, "<tool>", false) } }
         export({ ["tokenizer.json"] = small(), ["tokenizer_config.json"] = config_json }, nil, function(tok)
             same(table.concat(tok.types, " "), "1 1 1 1 1 1 3 3 3", "types")
@@ -115,8 +121,10 @@ return {
     end,
 
     ["merges as pairs, as strings, and from merges.txt are the same"] = function()
-        local pairs_form = small { model = { type = "BPE", vocab = small().model.vocab, merges = { { "a", "b" }, { "Ġ", "ab" } } } }
-        local spaced = small { model = { type = "BPE", vocab = small().model.vocab, merges = { { "a", " b" } } } }
+        local pairs_form = small { model = { type = "BPE", vocab = small().model.vocab, merges = { { "a",
+            "b" }, { "Ġ", "ab" } } } }
+        local spaced = small { model = { type = "BPE", vocab = small().model.vocab, merges = { { "a",
+            " b" } } } }
         for _, t in ipairs { small(), pairs_form } do
             export({ ["tokenizer.json"] = t }, nil, function(tok)
                 same(table.concat(tok.merges, "|"), "a b|Ġ ab", "merges")
@@ -125,9 +133,12 @@ return {
         export({ ["tokenizer.json"] = spaced }, nil, function(tok)
             same(tok.merges[1], "a Ġb", "a blank inside a part")
         end)
-        local slow = { ["vocab.json"] = small().model.vocab, ["merges.txt"] = "#version: 0.2\na b\r\n\nĠ ab\n# c\n",
-                       ["tokenizer_config.json"] = { tokenizer_class = "Qwen2Tokenizer", eos_token = "<|end|>",
-                                                     added_tokens_decoder = { ["6"] = added(6, "<|end|>", true) } } }
+        local slow = { ["vocab.json"] = small().model.vocab,
+            ["merges.txt"] = "#version: 0.2\na b\r\n\nĠ ab\n# c\n",
+                       ["tokenizer_config.json"] = { tokenizer_class = "Qwen2Tokenizer",
+                           eos_token = "<|end|>",
+                                                     added_tokens_decoder = { ["6"] = added(6, "<|end|>",
+                                                         true) } } }
         export(slow, { config = { raw = { eos_token_id = 6 } } }, function(tok)
             same(table.concat(tok.merges, "|"), "a b|Ġ ab|# c", "merges.txt")
             same(tok.pre .. tok.tokens[7] .. tok.types[7], "qwen2<|end|>3", "token")
@@ -140,10 +151,12 @@ return {
     ["special ids come in the order they are found"] = function()
         local config_json = { eos_token = "<|end|>", pad_token = "<|end|>" }
         export({ ["tokenizer.json"] = small(), ["tokenizer_config.json"] = config_json },
-            { config = { raw = { bos_token_id = 1, eos_token_id = 2, mask_token_id = { 3 } } } }, function(tok)
+            { config = { raw = { bos_token_id = 1, eos_token_id = 2, mask_token_id = { 3 } } } },
+                function(tok)
                 local keys = {}
                 for _, r in ipairs(tokenizer.metadata(tok)) do
-                    keys[#keys + 1] = r.key:match "ggml%.(.*)_token_id" and r.key:match "ggml%.(.*)_token_id" .. r.value or nil
+                    keys[#keys + 1] = r.key:match "ggml%.(.*)_token_id"
+                        and r.key:match "ggml%.(.*)_token_id" .. r.value or nil
                 end
                 same(table.concat(keys, " "), "eos6 padding6 bos1", "ids")
             end)
@@ -151,7 +164,8 @@ return {
 
     ["bos and eos around a text: what the template says, then what the config says"] = function()
         local config_json = { bos_token = "<|end|>", add_bos_token = false, add_eos_token = true }
-        local files = { ["tokenizer.json"] = small { post_processor = template "<|end|>" }, ["tokenizer_config.json"] = config_json }
+        local files = { ["tokenizer.json"] = small { post_processor = template "<|end|>" },
+            ["tokenizer_config.json"] = config_json }
         export(files, {}, function(tok)
             same(tok.add.of.bos, false, "the config wins")
             same(tok.add.of.eos, true, "eos")
@@ -159,7 +173,8 @@ return {
         export(files, { profile = LATER }, function(tok)
             same(tok.add.of.bos, true, "later versions: the template wins")
         end)
-        files["tokenizer.json"].post_processor = { type = "Sequence", processors = { { type = "ByteLevel" }, template(nil, "<|end|>") } }
+        files["tokenizer.json"].post_processor = { type = "Sequence", processors = { { type = "ByteLevel" },
+            template(nil, "<|end|>") } }
         files["tokenizer_config.json"] = { eos_token = "c" }
         export(files, {}, function(tok)
             same(tok.add.of.eos, true, "the template's last token is eos")
@@ -181,18 +196,22 @@ return {
                 local rows, got = tokenizer.metadata(tok), {}
                 for _, r in ipairs(rows) do
                     if r.key:find "chat_template" then
-                        got[#got + 1] = r.key:sub(11) .. "=" .. (type(r.value) == "table" and table.concat(r.value, ",") or r.value)
+                        got[#got + 1] = r.key:sub(11) .. "=" .. (type(r.value) == "table"
+                            and table.concat(r.value, ",") or r.value)
                     end
                 end
                 same(table.concat(got, " "), want, "templates")
             end)
         end
-        check({ ["chat_template.jinja"] = "J", ["chat_template.json"] = { chat_template = "N" } }, "chat_template=J")
+        check({ ["chat_template.jinja"] = "J", ["chat_template.json"] = { chat_template = "N" } },
+            "chat_template=J")
         check({ ["chat_template.json"] = { chat_template = "N" } }, "chat_template=N")
-        check({ ["tokenizer_config.json"] = { chat_template = "C" }, ["chat_template.jinja"] = "J" }, "chat_template=C")
+        check({ ["tokenizer_config.json"] = { chat_template = "C" }, ["chat_template.jinja"] = "J" },
+            "chat_template=C")
         check({ ["chat_template.jinja"] = "J", ["additional_chat_templates/rag.jinja"] = "R" },
             "chat_template.rag=R chat_templates=rag chat_template=J")
-        check({ ["tokenizer_config.json"] = { chat_template = { { name = "default", template = "D" }, { name = "tool use", template = "T" } } } },
+        check({ ["tokenizer_config.json"] = { chat_template = { { name = "default", template = "D" },
+            { name = "tool use", template = "T" } } } },
             "chat_template.tool_use=T chat_templates=tool_use chat_template=D")
     end,
 
@@ -202,20 +221,24 @@ return {
         export({ ["tokenizer.json"] = odd }, { pre = "llama-bpe" }, function(tok)
             same(tok.pre, "llama-bpe", "pre")
         end)
-        refused({ ["tokenizer.json"] = small { normalizer = { type = "Lowercase" } } }, {}, "unsupported", "--pre")
+        refused({ ["tokenizer.json"] = small { normalizer = { type = "Lowercase" } } }, {}, "unsupported",
+            "--pre")
         refused({ ["vocab.json"] = { a = 0 }, ["merges.txt"] = "" }, {}, "unsupported", "--pre")
     end,
 
     ["tokenizers that are none, or not of this kind, are refused"] = function()
         refused({}, {}, "fail", "no tokenizer.json")
         refused({ ["tokenizer.model"] = "x" }, {}, "unsupported", "SentencePiece")
-        refused({ ["tokenizer.json"] = small { model = { type = "Unigram", vocab = {} } } }, {}, "unsupported", "BPE")
+        refused({ ["tokenizer.json"] = small { model = { type = "Unigram", vocab = {} } } }, {},
+            "unsupported", "BPE")
         refused({ ["tokenizer.json"] = small() }, { vocab_size = 6 }, "corrupt", "vocab_size")
-        refused({ ["tokenizer.json"] = small { model = { type = "BPE", vocab = { a = 0, b = 0 }, merges = {} } } }, {}, "corrupt", "same id")
+        refused({ ["tokenizer.json"] = small { model = { type = "BPE", vocab = { a = 0, b = 0 },
+            merges = {} } } }, {}, "corrupt", "same id")
     end,
 
     ["every known way of cutting is recognised in the file it is written to"] = function()
-        local names = { "qwen2", "llama-bpe", "smaug-bpe", "gpt-2", "smollm", "qwen35", "gpt-4o", "tekken", "deepseek-v3",
+        local names = { "qwen2", "llama-bpe", "smaug-bpe", "gpt-2", "smollm", "qwen35", "gpt-4o", "tekken",
+            "deepseek-v3",
                         "deepseek-coder", "bailingmoe", "seed-coder" }
         for _, name in ipairs(names) do
             for _, step in ipairs(pretokenizers.named(name)[2]) do
@@ -223,12 +246,15 @@ return {
             end
         end
         local llama = { type = "Sequence", pretokenizers = {
-            { type = "Split", behavior = "Isolated", invert = false, pattern = { Regex = pretokenizers.named("llama-bpe")[2][1] } },
+            { type = "Split", behavior = "Isolated", invert = false,
+                pattern = { Regex = pretokenizers.named("llama-bpe")[2][1] } },
             { type = "ByteLevel", add_prefix_space = false, use_regex = false } } }
-        same(pretokenizers.recognise { pre_tokenizer = llama, model = { ignore_merges = true } }, "llama-bpe", "1")
+        same(pretokenizers.recognise { pre_tokenizer = llama, model = { ignore_merges = true } },
+            "llama-bpe", "1")
         same(pretokenizers.recognise { pre_tokenizer = llama, model = {} }, "smaug-bpe", "2")
         llama.pretokenizers[1].behavior, llama.pretokenizers[1].invert = "Removed", true
-        same(pretokenizers.recognise { pre_tokenizer = llama, model = {} }, "smaug-bpe", "the same thing said otherwise")
+        same(pretokenizers.recognise { pre_tokenizer = llama, model = {} }, "smaug-bpe",
+            "the same thing said otherwise")
         llama.pretokenizers[1].behavior = "MergedWithNext"
         same(pretokenizers.recognise { pre_tokenizer = llama, model = {} }, nil, "another thing")
     end,

@@ -168,12 +168,13 @@ def cases(models):
                        exact="dora" not in name)
         yield Case("small, random DoRA r=64", small, lora(r=64, use_dora=True, target_modules=LINEARS))
 
-    for seed, (hidden, inner, rank) in enumerate([(64, 96, 1), (64, 200, 3), (128, 72, 16), (96, 130, 64), (96, 130, 192)]):
+    shapes = [(64, 96, 1), (64, 200, 3), (128, 72, 16), (96, 130, 64), (96, 130, 192)]
+    for seed, (hidden, inner, rank) in enumerate(shapes):
         for dtype in TYPES:
             yield Case(f"linears r={rank} {hidden}/{inner} base {dtype}",
                        qwen2(seed, dtype, hidden=hidden, inner=inner),
                        lora(seed + 10, r=rank, lora_alpha=2 * rank + 1, target_modules=LINEARS), ("keep", "f16"))
-    yield Case("rank 256, more than the BLAS takes at once", qwen2(4, hidden=96), lora(r=256, target_modules=LINEARS),
+    yield Case("rank 256, which the BLAS cuts up", qwen2(4, hidden=96), lora(r=256, target_modules=LINEARS),
                ("f16", "bf16", "f32"), exact=False)
     yield Case("f16 base written as bf16", qwen2(4, "f16"), lora(target_modules=LINEARS + ["embed_tokens"]), ("bf16",))
     yield Case("rsLoRA with rank and alpha patterns", qwen2(5), lora(
@@ -188,7 +189,8 @@ def cases(models):
                    exact=False)
     yield Case("DoRA rsLoRA patterns, stored as f16", qwen2(10), lora(
         use_dora=True, use_rslora=True, dtype="f16", rank_pattern={"q_proj": 2}, target_modules=LINEARS))
-    yield Case("lora_bias", qwen2(11), lora(lora_bias=True, target_modules=["q_proj", "v_proj"]), ("f16", "bf16", "f32"))
+    yield Case("lora_bias", qwen2(11), lora(lora_bias=True, target_modules=["q_proj", "v_proj"]),
+               ("f16", "bf16", "f32"))
     yield Case("bias all", qwen2(12), lora(bias="all", target_modules=["q_proj"]), ("f16", "bf16"))
     yield Case("bias lora_only", qwen2(13), lora(bias="lora_only", target_modules=["q_proj"]), ("bf16",))
     yield Case("MiCA", qwen2(14), lora(init_lora_weights="mica", target_modules=LINEARS), ("f16", "bf16", "f32"))
@@ -224,7 +226,8 @@ def cases(models):
                         trainable_token_indices={"embed_tokens": [3, 1], "lm_head": [9, 3, 2]}), both, untie)
     yield Case("tied: modules_to_save, tied on purpose", qwen2(17, tied=True),
                lora(target_modules=["q_proj"], modules_to_save=["embed_tokens"], ensure_weight_tying=True))
-    yield Case("f32 base: LoRA on embed_tokens", qwen2(17, "f32"), lora(target_modules=["embed_tokens"]), ("keep", "f16"))
+    yield Case("f32 base: LoRA on embed_tokens", qwen2(17, "f32"), lora(target_modules=["embed_tokens"]),
+               ("keep", "f16"))
 
     for dtype in TYPES:
         base = gpt2(18, dtype)

@@ -23,6 +23,7 @@ SIZES = {
 }
 
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+PRUNED = slice(1, 4)  # rows of down_proj that are zero, after the merge too
 TOKENIZER_FILES = ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "vocab.json", "merges.txt"]
 
 
@@ -45,14 +46,19 @@ def write(base, adapter, shape, tokenizer, seed=1, rank=16):
         for name, weight in wrapped.named_parameters():
             if "lora_B" in name:  # peft starts B at zero, which would make the merge a copy
                 weight.normal_(0, 0.02)
+            if "down_proj.lora_B" in name:
+                weight[PRUNED] = 0
     wrapped.save_pretrained(adapter)
 
 
 def _roughen(model):
-    """transformers starts biases at 0 and norms at 1; trained ones are neither."""
+    """transformers starts biases at 0 and norms at 1; trained ones are neither.  Some rows are pruned: blocks of
+    nothing but zeros are where formats have their special cases."""
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if name.endswith(".bias"):
                 weight.normal_(0, 0.1)
             elif "norm" in name:
                 weight.normal_(1, 0.2)
+            elif "down_proj" in name:
+                weight[PRUNED] = 0

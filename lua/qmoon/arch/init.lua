@@ -103,7 +103,7 @@ local function specific(name, layer, expert)
     return (name:gsub("%f[%w]N%f[%W]", tostring(layer)):gsub("%f[%w]E%f[%W]", tostring(expert)))
 end
 
---- A checkpoint tensor's name in GGUF, its row, layer and expert; nil when the architecture has no such tensor.
+--- A checkpoint tensor's name in GGUF, its row, layer and expert; nil when the architecture has none such.
 ---@return string? name, table? row, integer? layer, integer? expert
 function arch.to_gguf(a, hf)
     local name, layer, expert = generic(hf)
@@ -130,7 +130,7 @@ function arch.role(a, hf)
     return row and row.role
 end
 
---- Every tensor a model with these config fields must have, by its name in the checkpoint, in the table's order.
+--- Every tensor a model with these config fields must have, by its name in the checkpoint.
 ---@param fields table
 ---@return string[]
 function arch.required(a, fields)

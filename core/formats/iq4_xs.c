@@ -1,0 +1,69 @@
+/* iq4_xs: 256 weights to a block of 136 bytes: eight sub-blocks of 32, each with a scale.
+ *
+ *   | d: f16 | upper: u16 | lower: 4 bytes | 8 sub-blocks x 16 x (code j low, code j + 16 high) |
+ *   value = d * (scale - 32) * level[code]
+ *
+ * Scales have six bits: the low four of sub-block j are in byte j / 2 of `lower`, low nibble first; the upper
+ * two are bits 2j and 2j + 1 of `upper`.  The levels are in iq4.h.  ggml, quantize_iq4_xs.
+ */
+#include "../format.h"
+#include "iq4_xs.h"
+
+/* The unit of the scales: the largest becomes -32. */
+QM_FN float unit_of(const float scale[QM_IQ4_XS_SUBS])
+{
+    float most = 0, max = 0;
+    for (int j = 0; j < QM_IQ4_XS_SUBS; j++)
+        if (qm_abs(scale[j]) > most) {
+            most = qm_abs(scale[j]);
+            max = scale[j];
+        }
+    return -max / 32.0f;
+}
+
+QM_FN void encode(const float *x, uint32_t n, const qm_codec *c, uint8_t *const plane[])
+{
+    (void)n, (void)c;
+    struct qm_iq4_xs b = {0};
+    float scale[QM_IQ4_XS_SUBS], w[QM_IQ4_SUB];
+    for (int j = 0; j < QM_IQ4_XS_SUBS; j++) {
+        const float *sub = x + QM_IQ4_SUB * j;
+        for (int i = 0; i < QM_IQ4_SUB; i++)
+            w[i] = sub[i] * sub[i];
+        scale[j] = qm_iq4_fit(sub, w);
+    }
+    float unit = unit_of(scale), inverse = unit != 0 ? 1.0f / unit : 0.0f;
+    b.d = qm_f32_to_f16(unit);
+    for (int j = 0; j < QM_IQ4_XS_SUBS; j++) {
+        int32_t l = qm_clamp(qm_nearest_int(inverse * scale[j]), -32, 31);
+        qm_iq4_pack(x + QM_IQ4_SUB * j, unit * (float)l, b.pair + QM_IQ4_SUB / 2 * j);
+        uint32_t six = (uint32_t)(l + 32);
+        b.lower[j / 2] = (uint8_t)(b.lower[j / 2] | (six & 15) << 4 * (j % 2));
+        b.upper = (uint16_t)(b.upper | six >> 4 << 2 * j);
+    }
+    memcpy(plane[0], &b, sizeof b);
+}
+
+QM_FN void decode(const uint8_t *const plane[], uint32_t n, const qm_codec *c, float *y)
+{
+    (void)n, (void)c;
+    struct qm_iq4_xs b;
+    memcpy(&b, plane[0], sizeof b);
+    for (int j = 0; j < QM_IQ4_XS_SUBS; j++) {
+        float d = qm_f16_to_f32(b.d) * (float)((int)qm_iq4_xs_scale(&b, j) - 32);
+        qm_iq4_unpack(b.pair + QM_IQ4_SUB / 2 * j, d, y + QM_IQ4_SUB * j);
+    }
+}
+
+const qm_format qm_format_iq4_xs = {
+    .name = "iq4_xs",
+    .doc = "sixteen uneven levels, a 6-bit scale for every 32, an f16 scale for every 256",
+    .source = "ggml (llama-quantize IQ4_XS)",
+    .block = QM_IQ4_XS_BLOCK,
+    .gguf_type = 23,
+    .gguf_name = "IQ4_XS",
+    .plane = {{"blocks", QM_U8, 4, 8}},
+    .bound = 0.2,
+    .encode = encode,
+    .decode = decode,
+};

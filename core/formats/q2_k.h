@@ -1,0 +1,19 @@
+/* q2_k.h: the block of q2_k. */
+#ifndef QM_Q2_K_H
+#define QM_Q2_K_H
+
+#include "affine.h"
+
+enum { QM_Q2_K_BLOCK = 256, QM_Q2_K_SUB = 16, QM_Q2_K_SUBS = 16 };
+
+struct qm_q2_k {
+    uint8_t scales[QM_Q2_K_SUBS]; /* scale low, min high */
+    uint8_t quad[64];
+    uint16_t d, dmin;
+};
+_Static_assert(sizeof(struct qm_q2_k) == 84, "q2_k: 16 pairs of scales, 256 codes and two f16, no padding");
+
+static const qm_affine_search qm_q2_k_search = {
+    .most = 3, .first = -0.5f, .step = 0.1f, .last = 15, .absolute = true};
+
+#endif
