@@ -255,8 +255,8 @@ local function tokenizer_config(t, meta, context)
     local fields = {
         add_prefix_space = false, clean_up_tokenization_spaces = false, errors = "replace",
         added_tokens_decoder = json.object(decoder), chat_template = chat_template(meta),
-            model_max_length = context,
-        split_special_tokens = false, tokenizer_class = t.pre.class or "PreTrainedTokenizerFast",
+        model_max_length = context, split_special_tokens = false,
+        tokenizer_class = t.pre.class or "PreTrainedTokenizerFast",
         add_bos_token = t.add_bos, add_eos_token = t.add_eos, unk_token = t.special.unk or core.null,
         bos_token = t.special.bos or core.null, eos_token = t.special.eos or core.null,
         pad_token = t.special.pad,
@@ -270,15 +270,13 @@ local function read_tokenizer(meta, options, what)
     local tokens, kinds = gguf.get(meta, "tokenizer.ggml.tokens"), gguf.get(meta, "tokenizer.ggml.token_type")
     local merges = gguf.get(meta, "tokenizer.ggml.merges")
     if model ~= "gpt2" or not tokens or not kinds or not merges or #kinds ~= #tokens then
-        core.fail("unsupported",
-            "%s: tokenizer model '%s' cannot be made into tokenizer files yet, only a whole "
-            .. "gpt2 one", what, tostring(model))
+        core.fail("unsupported", "%s: of tokenizer '%s' no files can be made yet, only of a whole gpt2 one",
+            what, tostring(model))
     end
     local pre = pretokenizers.named(tostring(name))
     if not pre then
-        core.fail("unsupported",
-            "%s: pre-tokenizer '%s' is unknown here; if another name cuts alike, give it "
-            .. "with --pre NAME", what, tostring(name))
+        core.fail("unsupported", "%s: pre-tokenizer '%s' is unknown; give one that cuts alike with --pre NAME",
+            what, tostring(name))
     end
     local t = { pre = pre, merges = merges, special = {}, id = {},
                 add_bos = gguf.get(meta, "tokenizer.ggml.add_bos_token"),

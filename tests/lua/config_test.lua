@@ -101,8 +101,8 @@ return {
         assert(arch.to_gguf(a, "lm_head.weight") == "output.weight")
         assert(arch.to_gguf(a, "model.layers.0.self_attn.o_proj.bias") == nil)
         assert(arch.to_gguf(a, "model.layers.x.mlp.up_proj.weight") == nil)
-        assert(arch.role(a, "model.norm.weight") == "norm" and arch.role(a,
-            "model.embed_tokens.weight") == "embedding")
+        assert(arch.role(a, "model.norm.weight") == "norm")
+        assert(arch.role(a, "model.embed_tokens.weight") == "embedding")
         local names = arch.required(a, { num_hidden_layers = 2, tie_word_embeddings = true })
         assert(#names == 2 + 2 * 12 and #arch.required(a, { num_hidden_layers = 2 }) == 3 + 2 * 12)
         for _, hf in ipairs(names) do

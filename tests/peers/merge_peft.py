@@ -176,17 +176,19 @@ def cases(models):
                        lora(seed + 10, r=rank, lora_alpha=2 * rank + 1, target_modules=LINEARS), ("keep", "f16"))
     yield Case("rank 256, which the BLAS cuts up", qwen2(4, hidden=96), lora(r=256, target_modules=LINEARS),
                ("f16", "bf16", "f32"), exact=False)
-    yield Case("f16 base written as bf16", qwen2(4, "f16"), lora(target_modules=LINEARS + ["embed_tokens"]), ("bf16",))
+    yield Case("f16 base written as bf16", qwen2(4, "f16"), lora(target_modules=LINEARS + ["embed_tokens"]),
+               ("bf16",))
     yield Case("rsLoRA with rank and alpha patterns", qwen2(5), lora(
-        use_rslora=True, target_modules=LINEARS, rank_pattern={"down_proj": 4, r"layers\.0\.self_attn\.[qk]_proj": 12},
+        use_rslora=True, target_modules=LINEARS,
+        rank_pattern={"down_proj": 4, r"layers\.0\.self_attn\.[qk]_proj": 12},
         alpha_pattern={"layers.1.mlp.up_proj": 5, "up_proj": 7, "^model.layers.0.mlp.gate_proj": 9}),
         ("f16", "bf16", "f32"))
     yield Case("adapter stored as bf16", qwen2(6), lora(dtype="bf16", target_modules=LINEARS), ("f16", "bf16"))
     yield Case("adapter stored as f16", qwen2(7), lora(dtype="f16", target_modules=LINEARS), ("f16", "bf16"))
     yield Case("adapter names in keys", qwen2(8), with_adapter_names(lora(target_modules=LINEARS)))
     for dtype in TYPES:
-        yield Case(f"DoRA base {dtype}", qwen2(9, dtype), lora(use_dora=True, target_modules=LINEARS), ("keep", "f16"),
-                   exact=False)
+        yield Case(f"DoRA base {dtype}", qwen2(9, dtype), lora(use_dora=True, target_modules=LINEARS),
+                   ("keep", "f16"), exact=False)
     yield Case("DoRA rsLoRA patterns, stored as f16", qwen2(10), lora(
         use_dora=True, use_rslora=True, dtype="f16", rank_pattern={"q_proj": 2}, target_modules=LINEARS))
     yield Case("lora_bias", qwen2(11), lora(lora_bias=True, target_modules=["q_proj", "v_proj"]),
@@ -201,7 +203,8 @@ def cases(models):
         kind, untie = ("tied", True) if tied else ("untied", False)
         base = qwen2(16, tied=tied)
         both = ("f16", "bf16", "f32")
-        yield Case(f"{kind}: LoRA on embed_tokens", base, lora(target_modules=["embed_tokens", "q_proj"]), both, untie)
+        yield Case(f"{kind}: LoRA on embed_tokens", base, lora(target_modules=["embed_tokens", "q_proj"]), both,
+                   untie)
         yield Case(f"{kind}: LoRA on lm_head", base, lora(target_modules=["lm_head", "q_proj"]), both, untie)
         yield Case(f"{kind}: LoRA on both", base, lora(target_modules=["lm_head", "embed_tokens"]), both, untie)
         yield Case(f"{kind}: DoRA on embed_tokens", base, lora(use_dora=True, target_modules=["embed_tokens"]), both,
@@ -215,7 +218,8 @@ def cases(models):
         yield Case(f"{kind}: modules_to_save both", base,
                    lora(target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"]))
         yield Case(f"{kind}: modules_to_save both, resized", base,
-                   lora(target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"], resize=176), vocab=176)
+                   lora(target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"], resize=176),
+                   vocab=176)
         yield Case(f"{kind}: resized", base, lora(target_modules=["q_proj"], resize=176), vocab=176)
         yield Case(f"{kind}: resized, LoRA on embed_tokens", base,
                    lora(target_modules=["embed_tokens", "lm_head"], resize=176), both, untie, vocab=176)
@@ -263,7 +267,7 @@ def peft_merge(case, base, adapter, dtype):
     return tensors, merged.config
 
 
-# ---- ours ------------------------------------------------------------------------------------------------------------
+# ---- ours ----------------------------------------------------------------------------------------------------------
 
 
 def qmoon_merge(qmoon, base, adapter, out, dtype):
@@ -277,7 +281,7 @@ def qmoon_merge(qmoon, base, adapter, out, dtype):
     return tensors, json.loads((out / "config.json").read_text())
 
 
-# ---- comparing -------------------------------------------------------------------------------------------------------
+# ---- comparing -----------------------------------------------------------------------------------------------------
 
 
 def ordered(t):
@@ -351,18 +355,19 @@ def run(case, qmoon, folder):
         base_type = type_of(base)
         out_type = base_type if dtype == "keep" else TYPES[dtype]
         ours, config = qmoon_merge(qmoon, base, adapter, folder / f"out-{dtype}", dtype)
-        direct = (base_type, out_type) in DIRECT
-        for merged_in in dict.fromkeys([out_type if direct else torch.float32, torch.float32, out_type]):
-            counts = merged_in == (out_type if direct else torch.float32)
-            if not counts and dtype != "f16":
-                continue
+        counts = out_type if (base_type, out_type) in DIRECT else torch.float32
+        shown = [torch.float32, out_type] if dtype == "f16" else []
+        for merged_in in dict.fromkeys([counts] + shown):
             theirs, their_config = peft_merge(case, base, adapter, merged_in)
             compare_config(config, their_config)
             result = compare(ours, {k: v.to(out_type) for k, v in theirs.items()})
-            exact = case.exact or out_type != torch.float32
             how = dtype if merged_in == out_type else f"f32->{dtype}"
-            line(case.name if counts else "", how, result, result.ok(exact) if counts else None)
-            good &= result.ok(exact) or not counts
+            if merged_in == counts:
+                ok = result.ok(case.exact or out_type != torch.float32)
+                line(case.name, how, result, ok)
+                good &= ok
+            else:
+                line("", how, result, None)
     return good
 
 
