@@ -296,18 +296,23 @@ def same_decoded(folder):
 
 @check
 def bitsandbytes_itself_writes_our_nf4_codes_and_scales(case):
+    """But in blocks of zeros: its CUDA kernel writes code 0 there, as we do, its CPU code 7; both decode to 0."""
     tensors = read_folder(case.quantized("nf4", folder=True))
     for name in linears(case):
         packed, state = bitsandbytes.functional.quantize_4bit(
             torch.from_numpy(merged(case)[name]), blocksize=64, quant_type="nf4", compress_statistics=False)
         ours = bnb.FourBit(tensors, name)
-        same_array(name, ours.packed, packed.numpy())
+        live = np.repeat(ours.absmax > 0, ours.block // 2)[:ours.packed.size]
+        same_array(name, ours.packed.ravel()[live], packed.numpy().ravel()[live])
         same_array(name + ".absmax", ours.absmax, state.absmax.numpy())
 
 
 @check
 def bitsandbytes_itself_writes_nearly_our_fp4_and_int8_codes(case):
-    """Nearly: on the CPU it divides exactly and puts ties elsewhere; we write what its CUDA kernels write."""
+    """Nearly: on the CPU it divides exactly and puts ties elsewhere; we write what its CUDA kernels write.
+
+    FP4 has two zeros, which the two kernels choose differently; they count as one code here.
+    """
     fp4, int8 = read_folder(case.quantized("fp4", folder=True)), read_folder(case.out / "model-int8")
     off4 = off8 = total = 0
     for name in linears(case):

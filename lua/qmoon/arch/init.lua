@@ -11,11 +11,9 @@
 --                   a field, a row whose field is absent is left out
 --   rope_scaling    set of the rope scalings that `metadata` can express
 --
--- A row of `modules` may say more where an architecture needs it, and the code that reads rows
--- passes it on: permute = field with the number of heads whose rows GGUF interleaves (llama's q
--- and k), add = constant added to the values (gemma's norms), E in the name (experts stacked to
--- one tensor), tied (absent when embeddings are shared). Tensors that are not in the checkpoint
--- but in the GGUF file come from `extra`, a function(fields) -> list.
+-- In a row of `modules`, tied = true means that the tensor is absent when embeddings are shared, and E in
+-- the checkpoint's name that GGUF stacks all experts to one tensor. arch.to_gguf hands the row out, so what
+-- another architecture needs done to its values (rows permuted, one added to norms) is one more field there.
 
 local core = require "qmoon.core"
 
