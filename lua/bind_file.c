@@ -64,6 +64,13 @@ static int infile_path(lua_State *L)
     return 1;
 }
 
+/* f:release(): pages of the map that were read no longer count as this program's memory. */
+static int infile_release(lua_State *L)
+{
+    qm_infile_release(qml_check(L, 1, QML_INFILE));
+    return 0;
+}
+
 static int infile_gc(lua_State *L)
 {
     void **box = lua_touserdata(L, 1);
@@ -492,7 +499,8 @@ static int path_writable(lua_State *L)
 void qml_open_files(lua_State *L)
 {
     static const luaL_Reg in[] = {
-        {"read", infile_read}, {"size", infile_size}, {"path", infile_path}, {NULL, NULL}};
+        {"read", infile_read}, {"size", infile_size}, {"path", infile_path},
+        {"release", infile_release}, {NULL, NULL}};
     static const luaL_Reg out[] = {
         {"write", outfile_write}, {"finish", outfile_finish}, {"drop", outfile_drop}, {NULL, NULL}};
     static const luaL_Reg functions[] = {{"infile", infile},

@@ -67,7 +67,7 @@ local function job_of(plan, item, group, steps, source)
     return job
 end
 
-local PROGRAM = 8 * 2 ^ 20 -- code, libraries, stacks: measured
+local PROGRAM = 10 * 2 ^ 20 -- code, libraries, stacks: measured
 
 --- The most this program will hold. Planning reads the same headers and tokenizers as running does, so what it has
 --- taken so far is part of the answer; then come the stream's buffers on top of what Lua keeps.
@@ -177,8 +177,11 @@ end
 -- ---- adapters -----------------------------------------------------------------------------------------
 
 local function load_ref(ref)
-    local t = core.view(ref.tensor.file, ref.tensor)
-    return ref.transpose and t:transpose() or t:dequantize()
+    local file = ref.tensor.file
+    local t = core.view(file, ref.tensor)
+    local copy = ref.transpose and t:transpose() or t:dequantize()
+    file:release()
+    return copy
 end
 
 --- Steps of core.stream for an item's actions, with the adapter's tensors loaded; and the source, which a

@@ -43,6 +43,9 @@ CONVERTER_MAY_DIFFER = {
     "general.name": "the converter guesses names from the folder's name and its parents",
     "general.basename": "the same guess", "general.finetune": "the same guess", "general.version": "the same guess",
     "general.organization": "the same guess",
+    "tokenizer.ggml.add_bos_token": "false, since 2026, for tokenizers that end in ByteLevel; we write what the "
+                                    "converter of November 2025 wrote, the one of the golden files",
+    "tokenizer.ggml.add_eos_token": "the same",
 }
 
 # Random models: rows not divisible by 256; then not by 64 either; no tied head; more ids than the tokenizer has.

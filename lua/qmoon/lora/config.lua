@@ -200,7 +200,7 @@ function M.read(text, what)
         modules_to_save = as_names(raw.modules_to_save, what, "modules_to_save"),
         token_rows = as_table(raw.trainable_token_indices, what, "trainable_token_indices"),
         -- a regular expression or "all-linear" is not looked into
-        targets = type(raw.target_modules) == "table" and as_names(raw.target_modules, what, "target_modules") or {},
+        targets = as_names(type(raw.target_modules) == "table" and raw.target_modules, what, "target_modules"),
         some_layers_only = has_value(raw.layers_to_transform) or has_value(raw.exclude_modules),
     }
     -- peft refuses these pairs when the adapter is made

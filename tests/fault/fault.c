@@ -1,0 +1,146 @@
+/* fault.c: makes the n-th call of a system function fail.  Preloaded into the program by
+ * tests/lua/fault_test.lua and told by the environment:
+ *
+ *   FAULT="pwrite 12 ENOSPC"   the 12th pwrite returns -1 with that errno
+ *   FAULT="pwrite 12+ ENOSPC"  and so do all that follow
+ *   FAULT="pwrite 12 short"    it writes half of what it was given, and says so
+ *   FAULT="rename 2 kill"      the process is gone at that point
+ *   FAULT_FIRED=path           made when it happens; still missing after a run that made fewer calls
+ *
+ * "malloc" stands for everything that allocates, "mmap64" for LuaJIT's own allocator (it asks for memory by that
+ * name; the core maps files with mmap).  fsync succeeds at once: nothing here needs a disk.
+ */
+#define _GNU_SOURCE
+#include <dirent.h>
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+static const struct {
+    const char *name;
+    int number;
+} errors[] = {{"ENOSPC", ENOSPC}, {"EIO", EIO},       {"EINTR", EINTR},   {"ENOMEM", ENOMEM}, {"EACCES", EACCES},
+              {"EAGAIN", EAGAIN}, {"EMFILE", EMFILE}, {"EDQUOT", EDQUOT}, {"EROFS", EROFS}};
+
+/* What FAULT asks for; set before main and never changed. */
+static char wanted[32];
+static long nth;
+static bool onwards, kills, shortens;
+static int number;
+
+static atomic_long calls;
+
+__attribute__((constructor)) static void read_environment(void)
+{
+    const char *text = getenv("FAULT");
+    char count[32] = "", how[32] = "";
+    if (!text || sscanf(text, "%31s %31s %31s", wanted, count, how) != 3)
+        return;
+    nth = atol(count);
+    onwards = strchr(count, '+') != NULL;
+    kills = strcmp(how, "kill") == 0;
+    shortens = strcmp(how, "short") == 0;
+    for (size_t i = 0; i < sizeof errors / sizeof errors[0]; i++)
+        if (strcmp(how, errors[i].name) == 0)
+            number = errors[i].number;
+}
+
+/* Whether this call of `name` is the one.  Uses system calls only: the caller may be malloc. */
+static bool fires(const char *name)
+{
+    if (nth == 0 || strcmp(name, wanted) != 0)
+        return false;
+    long i = atomic_fetch_add(&calls, 1) + 1;
+    if (i < nth || (i > nth && !onwards))
+        return false;
+    const char *mark = getenv("FAULT_FIRED");
+    if (mark)
+        syscall(SYS_mknodat, AT_FDCWD, mark, S_IFREG | 0666, 0);
+    if (kills)
+        syscall(SYS_kill, getpid(), SIGKILL);
+    errno = number;
+    return true;
+}
+
+/* The function that this file stands before. */
+#define REAL(name) ((__typeof__(&(name)))dlsym(RTLD_NEXT, #name))
+
+/* result FUNCTION(parameters) that fails with `failure`. */
+#define STAND_BEFORE(result, failure, name, parameters, ...)                                                 \
+    result name parameters                                                                                   \
+    {                                                                                                        \
+        if (fires(#name))                                                                                    \
+            return failure;                                                                                  \
+        return REAL(name)(__VA_ARGS__);                                                                      \
+    }
+
+STAND_BEFORE(ssize_t, -1, pread, (int fd, void *to, size_t n, off_t at), fd, to, n, at)
+STAND_BEFORE(int, -1, fallocate, (int fd, int mode, off_t at, off_t n), fd, mode, at, n)
+STAND_BEFORE(int, -1, ftruncate, (int fd, off_t n), fd, n)
+STAND_BEFORE(int, -1, rename, (const char *from, const char *to), from, to)
+STAND_BEFORE(int, -1, mkdir, (const char *path, mode_t mode), path, mode)
+STAND_BEFORE(int, -1, unlink, (const char *path), path)
+STAND_BEFORE(int, -1, rmdir, (const char *path), path)
+STAND_BEFORE(int, -1, stat, (const char *path, struct stat *st), path, st)
+STAND_BEFORE(int, -1, lstat, (const char *path, struct stat *st), path, st)
+STAND_BEFORE(int, -1, fstat, (int fd, struct stat *st), fd, st)
+STAND_BEFORE(int, -1, statvfs, (const char *path, struct statvfs *fs), path, fs)
+STAND_BEFORE(int, -1, fstatvfs, (int fd, struct statvfs *fs), fd, fs)
+STAND_BEFORE(DIR *, NULL, opendir, (const char *path), path)
+STAND_BEFORE(FILE *, NULL, fopen, (const char *path, const char *mode), path, mode)
+STAND_BEFORE(char *, NULL, realpath, (const char *path, char *to), path, to)
+STAND_BEFORE(void *, MAP_FAILED, mmap, (void *at, size_t n, int prot, int flags, int fd, off_t from), at, n, prot,
+             flags, fd, from)
+STAND_BEFORE(void *, MAP_FAILED, mmap64, (void *at, size_t n, int prot, int flags, int fd, off_t from), at, n, prot,
+             flags, fd, from)
+STAND_BEFORE(int, EAGAIN, pthread_create,
+             (pthread_t * thread, const pthread_attr_t *attr, void *(*body)(void *), void *arg), thread, attr, body,
+             arg)
+STAND_BEFORE(int, -1, scandir,
+             (const char *path, struct dirent ***list, int (*filter)(const struct dirent *),
+              int (*compare)(const struct dirent **, const struct dirent **)),
+             path, list, filter, compare)
+
+ssize_t pwrite(int fd, const void *from, size_t n, off_t at)
+{
+    if (!fires("pwrite"))
+        return REAL(pwrite)(fd, from, n, at);
+    return shortens ? REAL(pwrite)(fd, from, (n + 1) / 2, at) : -1;
+}
+
+int fsync(int fd)
+{
+    (void)fd;
+    return fires("fsync") ? -1 : 0;
+}
+
+int open(const char *path, int flags, ...)
+{
+    va_list ap;
+    va_start(ap, flags);
+    mode_t mode = (flags & O_CREAT) ? va_arg(ap, mode_t) : 0;
+    va_end(ap);
+    return fires("open") ? -1 : REAL(open)(path, flags, mode);
+}
+
+/* dlsym itself never allocates when it finds what it looks for, so these do not go round in circles. */
+
+
+void *calloc(size_t count, size_t size) { return fires("malloc") ? NULL : REAL(calloc)(count, size); }
+
+void *malloc(size_t size) { return fires("malloc") ? NULL : REAL(malloc)(size); }
+
+void *realloc(void *p, size_t size) { return fires("malloc") ? NULL : REAL(realloc)(p, size); }
