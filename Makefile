@@ -115,6 +115,10 @@ demo: deps
 	    --out $(BUILD)/demo --force
 	@ls -lR $(BUILD)/demo
 
+# README.md's table of formats, from the program.
+readme: $(BUILD)/qmoon
+	@sh tests/readme.sh $(BUILD)/qmoon
+
 install: $(BUILD)/qmoon
 	install -D -m 755 $(BUILD)/qmoon $(DESTDIR)$(PREFIX)/bin/qmoon
 	install -D -m 644 README.md $(DESTDIR)$(PREFIX)/share/doc/qmoon/README.md
@@ -147,7 +151,7 @@ clean:
 	rm -rf $(BUILD)
 
 FORCE:
-.PHONY: all deps test demo install bench asan ubsan tsan lint clean FORCE
+.PHONY: all deps test demo readme install bench asan ubsan tsan lint clean FORCE
 .DELETE_ON_ERROR:
 
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)

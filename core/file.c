@@ -244,12 +244,17 @@ static bool sync_folder(const char *path, qm_err *e)
     return ok;
 }
 
-bool qm_outfile_finish(qm_outfile *f, qm_err *e)
+bool qm_outfile_sync(const qm_outfile *f, qm_err *e)
 {
     if (f->fd < 0)
-        return qm_fail(e, QM_EFAIL, "%s: finished twice", f->path);
-    if (fsync(f->fd) < 0)
-        return fail_space(f, errno, f->size, e);
+        return qm_fail(e, QM_EFAIL, "%s: is finished already", f->path);
+    return fsync(f->fd) == 0 || fail_space(f, errno, f->size, e);
+}
+
+bool qm_outfile_finish(qm_outfile *f, qm_err *e)
+{
+    if (!qm_outfile_sync(f, e))
+        return false;
     if (!part_is_ours(f))
         return qm_fail(e, QM_EFAIL,
                        "%s: was removed or replaced meanwhile; is another run writing the same output?",
@@ -273,4 +278,35 @@ void qm_outfile_free(qm_outfile *f)
     free(f->path);
     free(f->part);
     free(f);
+}
+
+/* ---- in place ---- */
+
+static bool overwrite_fd(int fd, const char *path, uint64_t at, const void *src, size_t n, qm_err *e)
+{
+    struct stat st;
+    if (fstat(fd, &st) < 0)
+        return qm_fail_errno(e, "%s: cannot stat", path);
+    if (!S_ISREG(st.st_mode) || at > (uint64_t)st.st_size || n > (uint64_t)st.st_size - at)
+        return qm_fail(e, QM_EFAIL, "%s: %zu bytes at byte %" PRIu64 " are not all inside the file", path, n,
+                       at);
+    for (size_t done = 0; done < n;) {
+        ssize_t put = pwrite(fd, (const char *)src + done, n - done, (off_t)(at + done));
+        if (put < 0 && errno == EINTR)
+            continue;
+        if (put <= 0)
+            return qm_fail_errno(e, "%s: cannot write %zu bytes at byte %" PRIu64, path, n - done, at + done);
+        done += (size_t)put;
+    }
+    return fsync(fd) == 0 || qm_fail_errno(e, "%s: cannot flush to disk", path);
+}
+
+bool qm_file_overwrite(const char *path, uint64_t at, const void *src, size_t n, qm_err *e)
+{
+    int fd = open(path, O_WRONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
+    if (fd < 0)
+        return qm_fail_errno(e, "%s: cannot open for writing", path);
+    bool ok = overwrite_fd(fd, path, at, src, n, e);
+    close(fd);
+    return ok;
 }

@@ -32,7 +32,12 @@ typedef struct qm_outfile {
 
 qm_outfile *qm_outfile_create(const char *path, uint64_t size, qm_err *e);
 bool qm_outfile_write(const qm_outfile *f, uint64_t at, const void *src, size_t n, qm_err *e);
-bool qm_outfile_finish(qm_outfile *f, qm_err *e); /* fsync + rename + fsync of the folder */
+bool qm_outfile_sync(const qm_outfile *f, qm_err *e); /* fsync: what can still fail on the disk fails now */
+bool qm_outfile_finish(qm_outfile *f, qm_err *e);     /* fsync + rename + fsync of the folder */
 void qm_outfile_free(qm_outfile *f);              /* unfinished: the .part is removed */
+
+/* Writes over bytes of a file that is there, and only inside it: for headers that keep their size.  Not
+ * atomic: whoever calls this keeps what was there until it has returned. */
+bool qm_file_overwrite(const char *path, uint64_t at, const void *src, size_t n, qm_err *e);
 
 #endif

@@ -1,6 +1,7 @@
 /* pool.c: threads that sleep between runs and take indices from one counter. */
 #include "pool.h"
 
+#include <errno.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -98,7 +99,9 @@ qm_pool *qm_pool_new(int threads, qm_err *e)
     p->threads = 1;
     for (int i = 1; i < threads; i++) {
         p->worker[i] = (worker){p, i};
-        if (pthread_create(&p->thread[i], NULL, worker_main, &p->worker[i]) != 0) {
+        int failed = pthread_create(&p->thread[i], NULL, worker_main, &p->worker[i]);
+        if (failed) {
+            errno = failed;
             qm_fail_errno(e, "cannot start thread %d of %d; try --threads 1", i + 1, threads);
             qm_pool_free(p);
             return NULL;

@@ -1,4 +1,5 @@
 /* bind_file.c: files, folders, and the headers of containers, as Lua sees them. */
+#define _GNU_SOURCE /* renameat2 */
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -105,6 +106,16 @@ static int outfile_write(lua_State *L)
     return 0;
 }
 
+/* o:sync(): on disk when this returns, not yet under its name. */
+static int outfile_sync(lua_State *L)
+{
+    qm_outfile *f = qml_check(L, 1, QML_OUTFILE);
+    qm_err e = {0};
+    if (!qm_outfile_sync(f, &e))
+        return qml_raise(L, &e);
+    return 0;
+}
+
 /* o:finish(): on disk and under its name when this returns. */
 static int outfile_finish(lua_State *L)
 {
@@ -121,6 +132,19 @@ static int outfile_drop(lua_State *L)
     if (*box)
         qm_outfile_free(*box);
     *box = NULL;
+    return 0;
+}
+
+/* overwrite(path, at, bytes): into a file that is there and at least that long; on disk when this returns. */
+static int overwrite(lua_State *L)
+{
+    const char *path = luaL_checkstring(L, 1);
+    uint64_t at = qml_check_size(L, 2, "offset");
+    size_t n;
+    const char *s = luaL_checklstring(L, 3, &n);
+    qm_err e = {0};
+    if (!qm_file_overwrite(path, at, s, n, &e))
+        return qml_raise(L, &e);
     return 0;
 }
 
@@ -197,10 +221,16 @@ static uint64_t push_gguf_element(lua_State *L, qm_gguf_kind kind, const uint8_t
     return sizes[kind];
 }
 
-static void push_gguf_pair(lua_State *L, const qm_gguf_pair *pair)
+/* at and size are of the whole pair in the file: tools carry pairs over by their bytes. */
+static void push_gguf_pair(lua_State *L, const qm_gguf_pair *pair, const uint8_t *map)
 {
     const qm_gguf_value *v = &pair->value;
-    lua_createtable(L, 0, 4);
+    const uint8_t *start = (const uint8_t *)pair->key - sizeof pair->key_length;
+    lua_createtable(L, 0, 6);
+    lua_pushnumber(L, (double)(start - map));
+    lua_setfield(L, -2, "at");
+    lua_pushnumber(L, (double)(v->at + v->size - start));
+    lua_setfield(L, -2, "size");
     lua_pushlstring(L, pair->key, pair->key_length);
     lua_setfield(L, -2, "key");
     lua_pushstring(L, v->array ? "array" : gguf_kinds[v->kind]);
@@ -220,7 +250,7 @@ static void push_gguf_pair(lua_State *L, const qm_gguf_pair *pair)
     lua_setfield(L, -2, "value");
 }
 
-static void push_gguf(lua_State *L, const qm_gguf_header *h)
+static void push_gguf(lua_State *L, const qm_gguf_header *h, const uint8_t *map)
 {
     lua_pushnumber(L, h->version);
     lua_setfield(L, -2, "version");
@@ -228,7 +258,7 @@ static void push_gguf(lua_State *L, const qm_gguf_header *h)
     lua_setfield(L, -2, "alignment");
     lua_createtable(L, (int)h->npair, 0);
     for (size_t i = 0; i < h->npair; i++) {
-        push_gguf_pair(L, &h->pair[i]);
+        push_gguf_pair(L, &h->pair[i], map);
         lua_rawseti(L, -2, (int)i + 1);
     }
     lua_setfield(L, -2, "meta");
@@ -269,7 +299,7 @@ static int push_header(lua_State *L)
     lua_pushvalue(L, 2);
     lua_setfield(L, -2, "file");
     if (gguf)
-        push_gguf(L, &h->gguf);
+        push_gguf(L, &h->gguf, h->file->map);
     else
         push_st(L, &h->st);
     return 1;
@@ -296,7 +326,7 @@ static int read_header(lua_State *L, bool gguf)
 /* safetensors(path) -> {file, tensors = {{name, dtype, shape, at, size}, …}, meta} */
 static int safetensors(lua_State *L) { return read_header(L, false); }
 
-/* gguf(path) -> {file, version, alignment, meta = {{key, type, elem, value}, …}, tensors} */
+/* gguf(path) -> {file, version, alignment, meta = {{key, type, elem, value, at, size}, …}, tensors} */
 static int gguf_header(lua_State *L) { return read_header(L, true); }
 
 /* gguf_types() -> {id, name, block, bytes} of every ggml type that files may hold. */
@@ -395,7 +425,9 @@ static int path_mkdir(lua_State *L)
             break;
     }
     struct stat st;
-    if (stat(path, &st) != 0 || !S_ISDIR(st.st_mode)) {
+    if (stat(path, &st) != 0)
+        return fail_errno(L, "cannot be made", path);
+    if (!S_ISDIR(st.st_mode)) {
         errno = ENOTDIR;
         return fail_errno(L, "cannot be made", path);
     }
@@ -424,6 +456,20 @@ static int path_rename(lua_State *L)
         return fail_errno(L, lua_pushfstring(L, "cannot be renamed to %s", to), from);
     sync_folder_of(to);
     return 0;
+}
+
+/* exchange(a, b) -> true: each name stands for what the other stood for, in one step; false where the file system
+ * cannot do that. */
+static int path_exchange(lua_State *L)
+{
+    const char *a = luaL_checkstring(L, 1), *b = luaL_checkstring(L, 2);
+    bool done = renameat2(AT_FDCWD, a, AT_FDCWD, b, RENAME_EXCHANGE) == 0;
+    if (!done && errno != EINVAL && errno != ENOSYS)
+        return fail_errno(L, lua_pushfstring(L, "cannot be renamed to %s", b), a);
+    if (done)
+        sync_folder_of(b);
+    lua_pushboolean(L, done);
+    return 1;
 }
 
 static bool remove_tree(const char *path, int depth)
@@ -502,9 +548,10 @@ void qml_open_files(lua_State *L)
         {"read", infile_read}, {"size", infile_size}, {"path", infile_path},
         {"release", infile_release}, {NULL, NULL}};
     static const luaL_Reg out[] = {
-        {"write", outfile_write}, {"finish", outfile_finish}, {"drop", outfile_drop}, {NULL, NULL}};
+        {"write", outfile_write}, {"sync", outfile_sync}, {"finish", outfile_finish}, {"drop", outfile_drop}, {NULL, NULL}};
     static const luaL_Reg functions[] = {{"infile", infile},
                                          {"outfile", outfile},
+                                         {"overwrite", overwrite},
                                          {"safetensors", safetensors},
                                          {"gguf", gguf_header},
                                          {"gguf_types", gguf_types},
@@ -512,6 +559,7 @@ void qml_open_files(lua_State *L)
                                          {"list", path_list},
                                          {"mkdir", path_mkdir},
                                          {"rename", path_rename},
+                                         {"exchange", path_exchange},
                                          {"remove_tree", path_remove_tree},
                                          {"disk_free", path_disk_free},
                                          {"realpath", path_real},

@@ -66,8 +66,9 @@ static bool cgroup_free(double *bytes)
  * included), and the most it has held (VmHWM). */
 static int memory(lua_State *L)
 {
-    double available = 0, peak = 0, group;
-    meminfo("/proc/meminfo", "MemAvailable:", &available);
+    double available, peak = 0, group;
+    if (!meminfo("/proc/meminfo", "MemAvailable:", &available)) /* no /proc here: all there is */
+        available = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
     if (cgroup_free(&group) && group < available)
         available = group;
     meminfo("/proc/self/status", "VmHWM:", &peak);

@@ -167,21 +167,27 @@ static int view(lua_State *L)
     return push_tensor(L, box, t, &e);
 }
 
-/* tensor(shape, list) -> f32 tensor of those numbers. */
+/* tensor(shape, list) -> f32 tensor of those numbers; instead of the list, a string of f32s in memory order. */
 static int tensor(lua_State *L)
 {
     qm_shape shape;
     qm_err e = {0};
     qml_check_shape(L, 1, &shape);
-    luaL_checktype(L, 2, LUA_TTABLE);
-    int64_t n = qm_shape_count(&shape);
-    if ((int64_t)lua_objlen(L, 2) != n)
-        return luaL_error(L, "tensor: %d numbers for a shape that holds %d", (int)lua_objlen(L, 2), (int)n);
+    bool packed = lua_type(L, 2) == LUA_TSTRING;
+    if (!packed)
+        luaL_checktype(L, 2, LUA_TTABLE);
+    int64_t n = qm_shape_count(&shape), given = (int64_t)(lua_objlen(L, 2) / (packed ? sizeof(float) : 1));
+    if (given != n || (packed && lua_objlen(L, 2) % sizeof(float) != 0))
+        return luaL_error(L, "tensor: %f numbers for a shape that holds %f", (double)given, (double)n);
     void **box = qml_box(L, QML_TENSOR);
     float *v;
     *box = qm_tensor_f32(&shape, &v, &e);
     if (!*box)
         return qml_raise(L, &e);
+    if (packed) {
+        memcpy(v, lua_tostring(L, 2), (size_t)n * sizeof *v);
+        return 1;
+    }
     for (int64_t i = 0; i < n; i++) {
         lua_rawgeti(L, 2, (int)i + 1);
         if (lua_type(L, -1) != LUA_TNUMBER)

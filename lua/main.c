@@ -1,6 +1,7 @@
 /* main.c: the program around the library.  It makes a Lua state, lets `require` find the modules
  * inside the program, and hands the command line to lua/qmoon/host.lua, which decides everything.
  */
+#include <errno.h>
 #include <locale.h>
 #include <signal.h>
 #include <stdio.h>
@@ -90,7 +91,7 @@ int main(int argc, char **argv)
     signal(SIGXFSZ, SIG_IGN);       /* so is a file that grows past `ulimit -f` */
     lua_State *L = luaL_newstate();
     if (!L) {
-        fprintf(stderr, "qmoon: no memory for Lua\n");
+        fprintf(stderr, "error: out of memory: Lua cannot start\n");
         return QM_EFAIL;
     }
     running = L;
@@ -103,9 +104,13 @@ int main(int argc, char **argv)
     lua_pushlightuserdata(L, argv);
     int status = QM_EFAIL;
     if (lua_pcall(L, 2, 1, 0) != 0)
-        fprintf(stderr, "qmoon: %s\n", lua_isstring(L, -1) ? lua_tostring(L, -1) : "error in the program itself");
+        fprintf(stderr, "error: %s\n", lua_isstring(L, -1) ? lua_tostring(L, -1) : "error in the program itself");
     else
         status = (int)lua_tointeger(L, -1);
     lua_close(L);
-    return fflush(stdout) == 0 ? status : QM_EFAIL;
+    if (fflush(stdout) == 0 && !ferror(stdout))
+        return status;
+    if (errno != EPIPE) /* the reader has seen enough */
+        fprintf(stderr, "error: standard output: not all could be written; is its disk full?\n");
+    return status ? status : QM_EFAIL;
 }

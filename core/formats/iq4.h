@@ -17,12 +17,12 @@ static const int8_t qm_iq4_level[16] = {-127, -104, -83, -65, -49, -35, -22, -10
                                         1,    13,   25,  38,  53,  69,  89,  113};
 
 /* Of the nearest level; halfway between two, of the upper one.  (Both differences are exact there, so that
- * this is also what ggml's comparison of the two says.) */
+ * this is also what ggml's comparison of the two says.  Of NaN, as there, the uppermost.) */
 QM_FN uint32_t qm_iq4_code(float x)
 {
     uint32_t code = 0;
     for (int i = 0; i < 15; i++)
-        code += x >= 0.5f * (float)(qm_iq4_level[i] + qm_iq4_level[i + 1]);
+        code += !(x < 0.5f * (float)(qm_iq4_level[i] + qm_iq4_level[i + 1]));
     return code;
 }
 

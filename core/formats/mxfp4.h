@@ -26,7 +26,7 @@ QM_FN int32_t qm_mxfp4_floor_log2(float x)
         for (exponent = -126; mantissa < 0x800000u; exponent--)
             mantissa <<= 1;
     uint32_t below = 0x800000u - (mantissa & 0x7fffffu); /* steps to the next power of two */
-    int32_t next = exponent + 1, size = next < 0 ? -next : next - 1, e = 0;
+    int32_t next = exponent + 1, size = next > 0 ? next - 1 : -next, e = 0;
     while (size >> (e + 1))
         e++;
     return size > 0 && below <= lifted[e] ? next : exponent;

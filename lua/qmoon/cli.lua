@@ -36,11 +36,12 @@ local WANTS = { integer = "a whole number", number = "a number", size = "a size 
 local function usage_line(spec)
     local words = { "usage: qmoon", spec.name }
     for _, a in ipairs(spec.arguments or {}) do
-        words[#words + 1] = a.optional and "[" .. a[1] .. "]" or a[1]
+        local word = a[1] .. (a.many and " ..." or "")
+        words[#words + 1] = a.optional and "[" .. word .. "]" or word
     end
     for _, o in ipairs(spec.options) do
         local word = "--" .. o[1] .. (o.kind and " " .. o.value or "")
-        words[#words + 1] = o.required and word or "[" .. word .. "]"
+        words[#words + 1] = (o.required and word or "[" .. word .. "]") .. (o.many and " ..." or "")
     end
     local lines, line = {}, ""
     for _, w in ipairs(words) do
@@ -121,7 +122,13 @@ local function take_option(spec, args, i, into)
             fail(spec, "--%s wants %s", name, WANTS[o.kind])
         end
     end
-    into[key] = convert(spec, o, value)
+    value = convert(spec, o, value)
+    if o.many then
+        into[key] = into[key] or {}
+        table.insert(into[key], value)
+    else
+        into[key] = value
+    end
     return i
 end
 
@@ -144,7 +151,9 @@ end
 
 --- Parses the arguments of a command.  With --help among them it prints the help and returns nil.
 ---@param spec {name:string, doc:string, arguments:table[]?, options:table[], examples:string?}
----  options: {name, kind = text|integer|number|size|list or nil for a switch, value = "DIR", doc, default, required, choices}
+---  arguments: {name, doc, optional, many = the last one may come several times}
+---  options: {name, kind = text|integer|number|size|list or nil for a switch, value = "DIR", doc, default, required, choices,
+---            many = may be given several times, and becomes a list}
 ---@param args string[] such as {...} of a script
 ---@return table? values: positional ones by number, options by name with _ for -
 function cli.parse(spec, args)
@@ -168,11 +177,38 @@ function cli.parse(spec, args)
         end
         i = i + 1
     end
-    if #into > #(spec.arguments or {}) and not spec.rest then
-        fail(spec, "'%s' is one argument too many", into[#(spec.arguments or {}) + 1])
+    local named = spec.arguments or {}
+    if #into > #named and not (named[#named] and named[#named].many) then
+        fail(spec, "'%s' is one argument too many", into[#named + 1])
     end
     check_required(spec, into)
     return into
+end
+
+--- The sub-command that args[1] names and the arguments behind it; nil after the help that tells what there is.
+---@param spec {name:string, doc:string, commands:table[]} each as cli.parse takes it, with name = "gguf set"
+---@param args string[]
+---@return table? command
+---@return string[]? rest
+function cli.choose(spec, args)
+    local rows, names = { { "", "" } }, {}
+    for i, c in ipairs(spec.commands) do
+        names[i] = c.name:match "%S+$"
+        if names[i] == args[1] then
+            return c, { unpack(args, 2) }
+        end
+        rows[#rows + 1] = { names[i], (c.doc .. " "):match "^(.-%.)%s" } -- its first sentence
+    end
+    if not args[1] then
+        fail(spec, "COMMAND is missing")
+    elseif args[1] == "--help" or args[1] == "-h" then
+        io.write(("usage: qmoon %s COMMAND ...\n\n%s\n%s\n\nqmoon %s COMMAND --help tells more.\n"):format(spec.name, spec.doc,
+            text.table(rows, "  "), spec.name))
+        return nil
+    end
+    local guess = nearest(args[1], names)
+    fail(spec, "there is no '%s'%s; there are %s", args[1], guess and (" (did you mean '%s'?)"):format(guess) or "",
+        table.concat(names, ", "))
 end
 
 --- The options every command that writes models shares.

@@ -3,7 +3,8 @@
 --   | "GGUF" | u32 3 | u64 tensors | u64 pairs | pairs | infos | padding | data |
 --
 -- Metadata is an ordered list of rows {key, type, value, elem}, as core.gguf reads it and gguf.header writes
--- it: type is u8 … f64, bool, string or array, and then elem is the type of the elements. Two tools set the
+-- it: type is u8 … f64, bool, string or array, and then elem is the type of the elements. A row may have
+-- `bytes` besides: those of its pair in the file it comes from, written as they are. Two tools set the
 -- pattern: convert_hf_to_gguf.py for what is made from a model folder, llama-quantize for what is made from
 -- another GGUF file.
 
@@ -224,31 +225,53 @@ local DROPPED = {
     ["split.no"] = true, ["split.count"] = true, ["split.tensors.count"] = true,
 }
 
+local LONGEST = 127 -- bytes llama-quantize has for a string that it adds
+
+local function imatrix_rows(imatrix)
+    local rows = { row("quantize.imatrix.file", "string", imatrix.file:sub(1, LONGEST)) }
+    if imatrix.dataset then
+        rows[2] = row("quantize.imatrix.dataset", "string", imatrix.dataset:sub(1, LONGEST))
+    end
+    rows[#rows + 1] = row("quantize.imatrix.entries_count", "u32", imatrix.entries)
+    if imatrix.chunks and imatrix.chunks > 0 then
+        rows[#rows + 1] = row("quantize.imatrix.chunks_count", "u32", imatrix.chunks)
+    end
+    return rows
+end
+
 --- The metadata that llama-quantize writes when it makes a file of another: all of it in order, with the
---- file type at the end.
+--- file type, and what says which importance matrix was used, at the end.
 ---@param meta table[] of the source
 ---@param file_type integer
 ---@param options? {imatrix: {file: string, dataset: string?, entries: integer, chunks: integer?}?}
 ---@return table[] rows
 function gguf.quantized_metadata(meta, file_type, options)
-    local rows = {}
+    local added = { row("general.quantization_version", "u32", QUANTIZATION_VERSION),
+                    row("general.file_type", "u32", file_type) }
+    if options and options.imatrix then
+        append(added, imatrix_rows(options.imatrix))
+    end
+    local rows, replaced = {}, {}
+    for _, r in ipairs(added) do
+        replaced[r.key] = true
+    end
     for _, r in ipairs(meta) do
-        if not DROPPED[r.key] then
+        if not DROPPED[r.key] and not replaced[r.key] then
             rows[#rows + 1] = r
         end
     end
-    rows[#rows + 1] = row("general.quantization_version", "u32", QUANTIZATION_VERSION)
-    rows[#rows + 1] = row("general.file_type", "u32", file_type)
-    local imatrix = options and options.imatrix
-    if imatrix then
-        rows[#rows + 1] = row("quantize.imatrix.file", "string", imatrix.file)
-        if imatrix.dataset then
-            rows[#rows + 1] = row("quantize.imatrix.dataset", "string", imatrix.dataset)
-        end
-        rows[#rows + 1] = row("quantize.imatrix.entries_count", "u32", imatrix.entries)
-        if imatrix.chunks then
-            rows[#rows + 1] = row("quantize.imatrix.chunks_count", "u32", imatrix.chunks)
-        end
+    append(rows, added)
+    return rows
+end
+
+--- The metadata of a file with the bytes of every pair, so that what is carried over stays as it is: whole
+--- numbers above 2^53 and the bits of a NaN get lost on the way through Lua.
+---@param h table from core.gguf
+---@return table[] rows
+function gguf.exact(h)
+    local rows = {}
+    for i, r in ipairs(h.meta) do
+        rows[i] = { key = r.key, type = r.type, elem = r.elem, value = r.value, bytes = h.file:read(r.at, r.size) }
     end
     return rows
 end
@@ -316,6 +339,9 @@ local function value_bytes(r)
 end
 
 local function pair_bytes(r)
+    if r.bytes then
+        return r.bytes
+    end
     local known = KINDS[r.type] and (r.type ~= "array" or KINDS[r.elem] and r.elem ~= "array")
     if not known then
         core.fail("unsupported", "metadata '%s': GGUF has no type %s of %s", r.key, tostring(r.type),
@@ -332,6 +358,9 @@ local function dimensions(shape, ggml)
     end
     while ggml and #dims > 1 and dims[#dims] == 1 do
         dims[#dims] = nil
+    end
+    if ggml and #dims == 0 then
+        dims[1] = 1
     end
     return dims
 end

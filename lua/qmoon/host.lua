@@ -48,6 +48,9 @@ local function handler(e)
 end
 
 local function report(e)
+    if type(e) ~= "table" then -- out of memory: there was none to call the handler
+        e = { code = 1, message = tostring(e) }
+    end
     io.stdout:flush()
     io.stderr:write("error: ", e.message, "\n")
     if e.traceback and os.getenv "QMOON_TRACEBACK" then

@@ -162,7 +162,7 @@ end
 
 -- Tensors get the names they have in a checkpoint folder, where the architecture is known.
 local function open_gguf(path)
-    local h = core.gguf(path)
+    local h = require("qmoon.gguf_split").read(path)
     local a
     for _, pair in ipairs(h.meta) do
         if pair.key == "general.architecture" then
@@ -171,7 +171,7 @@ local function open_gguf(path)
     end
     local items = {}
     for i, t in ipairs(h.tensors) do
-        local item = item_of(t, h.file)
+        local item = item_of(t, t.file)
         item.gguf_name, item.type_name = t.name, t.type_name
         item.name = a and arch.to_hf(a, t.name) or t.name
         items[i] = item
@@ -179,7 +179,8 @@ local function open_gguf(path)
     return new { path = path, kind = "gguf", gguf = h, items = items }
 end
 
---- Opens a model: a folder with config.json and safetensors, a .gguf file, or one .safetensors file.
+--- Opens a model: a folder with config.json and safetensors, a .gguf file (or the first of its parts), or one
+--- .safetensors file.
 ---@param path string
 ---@return qmoon.Model
 function Model.open(path)

@@ -115,11 +115,16 @@ end
 
 local function check_paths(plan)
     local seen = {}
-    local source = core.realpath(plan.model.path)
+    local sources = { core.realpath(plan.model.path) }
+    for i, part in ipairs(plan.model.gguf and plan.model.gguf.parts or {}) do
+        sources[i] = core.realpath(part)
+    end
     for _, out in ipairs(plan.outputs) do
         local path = absolute(out.path)
-        if inside(source, path) then
-            core.fail("usage", "%s: this is where the model is read from; choose another output", out.path)
+        for _, source in ipairs(sources) do
+            if inside(source, path) then
+                core.fail("usage", "%s: this is where the model is read from; choose another output", out.path)
+            end
         end
         for _, a in ipairs(plan.model.adapters or {}) do
             if inside(core.realpath(a.path), path) then
@@ -229,11 +234,11 @@ end
 
 local function open_output(out)
     core.mkdir(parent(out.path))
+    out.open = {}
     if out.folder then
         core.remove_tree(part_of(out)) -- of a run that was killed
         core.mkdir(part_of(out))
     end
-    out.open = {}
     for i, f in ipairs(out.files) do
         out.open[i] = core.outfile(out.folder and part_of(out) .. "/" .. f.name or out.path, f.size)
         for _, w in ipairs(f.writes) do
@@ -251,29 +256,46 @@ local function write_side(out)
     end
 end
 
---- Gives a finished folder its name; what had it before is removed last.
-local function rename_folder(out)
-    local old = out.path .. ".old"
-    local there = core.stat(out.path)
-    if there then
-        core.remove_tree(old)
-        core.rename(out.path, old)
-    end
-    core.rename(part_of(out), out.path)
-    if there then
-        core.remove_tree(old)
-    end
-end
-
-local function finish_output(out)
-    for i in ipairs(out.files) do
-        out.open[i]:finish()
+-- Everything but the names: bytes on disk, small files beside them.
+local function complete_output(out)
+    for _, f in ipairs(out.open) do
+        if out.folder then
+            f:finish()
+        else
+            f:sync()
+        end
     end
     if out.folder then
         write_side(out)
-        rename_folder(out)
     end
-    out.open, out.finished = nil, true
+end
+
+-- Where the file system cannot exchange two names, what was there before steps aside for a moment.
+local function step_aside(out)
+    local old = out.path .. ".old"
+    core.remove_tree(old)
+    core.rename(out.path, old)
+    local ok, e = pcall(core.rename, part_of(out), out.path)
+    if not ok then
+        core.rename(old, out.path)
+        error(e, 0)
+    end
+    core.rename(old, part_of(out))
+end
+
+--- Gives a finished output its name; what had it before is removed last.
+local function name_output(out)
+    if not out.folder then
+        out.open[1]:finish()
+    elseif not core.stat(out.path) then
+        core.rename(part_of(out), out.path)
+    else
+        if not core.exchange(part_of(out), out.path) then
+            step_aside(out)
+        end
+        core.remove_tree(part_of(out))
+    end
+    out.open = nil
 end
 
 local function drop_output(out)
@@ -376,7 +398,10 @@ function write.run(plan)
         end
         run_all(plan, pool)
         for _, out in ipairs(plan.outputs) do
-            finish_output(out)
+            complete_output(out)
+        end
+        for _, out in ipairs(plan.outputs) do
+            name_output(out)
         end
     end)
     pool:close()

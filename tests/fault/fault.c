@@ -91,6 +91,11 @@ STAND_BEFORE(ssize_t, -1, pread, (int fd, void *to, size_t n, off_t at), fd, to,
 STAND_BEFORE(int, -1, fallocate, (int fd, int mode, off_t at, off_t n), fd, mode, at, n)
 STAND_BEFORE(int, -1, ftruncate, (int fd, off_t n), fd, n)
 STAND_BEFORE(int, -1, rename, (const char *from, const char *to), from, to)
+int renameat2(int from_dir, const char *from, int to_dir, const char *to, unsigned flags)
+{
+    return fires("rename") ? -1 : REAL(renameat2)(from_dir, from, to_dir, to, flags);
+}
+
 STAND_BEFORE(int, -1, mkdir, (const char *path, mode_t mode), path, mode)
 STAND_BEFORE(int, -1, unlink, (const char *path), path)
 STAND_BEFORE(int, -1, rmdir, (const char *path), path)

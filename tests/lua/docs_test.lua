@@ -9,7 +9,7 @@ T["the table of formats in README.md is the program's own"] = function()
     local readme = support.read "README.md"
     local table_text = readme:match "<!%-%- qmoon formats %-%-markdown %-%->\n(.-)\n<!%-%- end %-%->"
     local _, printed = support.run "formats --markdown"
-    assert(table_text == printed:gsub("%s+$", ""), "run `qmoon formats --markdown` and put it into README.md")
+    assert(table_text == printed:gsub("%s+$", ""), "`make readme` puts the new one in")
 end
 
 T["README.md names every command"] = function()

@@ -126,7 +126,8 @@ local function check_digests(path, type_name)
     support.equal(n, expected, "tensors")
 end
 
-for _, t in ipairs { "Q4_0", "Q8_0", "Q6_K", "BF16" } do
+for _, t in ipairs { "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_K_S", "Q4_K_M",
+                     "Q5_K_S", "Q5_K_M", "Q6_K", "IQ4_NL", "IQ4_XS" } do
     T["every tensor of a " .. t .. " file is llama-quantize's, byte for byte"] = function()
         local dir = support.scratch()
         core.mkdir(dir)

@@ -70,7 +70,7 @@ def stage(args):
 
 
 def timed(name, command, log):
-    """Run one stage to its end.  {name, seconds, import, work, rss}; peak memory as the kernel counted it (bytes)."""
+    """Run one stage to its end.  {stage, seconds, import, work, cpu, rss}; rss: peak memory, bytes."""
     start = time.perf_counter()
     with open(log, "wb") as text:
         child = subprocess.Popen(command, stdout=text, stderr=subprocess.STDOUT)
@@ -80,7 +80,8 @@ def timed(name, command, log):
     if child.returncode != 0:
         sys.exit(f"{name}: {' '.join(map(str, command))} ended with {child.returncode}; the end of {log}:\n"
                  + "\n".join(Path(log).read_text(errors="replace").splitlines()[-15:]))
-    row = {"stage": name, "seconds": seconds, "import": 0.0, "work": seconds, "rss": usage.ru_maxrss * 1024}
+    row = {"stage": name, "seconds": seconds, "import": 0.0, "work": seconds,
+           "cpu": usage.ru_utime + usage.ru_stime, "rss": usage.ru_maxrss * 1024}
     last = Path(log).read_text(errors="replace").splitlines()[-1:]
     if last and last[0].startswith('{"import"'):
         row.update(json.loads(last[0]))
@@ -109,8 +110,7 @@ def measure(args):
         show(rows[-1])
     total = sum(row["work"] for row in rows) + max(row["import"] for row in rows)
     peak = max(row["rss"] for row in rows)
-    print(f" {'total':<8} {total:>9.1f} s                                         peak {peak / 2**20:>8.0f} MiB"
-          "   (imports counted once)")
+    print(f" {'total':<8} {total:>9.1f} s  with imports counted once, peak {peak / 2**20:.0f} MiB")
     result = {"stages": rows, "total": total, "rss": peak, "threads": args.threads, "versions": versions()}
     if args.json:
         args.json.write_text(json.dumps(result, indent=2) + "\n")
@@ -118,7 +118,7 @@ def measure(args):
 
 def show(row):
     print(f" {row['stage']:<8} {row['seconds']:>9.1f} s   import {row['import']:>6.1f} s   work {row['work']:>8.1f} s"
-          f"     peak {row['rss'] / 2**20:>8.0f} MiB", flush=True)
+          f"   cpu {row['cpu']:>6.1f} s   peak {row['rss'] / 2**20:>8.0f} MiB", flush=True)
 
 
 def versions():

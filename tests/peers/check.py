@@ -12,6 +12,7 @@ import json
 import re
 import subprocess
 import traceback
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,10 @@ def check(function):
 
 class Differ(Exception):
     """What differs, where, and from what.  The message is the report."""
+
+
+class NotRun(Exception):
+    """A peer cannot do what the check asks of it; why.  Counted apart."""
 
 
 class Case:
@@ -81,22 +86,22 @@ class Case:
 
 def run_checks(checks, cases, only=""):
     """Run every check on every case; print one line each and `N passed, N failed`.  True when nothing failed."""
-    passed = failed = 0
+    count = Counter()
     for case in cases:
         wanted = [c for c in checks if only in title(case, c)]
         if not wanted:
             continue
-        problem = attempt(lambda _: case.prepare(), case, f"{case.name}: the pipeline runs")
-        passed, failed = passed + (not problem), failed + bool(problem)
-        if problem:
-            print(f"FAIL  {case.name}: the {len(wanted)} checks of its outputs, not run")
-            failed += len(wanted)
+        start = attempt(lambda _: case.prepare(), case, f"{case.name}: the pipeline runs")
+        count[start] += 1
+        if start == "FAIL":
+            print(f"FAIL  {case.name}: the {len(wanted)} checks of its outputs, which are not there")
+            count["FAIL"] += len(wanted)
             continue
-        for function in wanted:
-            problem = attempt(function, case, title(case, function))
-            passed, failed = passed + (not problem), failed + bool(problem)
-    print(f"{passed} passed, {failed} failed")
-    return failed == 0
+        count.update(attempt(function, case, title(case, function)) for function in wanted)
+    if count["--"]:
+        print(f"{count['--']} not run, where a peer cannot (--)")
+    print(f"{count['ok']} passed, {count['FAIL']} failed")
+    return count["FAIL"] == 0
 
 
 def title(case, function):
@@ -105,18 +110,21 @@ def title(case, function):
 
 
 def attempt(function, case, name):
-    """True when it failed."""
+    """Run one check and print its line: "ok", "FAIL" or "--" (not run), which is also the answer."""
     try:
         note = function(case)
+    except NotRun as why:
+        print(f"--    {name}  ({why})", flush=True)
+        return "--"
     except Differ as differ:
         text = str(differ)
     except Exception:
         text = traceback.format_exc(limit=-4)
     else:
         print(f"ok    {name}" + (f"  ({note})" if note else ""), flush=True)
-        return False
+        return "ok"
     print(f"FAIL  {name}\n      " + text.strip().replace("\n", "\n      "), flush=True)
-    return True
+    return "FAIL"
 
 
 # Comparisons -------------------------------------------------------------------------------------

@@ -237,7 +237,7 @@ def quantize_nf4_double_quant_block_128_holds_both(case):
 
 @check
 def quantize_nf4_with_exact_zero_blocks_keeps_zeros_zero(case):
-    """Blocks of nothing but zeros, under double quantisation: bitsandbytes itself decodes them to a small constant."""
+    """Under double quantisation bitsandbytes itself decodes blocks of nothing but zeros to a small constant."""
     folder = case.quantized("nf4", "--double-quant", "--zero-blocks", "exact", folder=True)
     note, tensors, zeros = same_four_bit(case, folder, "nf4", 64, nested=True), read_folder(folder), 0
     for name in linears(case):

@@ -102,7 +102,7 @@ local function from_gguf(model, spec)
     local options = gguf.model_options(model.gguf.meta, model.path)
     options.pure, options.allow_requantize = spec.pure, spec.allow_requantize
     local plan, id = types.plan(list, spec.format, options)
-    return list, plan, gguf.quantized_metadata(model.gguf.meta, id), {}, true
+    return list, plan, gguf.quantized_metadata(gguf.exact(model.gguf), id), {}, true
 end
 
 -- ---- the plan ------------------------------------------------------------------------------------------
