@@ -54,10 +54,16 @@ function support.raises(kind, text, fn, ...)
 end
 
 --- Runs the program; returns exit status and what it printed, both streams together.
-function support.run(args)
+function support.run(args, input)
     local program = arg[-1]
-    local out = os.tmpname()
-    local status = os.execute(("%s %s >%s 2>&1 </dev/null"):format(program, args, out))
+    local out, from = os.tmpname(), input and os.tmpname() or "/dev/null"
+    if input then
+        support.write(from, input)
+    end
+    local status = os.execute(("%s %s >%s 2>&1 <%s"):format(program, args, out, from))
+    if input then
+        os.remove(from)
+    end
     local text = support.read(out)
     os.remove(out)
     return status > 255 and math.floor(status / 256) or status, text
