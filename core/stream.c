@@ -80,6 +80,8 @@ static int64_t chunk_rows(const qm_job *job)
 {
     const qm_source *s = &job->source;
     int64_t step = rows_per_restart(s->format, &s->codec, s->cols);
+    if (s->interleaved_heads)
+        step = lcm(step, s->rows / s->interleaved_heads);
     if (s->double_quant) /* a chunk begins with a nested group, too */
         step = lcm(step, QM_DOUBLE_QUANT_BLOCK * s->codec.block / gcd(QM_DOUBLE_QUANT_BLOCK * s->codec.block, s->cols));
     for (int i = 0; i < job->nsink; i++) {
@@ -112,6 +114,8 @@ static void measure(stream *st, qm_job *job, int threads, sink_run *sinks)
         st->raw_total += qm_plane_size(s->format, &s->codec, i, n);
     if (s->double_quant)
         st->absmax_total = qm_plane_size(s->format, &s->codec, 1, n);
+    if (s->interleaved_heads)
+        st->rows_total = n * sizeof(float);
     for (int k = 0; k < job->nsink; k++) {
         const qm_sink *sink = &job->sink[k];
         uint64_t total = 0;
@@ -202,6 +206,7 @@ typedef struct chunk {
     int64_t index, row, rows;
     uint64_t first, n; /* flat index of the first value; how many */
     buffers *b;
+    qm_errsum same; /* of the values against themselves, for all lossless sinks; n == 0 until the first asks */
 } chunk;
 
 static chunk chunk_at(const stream *st, int64_t index, int thread)
@@ -240,11 +245,26 @@ static void raw_planes(const qm_source *s, const chunk *c, const uint8_t *plane[
         plane[1] = (const uint8_t *)c->b->absmax;
 }
 
+/* Where row i of a chunk of whole heads goes: a head's first half to the even places, its second to the odd. */
+static int64_t interleaved_row(int64_t i, int64_t head_rows)
+{
+    int64_t half = head_rows / 2, j = i % head_rows;
+    return i - j + (j < half ? 2 * j : 2 * (j - half) + 1);
+}
+
 static void decode_source(const qm_source *s, const chunk *c, float *values)
 {
     const uint8_t *plane[QM_MAX_PLANES] = {0};
     raw_planes(s, c, plane);
-    qm_decode(s->format, plane, c->n, &s->codec, values);
+    if (!s->interleaved_heads) {
+        qm_decode(s->format, plane, c->n, &s->codec, values);
+        return;
+    }
+    float *rows = (float *)(void *)c->b->rows;
+    qm_decode(s->format, plane, c->n, &s->codec, rows);
+    for (int64_t i = 0; i < c->rows; i++)
+        memcpy(values + i * s->cols, rows + interleaved_row(i, s->rows / s->interleaved_heads) * s->cols,
+               (size_t)s->cols * sizeof *values);
 }
 
 static bool load(const stream *st, const chunk *c, qm_err *e)
@@ -374,26 +394,23 @@ static void group_errors(sink_run *r, const qm_sink *k, const chunk *c, const fl
     }
 }
 
-static void lossless_errors(const chunk *c, qm_errsum *sum)
+static void lossless_errors(chunk *c, qm_errsum *sum)
 {
-    qm_errsum same = {0};
-    qm_vec_get()->errors(c->b->x, c->b->x, c->n, &same);
-    qm_errsum_add(sum, &same);
+    if (c->same.n == 0)
+        qm_vec_get()->errors(c->b->x, c->b->x, c->n, &c->same);
+    qm_errsum_add(sum, &c->same);
 }
 
 /* Rows of whole heads, halves interleaved, into b->rows. */
 static const uint8_t *interleave(const chunk *c, const uint8_t *plane, uint64_t size, int64_t head_rows)
 {
     uint64_t row = size / (uint64_t)c->rows;
-    int64_t half = head_rows / 2;
-    for (int64_t i = 0; i < c->rows; i++) {
-        int64_t j = i % head_rows, to = i - j + (j < half ? 2 * j : 2 * (j - half) + 1);
-        memcpy(c->b->rows + (uint64_t)to * row, plane + (uint64_t)i * row, row);
-    }
+    for (int64_t i = 0; i < c->rows; i++)
+        memcpy(c->b->rows + (uint64_t)interleaved_row(i, head_rows) * row, plane + (uint64_t)i * row, row);
     return c->b->rows;
 }
 
-static bool drain(const stream *st, const chunk *c, int index, qm_err *e)
+static bool drain(const stream *st, chunk *c, int index, qm_err *e)
 {
     const qm_sink *k = &st->job->sink[index];
     sink_run *r = &st->sink[index];
@@ -408,6 +425,7 @@ static bool drain(const stream *st, const chunk *c, int index, qm_err *e)
     if (k->add != 0) {
         for (uint64_t i = 0; i < c->n; i++)
             c->b->y[i] = x[i] + k->add;
+        round_values(k->round_added, c->b->y, c->n);
         x = c->b->y;
     }
     qm_encode(f, x, c->n, &k->codec, plane);

@@ -28,6 +28,9 @@ typedef struct qm_source {
     bool double_quant;
     uint64_t nested_at;
     float offset;
+
+    /* Rows that lie as qm_sink.interleave_heads writes them are put back as they are decoded.  Heads, or 0. */
+    int64_t interleaved_heads;
 } qm_source;
 
 /* What is done to the values before they are encoded, in order. */
@@ -66,7 +69,8 @@ typedef struct qm_sink {
     /* GGUF's llama stores the rows of each attention head interleaved: of a head's h rows, row j of the first half goes
      * to 2j and row j of the second to 2j + 1.  The number of heads, or 0; rows must be a multiple of 2 * heads. */
     int64_t interleave_heads;
-    float add; /* added to every value for this sink alone (gemma's norms: 1) */
+    float add;            /* added to every value for this sink alone (gemma's norms: 1) … */
+    qm_round round_added; /* … and the sum rounded to this */
 
     /* Double quantisation (bitsandbytes): plane 1, the f32 absmax, is itself encoded.  at[1] then
      * takes one byte a group and nested_at one f32 per 256 groups. */

@@ -65,6 +65,10 @@ static void read_source(lua_State *L, int table, qm_source *s)
     s->double_quant = qml_field_boolean(L, table, "double_quant", false);
     s->nested_at = qml_field_size(L, table, "nested_at", 0);
     s->offset = (float)qml_field_number(L, table, "offset", 0);
+    s->interleaved_heads = (int64_t)qml_field_size(L, table, "interleaved_heads", 0);
+    if (s->interleaved_heads && s->rows % (2 * s->interleaved_heads) != 0)
+        luaL_error(L, "source of '%s': rows do not make %f heads of two halves", s->name,
+                   (double)s->interleaved_heads);
     if (s->double_quant && !qm_can_double_quant(s->format))
         luaL_error(L, "source of '%s': format %s is never double quantised", s->name, s->format->name);
 }
@@ -144,6 +148,7 @@ static void read_sink(lua_State *L, int table, qm_sink *k, const qm_source *src)
         read_offsets(L, table, k->at, qm_format_planes(k->format));
     k->nested_at = qml_field_size(L, table, "nested_at", 0);
     k->add = (float)qml_field_number(L, table, "add", 0);
+    k->round_added = read_round(L, table, "round_added");
     k->interleave_heads = (int64_t)qml_field_size(L, table, "interleave_heads", 0);
     if (k->interleave_heads && (src->rows % (2 * k->interleave_heads) != 0 || k->format->over_rows))
         luaL_error(L, "sink of '%s': rows do not make %f heads of two halves", src->name, (double)k->interleave_heads);

@@ -3,13 +3,14 @@
 local core = require "qmoon.core"
 local qm = require "qmoon"
 local cli = require "qmoon.cli"
+local edit = require "qmoon.gguf_edit"
 local json = require "qmoon.json"
 local text = require "qmoon.text"
 
 local o = cli.parse({
     name = "inspect",
     doc = "Lists a model's tensors and metadata from the headers of its files.",
-    arguments = { { "SRC", doc = "model folder, .safetensors or .gguf file" } },
+    arguments = { { "SRC", doc = "model folder, .safetensors or .gguf file (or the first of its parts)" } },
     options = {
         { "tensors", doc = "list every tensor" },
         { "sha256", doc = "with --json or --tensors: SHA-256 of every tensor's bytes" },
@@ -27,16 +28,23 @@ local function digest(item)
     return o.sha256 and core.sha256(item.source.file:read(item.source.at, item.source.size)) or nil
 end
 
--- Long arrays are told by their length: a vocabulary is no use on a screen.
-local function short(pair)
-    if pair.type ~= "array" then
-        return tostring(pair.value)
+local function file_name(item)
+    return item.source.file:path():match "[^/]*$"
+end
+
+-- Several files: shards of a checkpoint, parts of a GGUF model.
+local names, in_file = {}, {}
+for _, item in ipairs(model.items) do
+    local name = file_name(item)
+    if not in_file[name] then
+        in_file[name] = { tensors = 0, bytes = 0 }
+        names[#names + 1] = name
     end
-    local shown = {}
-    for i = 1, math.min(4, #pair.value) do
-        shown[i] = tostring(pair.value[i])
-    end
-    return ("%d x %s: %s%s"):format(#pair.value, pair.elem, table.concat(shown, ", "), #pair.value > 4 and ", …" or "")
+    in_file[name].tensors, in_file[name].bytes = in_file[name].tensors + 1, in_file[name].bytes + item.source.size
+end
+
+local function count(item)
+    return (model.extent(item.shape))
 end
 
 if o.json then
@@ -44,7 +52,7 @@ if o.json then
     for i, item in ipairs(model.items) do
         tensors[i] = { name = item.gguf_name or item.name, type = item.type_name or item.source.dtype,
                        shape = json.array(item.shape), bytes = item.source.size, offset = item.source.at,
-                       sha256 = digest(item) }
+                       file = #names > 1 and file_name(item) or nil, sha256 = digest(item) }
     end
     for i, pair in ipairs(model.gguf and model.gguf.meta or {}) do
         local value = pair.type == "array" and json.array(pair.value) or pair.value
@@ -61,23 +69,35 @@ local by_type, order = {}, {}
 for _, item in ipairs(model.items) do
     local t = item.type_name or item.source.dtype
     if not by_type[t] then
-        by_type[t] = { 0, 0 }
+        by_type[t] = { tensors = 0, values = 0, bytes = 0, note = item.source.format and "" or "carried over, not decoded" }
         order[#order + 1] = t
     end
-    by_type[t][1], by_type[t][2] = by_type[t][1] + 1, by_type[t][2] + item.source.size
+    local sums = by_type[t]
+    sums.tensors, sums.values, sums.bytes = sums.tensors + 1, sums.values + count(item), sums.bytes + item.source.size
 end
+local types = { { "type", "tensors", "values", "bytes", "bits/value", "" } }
 for _, t in ipairs(order) do
-    print((" %-6s %4d tensors  %s"):format(t, by_type[t][1], text.bytes(by_type[t][2])))
+    local sums = by_type[t]
+    types[#types + 1] = { t, ("%d"):format(sums.tensors), text.count(sums.values), text.bytes(sums.bytes),
+                          ("%.4g"):format(8 * sums.bytes / math.max(1, sums.values)), sums.note }
+end
+print(text.table(types))
+if #names > 1 then
+    local files = { { "file", "tensors", "bytes" } }
+    for _, name in ipairs(names) do
+        files[#files + 1] = { name, ("%d"):format(in_file[name].tensors), text.bytes(in_file[name].bytes) }
+    end
+    print(text.table(files))
 end
 for _, pair in ipairs(model.gguf and model.gguf.meta or {}) do
-    local value = short(pair):gsub("\n", "\\n")
-    print((" %s = %s"):format(pair.key, #value > 100 and value:sub(1, 97) .. "…" or value))
+    print((" %s = %s"):format(pair.key, edit.show(pair)))
 end
 if o.tensors then
-    local rows = { { "tensor", "type", "shape", "bytes", o.sha256 and "sha256" or "" } }
+    local rows = { { "tensor", "type", "shape", "bytes", "offset", #names > 1 and "file" or "", o.sha256 and "sha256" or "" } }
     for _, item in ipairs(model.items) do
         rows[#rows + 1] = { item.gguf_name or item.name, item.type_name or item.source.dtype, text.shape(item.shape),
-                            ("%.0f"):format(item.source.size), digest(item) or "" }
+                            ("%.0f"):format(item.source.size), ("%.0f"):format(item.source.at),
+                            #names > 1 and file_name(item) or "", digest(item) or "" }
     end
     print(text.table(rows))
 end

@@ -1,8 +1,10 @@
 --- The commands that write models, as data: their options, and what the options mean for qmoon.write.  The scripts
 -- run them and `qmoon plan` shows them, from the same lines.
 
+local core = require "qmoon.core"
 local cli = require "qmoon.cli"
 local outputs = require "qmoon.outputs"
+local profiles = require "qmoon.gguf_profiles"
 local Model = require "qmoon.model"
 
 local commands = {}
@@ -66,6 +68,27 @@ commands.merge = {
     end,
 }
 
+--- {regex, type} of words "REGEX=TYPE".  Patterns are in lower case, as tensor names are; \D and the like keep theirs.
+local function tensor_types(words)
+    local list = {}
+    for i, word in ipairs(words or {}) do
+        local regex, name = word:match "^([^=]+)=(.+)$"
+        if not regex then
+            core.fail("usage", "quantize: --tensor-type wants REGEX=TYPE, such as attn_v=q6_k, not '%s'", word)
+        end
+        list[i] = { regex:gsub("\\?.", function(c) return #c == 1 and c:lower() or c end), name }
+    end
+    return list[1] and list
+end
+
+local function profile_names()
+    local names = {}
+    for i, p in ipairs(profiles.list) do
+        names[i] = p.name .. (i == 1 and " (default)" or "")
+    end
+    return table.concat(names, ", ")
+end
+
 commands.quantize = {
     name = "quantize",
     doc = "Writes a model in another format. OUT ending in .gguf: llama-quantize's types by its rules; otherwise a folder that\n"
@@ -73,7 +96,7 @@ commands.quantize = {
     arguments = { { "SRC", doc = "model folder, or .gguf file" }, { "OUT", doc = "folder, or .gguf file" } },
     options = cli.writing {
         { "type", kind = "text", value = "T", required = true,
-          doc = "for .gguf: f32 f16 bf16 q8_0 q4_0 q6_k; for a folder: int8 nf4 fp4 f16 bf16 f32" },
+          doc = "for .gguf: llama-quantize's, such as f16 q8_0 q4_0 q4_k_m iq4_xs; for a folder: int8 nf4 fp4 f16 bf16 f32" },
         { "double-quant", doc = "nf4 and fp4: quantise the scales again" },
         { "block", kind = "integer", value = "N", doc = "nf4 and fp4: values per scale, 32 to 4096 (default: 64)" },
         { "dtype", kind = "text", value = "TYPE", choices = { "f16", "bf16", "f32" },
@@ -81,6 +104,13 @@ commands.quantize = {
         { "zero-blocks", kind = "text", value = "HOW", choices = { "bnb", "exact" }, default = "bnb",
           doc = "nf4: all-zero blocks as bitsandbytes writes them, or so that they decode to zeros" },
         { "pure", doc = "GGUF: one type for every quantised tensor" },
+        { "imatrix", kind = "text", value = "FILE", doc = "GGUF: importance of every column, measured by llama-imatrix" },
+        { "tensor-type", kind = "text", value = "REGEX=T", many = true, doc = "GGUF: type T for tensors whose names match" },
+        { "output-tensor-type", kind = "text", value = "T", doc = "GGUF: type of output.weight" },
+        { "token-embedding-type", kind = "text", value = "T", doc = "GGUF: type of token_embd.weight" },
+        { "leave-output-tensor", doc = "GGUF: output.weight stays as it is" },
+        { "no-fallback", doc = "GGUF: fail when a type does not divide the rows of a tensor, instead of taking another" },
+        { "profile", kind = "text", value = "NAME", doc = "GGUF: as the llama-quantize of that name; " .. profile_names() },
         { "allow-requantize", doc = "GGUF: take tensors that are quantised already" },
         { "pre", kind = "text", value = "NAME", doc = "GGUF: name of the pre-tokenizer, when it is not recognised" },
         { "name", kind = "text", value = "TEXT", doc = "GGUF: general.name" },
@@ -94,7 +124,9 @@ commands.quantize = {
         return Model.open(o[1]), {
             { path = o[2], format = o.type:lower(), double_quant = o.double_quant, block = o.block, dtype = o.dtype,
               zero_blocks = o.zero_blocks, pure = o.pure, allow_requantize = o.allow_requantize, pre = o.pre, name = o.name,
-              shard_size = o.shard_size },
+              shard_size = o.shard_size, imatrix = o.imatrix, tensor_types = tensor_types(o.tensor_type),
+              output_tensor_type = o.output_tensor_type, token_embedding_type = o.token_embedding_type,
+              leave_output_tensor = o.leave_output_tensor, no_fallback = o.no_fallback, profile = o.profile },
         }, options_of(o)
     end,
 }

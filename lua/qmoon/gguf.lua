@@ -193,7 +193,7 @@ function gguf.metadata(config, tok, options)
     general.size_label = general.size_label or size_label
 
     local rows = { row("general.architecture", "string", a.name), row("general.type", "string", "model") }
-    if profiles[options.profile or profiles.default].sampling then
+    if profiles.named(options.profile).sampling then
         add_sampling(rows, config.dir)
     end
     add_general(rows, general)

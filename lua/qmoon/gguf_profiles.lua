@@ -13,6 +13,8 @@
 -- Sources: llama.cpp 10e9780 (18 November 2025), from which the golden files are; llama.cpp 0c1e57098,
 -- which llama-cpp-python 0.3.36 carries.
 
+local core = require "qmoon.core"
+
 local function set(names)
     local t = {}
     for name in names:gmatch "%S+" do
@@ -46,4 +48,20 @@ local later = {
     sampling = true,
 }
 
-return { default = november.name, [november.name] = november, [later.name] = later }
+local profiles = { list = { november, later } }
+
+--- The profile of that name; the first when there is none.
+---@param name string?
+---@return table
+function profiles.named(name)
+    local names = {}
+    for i, p in ipairs(profiles.list) do
+        if p.name == (name or november.name) then
+            return p
+        end
+        names[i] = p.name
+    end
+    return core.fail("usage", "there is no profile '%s'; there are %s", name, table.concat(names, ", "))
+end
+
+return profiles

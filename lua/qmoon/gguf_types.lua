@@ -236,7 +236,7 @@ local SEVENTY = set "llama qwen2 deci olmo"
 local function state(tensors, ftype, default, options)
     local s = {
         ftype = ftype, default = default, block = types.type(default).block, count = {}, n_v = 0, tied = true,
-        profile = profiles[options.profile or profiles.default],
+        profile = profiles.named(options.profile),
         n_layer = options.n_layer, experts = options.n_expert or 0, imatrix = options.imatrix or false,
         gqa = options.n_head_kv > 0 and math.floor(options.n_head / options.n_head_kv) or 0,
         falcon = options.arch == "falcon",
@@ -244,9 +244,6 @@ local function state(tensors, ftype, default, options)
         embedding_type = upper(options.token_embedding_type),
         overrides = {},
     }
-    if not s.profile then
-        core.fail("usage", "unknown profile '%s'", options.profile)
-    end
     s.is_70b = options.n_layer == 80 and SEVENTY[options.arch] and
         not (options.arch == "llama" and options.n_head == options.n_head_kv) or false
     for i, row in ipairs(options.tensor_types or {}) do
@@ -298,7 +295,7 @@ end
 ---@param tensors table[] {name=, shape=torch order, type_name=}
 ---@param ftype_name string
 ---@param options table
----@return {type_name: string, reason: string?}[] plan in the order of `tensors`
+---@return {type_name: string, reason: string?, needs_imatrix: boolean?}[] plan in the order of `tensors`
 ---@return integer file_type
 function types.plan(tensors, ftype_name, options)
     local ftype, id, default = types.ftype(ftype_name)
@@ -314,11 +311,12 @@ function types.plan(tensors, ftype_name, options)
             core.fail("usage", "tensor '%s' is %s already; quantising it again costs quality: start from the "
                 .. "original, or allow it with --allow-requantize", t.name, t.type_name)
         end
-        if name ~= t.type_name and not options.imatrix and needs_imatrix(s, t, name) then
-            core.fail("unsupported", "type %s needs an importance matrix for tensor '%s'", ftype:lower(),
+        local needs = name ~= t.type_name and needs_imatrix(s, t, name) or nil
+        if needs and not options.imatrix then
+            core.fail("unsupported", "type %s needs an importance matrix for tensor '%s'; give one with --imatrix", ftype:lower(),
                 t.name)
         end
-        chosen[t.name] = { type_name = name, reason = reason }
+        chosen[t.name] = { type_name = name, reason = reason, needs_imatrix = needs }
     end
     local list = {}
     for i, t in ipairs(tensors) do

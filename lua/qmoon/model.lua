@@ -41,7 +41,8 @@ function Model.extent(shape)
 end
 
 local function item_of(t, file)
-    local source = { file = file, name = t.name, shape = t.shape, at = t.at, size = t.size, dtype = t.dtype or t.format,
+    local source = { file = file, name = t.name, shape = t.shape, at = t.at, size = t.size,
+                     dtype = t.dtype or t.format or t.type_name:lower(),
                      format = t.format or (FLOATS[t.dtype] and t.dtype or nil) }
     return { name = t.name, shape = t.shape, source = source, actions = {} }
 end

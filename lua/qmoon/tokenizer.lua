@@ -230,7 +230,7 @@ end
 ---@return table tokenizer {model, pre, tokens, types, merges, ids, add, chat_template}; token i + 1 has id i
 function tokenizer.read(dir, options)
     options = options or {}
-    local profile = profiles[options.profile or profiles.default]
+    local profile = profiles.named(options.profile)
     local json, config = read_json(dir, "tokenizer.json"), read_json(dir, "tokenizer_config.json")
     local vocab = vocabulary(dir, json)
     local pre = pre_of(dir, json, config, options.pre)

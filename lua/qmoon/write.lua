@@ -69,13 +69,23 @@ end
 
 local PROGRAM = 10 * 2 ^ 20 -- code, libraries, stacks: measured
 
+--- What an item's weights take while they are read: the bytes, the quotients, and both once more on their way to C.
+local function weights_memory(group)
+    local sum = 0
+    for _, s in ipairs(group.sinks) do
+        sum = sum + 16 * (s.spec.weights and s.spec.weights.count or 0)
+    end
+    return sum
+end
+
 --- The most this program will hold. Planning reads the same headers and tokenizers as running does, so what it has
 --- taken so far is part of the answer; then come the stream's buffers on top of what Lua keeps.
 local function peak_memory(plan)
     local most = 0
     for _, item in ipairs(plan.model.items) do
         for _, group in ipairs(sink_groups(plan, item)) do
-            most = math.max(most, core.stream_memory(job_of(plan, item, group), plan.threads))
+            local stream = core.stream_memory(job_of(plan, item, group), plan.threads)
+            most = math.max(most, stream + weights_memory(group))
         end
     end
     collectgarbage()
@@ -337,6 +347,18 @@ local function close_steps(steps)
     end
 end
 
+--- Puts the weights of a group's sinks into their job; returns what is to be closed after it.
+local function load_weights(group, job)
+    local loaded = {}
+    for i, s in ipairs(group.sinks) do
+        if s.spec.weights then
+            job.sinks[i].weights = s.spec.weights.load()
+            loaded[#loaded + 1] = job.sinks[i].weights
+        end
+    end
+    return loaded
+end
+
 local function run_item(plan, item, pool, progress)
     for _, out in ipairs(plan.outputs) do
         local copy = out.copies[item]
@@ -348,8 +370,12 @@ local function run_item(plan, item, pool, progress)
         local steps, source = steps_of(plan, item, group.round, pool)
         local job = job_of(plan, item, group, steps, source)
         job.progress = i == 1 and progress or nil
+        local weights = load_weights(group, job)
         local result = core.stream(pool, job)
         close_steps(steps)
+        for _, w in ipairs(weights) do
+            w:close()
+        end
         for k, s in ipairs(group.sinks) do
             note_result(s.out, item, result.sinks[k])
             if s.spec.late then

@@ -30,7 +30,7 @@ from safetensors.torch import load_file
 import bnb_reference as bnb
 import random_model
 from check import CHECKS, Case, Differ, NotRun, at_most, check, run_checks, same, same_array, same_names
-from light import FIXTURES, gguf_name, linears, merged, read_folder, read_gguf, same_tensors
+from light import FIXTURES, linears, merged, read_folder, read_gguf
 
 TEXT = ("To be, or not to be, that is the question: whether it is nobler in the mind to suffer the slings and arrows "
         "of fortune, or to take arms against a sea of troubles. The river runs north of the town; in 1887 a bridge "

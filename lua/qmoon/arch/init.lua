@@ -1,4 +1,4 @@
---- The model architectures this program knows: one table each, `ls lua/qmoon/arch`.
+--- The model architectures this program knows: one table each, `ls lua/qmoon/arch`; arch.add takes one more.
 --
 -- A table says what a model of that architecture is made of and what GGUF calls it:
 --
@@ -6,14 +6,36 @@
 --   model_type      what config.json calls it
 --   architectures   the class names of config.json that mean it
 --   defaults        config fields that a config.json may leave out, as transformers fills them in
---   modules         rows {hf, gguf, role, bias=, …}; N stands for the layer, E for the expert
---   metadata        rows {key, type, field}, in the order GGUF files have them; "a.b" is a field of
---                   a field, a row whose field is absent is left out
---   rope_scaling    set of the rope scalings that `metadata` can express
+--   complete        function(fields): sets fields that follow from others
+--   modules         rows {hf, gguf, role, …}; N stands for the layer, E for the expert
+--   strip           what names have too much in larger models ("language_model.")
+--   left_out        rows {Lua pattern, why} of tensors that GGUF has no place for
+--   metadata        rows {key, type, field}, in the order GGUF files have them; "a.b" is a field of a field, a
+--                   row whose field is absent is left out, and a list of rows may stand for a row
+--   rope_scaling    rope scalings that GGUF can say, how -> "keys" (of `metadata`) or "tensor"
+--   constants       function(fields): list of {name, values}, tensors that are in no checkpoint
+--   tokenizer       kinds of tokenizer.lua in the order they are looked for; { "bpe" } when absent
+--   tokenizer_rows  function(fields, tokenizer_config): metadata rows before the vocabulary, and after it
+--   moe             true when GGUF has one name for this and for a model without experts
 --
--- In a row of `modules`, tied = true means that the tensor is absent when embeddings are shared, and E in
--- the checkpoint's name that GGUF stacks all experts to one tensor. arch.to_gguf hands the row out, so what
--- another architecture needs done to its values (rows permuted, one added to norms) is one more field there.
+-- Fields of a row of `metadata`: only = rope scaling it goes with, first = true puts it before general.type,
+-- profile = flag that a profile must have (gguf_profiles.lua).
+--
+-- Fields of a row of `modules`:
+--
+--   bias = true           there is a bias, too; "optional": there may be one
+--   tied = true           absent when embeddings are shared
+--   optional = true       a model may lack it
+--   also = true           another name for what a row above has
+--   heads = field         number of heads whose rows GGUF wants interleaved (llama's way to rotate)
+--   add = 1               added to every value on the way to GGUF
+--   trim = true           GGUF has as many rows as the vocabulary has tokens
+--   left_out = why        GGUF has no place for it
+--   plain = true          the checkpoint's name does not end in .weight
+--
+-- With E in the checkpoint's name, GGUF stacks all experts to one tensor. Where `gguf` is a list, the checkpoint
+-- has the stack, and every expert's rows are cut evenly among the names. Roles: embedding, output, norm, linear,
+-- router, experts (a stack); a bias has the role bias.
 
 local core = require "qmoon.core"
 
@@ -21,26 +43,60 @@ local arch = {}
 
 local PREFIX = "qmoon.arch."
 
+-- Buffers that old checkpoints have and every program computes itself.
+local BUFFERS = {
+    { "%.attention%.masked_bias$", "a buffer" }, { "%.attention%.bias$", "a buffer" },
+    { "%.rotary_emb%.inv_freq$", "a buffer" },
+}
+
+-- ---- tables --------------------------------------------------------------------------------------
+
+local function suffixes_of(module)
+    return module.bias and { "weight", "bias" } or { "weight" }
+end
+
+local function row_of(module, suffix)
+    local names = type(module[2]) == "table" and module[2] or { module[2] }
+    local gguf = {}
+    for i, name in ipairs(names) do
+        gguf[i] = name .. "." .. suffix
+    end
+    local bias = suffix == "bias"
+    return setmetatable({
+        hf = module.plain and module[1] or module[1] .. "." .. suffix,
+        gguf = gguf[1],
+        parts = type(module[2]) == "table" and gguf or nil,
+        role = bias and "bias" or module[3],
+        optional = module.optional or bias and module.bias == "optional",
+        stacked = module[1]:find "%f[%w]E%f[%W]" ~= nil,
+    }, { __index = module })
+end
+
 --- Rows of tensors from rows of modules: a module has a weight and maybe a bias.
 local function index(a)
     a.by_hf, a.by_gguf, a.rows = {}, {}, {}
     for _, module in ipairs(a.modules) do
-        for _, suffix in ipairs(module.bias and { "weight", "bias" } or { "weight" }) do
-            local row = setmetatable({
-                hf = module[1] .. "." .. suffix,
-                gguf = module[2] .. "." .. suffix,
-                role = suffix == "bias" and "bias" or module[3],
-            }, { __index = module })
+        for _, suffix in ipairs(suffixes_of(module)) do
+            local row = row_of(module, suffix)
             a.rows[#a.rows + 1] = row
-            a.by_hf[row.hf], a.by_gguf[row.gguf] = row, row
+            a.by_hf[row.hf] = row
+            a.by_gguf[row.gguf] = a.by_gguf[row.gguf] or row
         end
     end
+    local metadata = {}
+    for _, row in ipairs(a.metadata) do
+        for _, r in ipairs(type(row[1]) == "table" and row or { row }) do
+            metadata[#metadata + 1] = r
+        end
+    end
+    a.metadata = metadata
     return a
 end
 
 local loaded
 
---- Every architecture, in file order.
+--- Every architecture: those that were added, the last one first, then the files in order.
+---@return table[]
 function arch.list()
     if not loaded then
         loaded = {}
@@ -50,6 +106,45 @@ function arch.list()
     end
     return loaded
 end
+
+local ROLES = { embedding = true, output = true, norm = true, linear = true, router = true, experts = true }
+
+local function check_modules(a)
+    for i, m in ipairs(a.modules) do
+        local gguf = type(m) == "table" and (type(m[2]) == "table" and m[2][1] or m[2])
+        if type(m) ~= "table" or type(m[1]) ~= "string" or type(gguf) ~= "string" and not m.left_out then
+            core.fail("usage", "architecture '%s': module %d must be { name in the checkpoint, name in GGUF, role }",
+                a.name, i)
+        elseif not ROLES[m[3]] then
+            core.fail("usage", "architecture '%s': module '%s' has role '%s'; there are embedding, output, norm, "
+                .. "linear, router, experts", a.name, m[1], tostring(m[3]))
+        end
+    end
+end
+
+local KINDS = { string = "name", table = "modules" }
+
+--- One more architecture, from a script. It comes before those that are there, so it may replace one.
+---@param a table as this file's top says; name, modules, metadata, and model_type or architectures, are needed
+---@return table a
+function arch.add(a)
+    for kind, field in pairs(KINDS) do
+        if type(a) ~= "table" or type(a[field]) ~= kind then
+            core.fail("usage", "arch.add: an architecture needs %s (a %s)", field, kind)
+        end
+    end
+    if type(a.metadata) ~= "table" or not (a.model_type or a.architectures) then
+        core.fail("usage", "architecture '%s': needs metadata, and model_type or architectures to know its models by",
+            a.name)
+    end
+    check_modules(a)
+    a.architectures, a.defaults = a.architectures or {}, a.defaults or { tie_word_embeddings = true }
+    a.rope_scaling = a.rope_scaling or {}
+    table.insert(arch.list(), 1, index(a))
+    return a
+end
+
+-- ---- finding one ---------------------------------------------------------------------------------
 
 local function has(list, value)
     for _, v in ipairs(list) do
@@ -72,16 +167,41 @@ function arch.of(config)
     end
 end
 
---- The architecture that GGUF files call `name`, or nil.
+--- The architecture that GGUF files call `name`, or nil. With experts it may be another than without.
 ---@param name string
+---@param experts integer? how many the model has
 ---@return table?
-function arch.named(name)
+function arch.named(name, experts)
+    local found
     for _, a in ipairs(arch.list()) do
         if a.name == name then
-            return a
+            if (a.moe or false) == ((experts or 0) > 0) then
+                return a
+            end
+            found = found or a
         end
     end
+    return found
 end
+
+--- The architecture whose table has the most of these names, and how many.
+---@param names string[] of tensors, as a checkpoint has them
+---@return table? a, integer count
+function arch.nearest(names)
+    local best, most = nil, 0
+    for _, a in ipairs(arch.list()) do
+        local count = 0
+        for _, name in ipairs(names) do
+            count = count + (arch.row(a, name) and 1 or 0)
+        end
+        if count > most then
+            best, most = a, count
+        end
+    end
+    return best, most
+end
+
+-- ---- names ---------------------------------------------------------------------------------------
 
 --- Takes the numbers out of a tensor name: "blk.12.attn_q.weight" -> "blk.N.attn_q.weight", 12.
 local function generic(name)
@@ -101,12 +221,25 @@ local function specific(name, layer, expert)
     return (name:gsub("%f[%w]N%f[%W]", tostring(layer)):gsub("%f[%w]E%f[%W]", tostring(expert)))
 end
 
---- A checkpoint tensor's name in GGUF, its row, layer and expert; nil when the architecture has none such.
+local function stripped(a, hf)
+    for _, part in ipairs(a.strip or {}) do
+        hf = hf:gsub(part:gsub("%p", "%%%0"), "")
+    end
+    return hf
+end
+
+--- The row of a checkpoint's tensor, its layer and expert; nil when the architecture has none such.
+---@return table? row, integer? layer, integer? expert
+function arch.row(a, hf)
+    local name, layer, expert = generic(stripped(a, hf))
+    return a.by_hf[name], layer, expert
+end
+
+--- A checkpoint tensor's name in GGUF, its row, layer and expert; nil when there is none.
 ---@return string? name, table? row, integer? layer, integer? expert
 function arch.to_gguf(a, hf)
-    local name, layer, expert = generic(hf)
-    local row = a.by_hf[name]
-    if row then
+    local row, layer, expert = arch.row(a, hf)
+    if row and not row.left_out then
         return specific(row.gguf, layer), row, layer, expert
     end
 end
@@ -121,11 +254,56 @@ function arch.to_hf(a, gguf, expert)
     end
 end
 
---- "embedding", "output", "norm", "linear", "bias"; nil for a tensor the architecture does not have.
+--- "embedding", "output", "norm", "linear", "router", "experts", "bias"; nil for a tensor the architecture
+--- does not have.
 ---@return string?
 function arch.role(a, hf)
-    local row = a.by_hf[(generic(hf))]
+    local row = arch.row(a, hf)
     return row and row.role
+end
+
+--- Why GGUF has no place for a tensor of the checkpoint, or nil.
+---@return string?
+function arch.left_out(a, hf)
+    local row = arch.row(a, hf)
+    if row then
+        return row.left_out
+    end
+    for _, list in ipairs { a.left_out or {}, BUFFERS } do
+        for _, rule in ipairs(list) do
+            if hf:find(rule[1]) then
+                return rule[2]
+            end
+        end
+    end
+end
+
+--- Rows of an expert stack [E, rows, cols], cut among the names of its row.
+local function cut(row, layer, shape)
+    local pieces, experts, rows = {}, shape[1], shape[2] / #row.parts
+    for expert = 0, experts - 1 do
+        for i, name in ipairs(row.parts) do
+            pieces[#pieces + 1] = { name = specific(name, layer), row = row, expert = expert,
+                                    from = (expert * #row.parts + i - 1) * rows, shape = { rows, shape[3] } }
+        end
+    end
+    return pieces
+end
+
+--- Where a checkpoint's tensor goes in GGUF: list of {name, row, shape, expert of a stack or nil, from = first
+--- of its rows in the checkpoint's tensor, or nil: all}. nil when the architecture has no such tensor.
+---@param a table
+---@param hf string
+---@param shape integer[]
+---@return table[]? pieces
+function arch.pieces(a, hf, shape)
+    local name, row, layer, expert = arch.to_gguf(a, hf)
+    if not name then
+        return nil
+    elseif row.parts then
+        return #shape == 3 and shape[2] % #row.parts == 0 and cut(row, layer, shape) or nil
+    end
+    return { { name = name, row = row, expert = row.stacked and expert or nil, shape = shape } }
 end
 
 --- Every tensor a model with these config fields must have, by its name in the checkpoint.
@@ -134,16 +312,17 @@ end
 function arch.required(a, fields)
     local names = {}
     local function add(row, layer)
-        for expert = 0, row.hf:find("%f[%w]E%f[%W]") and fields.num_local_experts - 1 or 0 do
+        for expert = 0, row.stacked and fields.num_local_experts - 1 or 0 do
             names[#names + 1] = specific(row.hf, layer, expert)
         end
     end
     for _, row in ipairs(a.rows) do
-        if row.hf:find("%f[%w]N%f[%W]") then
+        local needed = not (row.optional or row.also or row.left_out or row.tied and fields.tie_word_embeddings)
+        if needed and row.hf:find "%f[%w]N%f[%W]" then
             for layer = 0, fields.num_hidden_layers - 1 do
                 add(row, layer)
             end
-        elseif not (row.tied and fields.tie_word_embeddings) then
+        elseif needed then
             add(row)
         end
     end

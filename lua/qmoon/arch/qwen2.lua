@@ -1,6 +1,8 @@
 --- Qwen2: the dense models of Qwen1.5, Qwen2 and Qwen2.5, and what is distilled into their shape.
 -- Sources: transformers' Qwen2Config (defaults), llama.cpp's tensor and metadata names.
 
+local rope = require "qmoon.rope"
+
 return {
     name = "qwen2",
     model_type = "qwen2",
@@ -51,15 +53,9 @@ return {
         { "attention.value_length", "u32", "head_dim" },
         { "general.file_type", "u32", "file_type" },
         { "pooling_type", "u32", "pooling_type" },
-        { "rope.scaling.type", "string", "rope_scaling.rope_type" },
-        { "rope.scaling.factor", "f32", "rope_scaling.factor" },
-        { "rope.scaling.original_context_length", "u32", "rope_scaling.original_max_position_embeddings" },
-        { "rope.scaling.yarn_ext_factor", "f32", "rope_scaling.extrapolation_factor" },
-        { "rope.scaling.yarn_attn_factor", "f32", "rope_scaling.attention_factor" },
-        { "rope.scaling.yarn_beta_fast", "f32", "rope_scaling.beta_fast" },
-        { "rope.scaling.yarn_beta_slow", "f32", "rope_scaling.beta_slow" },
+        rope.keys,
     },
 
-    -- the kinds of rope scaling that the rows above can carry
-    rope_scaling = { linear = true, yarn = true },
+    rope_scaling = { linear = "keys", yarn = "keys" },
+    tokenizer = { "spm", "bpe" },
 }

@@ -83,6 +83,9 @@ local function plain_dtype(item, spec)
         if source.dtype:find "^f" then
             core.fail("unsupported", "%s: tensor '%s' is %s, which is not converted; only f32, f16 and bf16 are",
                 source.file:path(), source.name, source.dtype)
+        elseif not torch_name(source.dtype) then
+            core.fail("unsupported", "%s: tensor '%s' is %s, which this program cannot decode", source.file:path(), source.name,
+                source.dtype)
         end
         return nil
     end

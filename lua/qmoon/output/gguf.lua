@@ -26,6 +26,19 @@ local function unmapped(model, a, names)
         #names > 1 and "s" or "", names[1])
 end
 
+local CHOICES = { "pure", "allow_requantize", "output_tensor_type", "token_embedding_type", "leave_output_tensor", "tensor_types",
+                  "profile" }
+
+--- What types.plan wants to know: of the model, and as the spec asks for it.
+local function type_options(meta, what, spec, imatrix)
+    local options = gguf.model_options(meta, what)
+    for _, key in ipairs(CHOICES) do
+        options[key] = spec[key]
+    end
+    options.imatrix = imatrix ~= nil
+    return options
+end
+
 --- Every item with its GGUF name; all tensors of the architecture must be there, and none besides.
 local function mapped(model, a)
     local list, unknown, seen = {}, {}, {}
@@ -64,7 +77,7 @@ local function float_between(model, spec)
     return "F32"
 end
 
-local function from_folder(model, spec)
+local function from_folder(model, spec, imatrix)
     local config = model.config
     local a = config.arch
     if not a then
@@ -76,8 +89,9 @@ local function from_folder(model, spec)
     local between = CONVERTED[wanted] and wanted or float_between(model, spec)
     local plan, between_id = types.convert(list, between:lower())
     local tok = require("qmoon.tokenizer").read(config.dir, { pre = spec.pre, vocab_size = config.fields.vocab_size,
-                                                              config = config })
-    local meta, notes = gguf.metadata(config, tok, { tensors = list, file_type = between_id, name = spec.name })
+                                                              config = config, profile = spec.profile })
+    local meta, notes = gguf.metadata(config, tok, { tensors = list, file_type = between_id, name = spec.name,
+                                                     profile = spec.profile })
     if CONVERTED[wanted] then
         return list, plan, meta, notes
     end
@@ -85,24 +99,46 @@ local function from_folder(model, spec)
         t.type_name = plan[i].type_name
     end
     list = types.sorted(list)
-    local options = gguf.model_options(meta, config.dir .. "/config.json")
-    options.pure, options.allow_requantize = spec.pure, spec.allow_requantize
-    plan = types.plan(list, spec.format, options)
-    return list, plan, gguf.quantized_metadata(meta, id), notes, true
+    plan = types.plan(list, spec.format, type_options(meta, config.dir .. "/config.json", spec, imatrix))
+    return list, plan, gguf.quantized_metadata(meta, id, { imatrix = imatrix and imatrix:metadata() }), notes, true
 end
 
 -- ---- from a GGUF file ---------------------------------------------------------------------------------
 
-local function from_gguf(model, spec)
+local function from_gguf(model, spec, imatrix)
     local list = {}
     for i, item in ipairs(model.items) do
         list[i] = { item = item, name = item.gguf_name, shape = item.shape, type_name = item.type_name }
     end
     list = types.sorted(list)
-    local options = gguf.model_options(model.gguf.meta, model.path)
-    options.pure, options.allow_requantize = spec.pure, spec.allow_requantize
-    local plan, id = types.plan(list, spec.format, options)
-    return list, plan, gguf.quantized_metadata(gguf.exact(model.gguf), id), {}, true
+    local plan, id = types.plan(list, spec.format, type_options(model.gguf.meta, model.path, spec, imatrix))
+    local meta = gguf.quantized_metadata(gguf.exact(model.gguf), id, { imatrix = imatrix and imatrix:metadata() })
+    return list, plan, meta, {}, true
+end
+
+-- ---- importance ----------------------------------------------------------------------------------------
+
+--- Gives every tensor that is quantised its weights, as qmoon.write loads them, and says which go without.
+local function weigh(imatrix, list, plan, typed, out)
+    local missing = {}
+    for i, t in ipairs(list) do
+        local sink = out.sinks[t.item]
+        if sink and not CONVERTED[typed[i].type_name] then
+            local entry, why = imatrix:entry(t.name, t.shape)
+            if entry then
+                sink.weights = { count = entry.count, load = function() return imatrix:weights(entry) end }
+            elseif plan[i].needs_imatrix then
+                core.fail("unsupported", "%s: there is nothing about tensor '%s', and %s is garbage without it", imatrix.path, t.name,
+                    typed[i].type_name)
+            else
+                missing[#missing + 1] = why == "size" and t.name .. " (another size)" or t.name
+            end
+        end
+    end
+    if #missing > 0 then
+        out.notices[#out.notices + 1] = ("%d tensors are not in %s and quantised without: %s"):format(#missing, imatrix.path,
+            table.concat(missing, ", ", 1, math.min(3, #missing)) .. (#missing > 3 and ", …" or ""))
+    end
 end
 
 -- ---- the plan ------------------------------------------------------------------------------------------
@@ -138,8 +174,29 @@ local function title(wanted, typed)
     return types.ftype(wanted) .. (#other > 0 and (" (+%s)"):format(table.concat(other, ", ")) or "")
 end
 
+--- Says how many tensors got another type because of their rows, or fails when that is not wanted.
+local function check_fallbacks(out, list, plan, spec)
+    local names = {}
+    for i, t in ipairs(list) do
+        if plan[i].reason and plan[i].reason:find "^fallback" then
+            names[#names + 1] = t.name
+        end
+    end
+    if #names == 0 then
+        return
+    elseif spec.no_fallback then
+        core.fail("unsupported", "%s: %s does not divide the rows of %d tensors: %s", spec.path, types.ftype(spec.format), #names,
+            table.concat(names, ", ", 1, math.min(4, #names)) .. (#names > 4 and ", …" or ""))
+    end
+    out.notices[#out.notices + 1] = ("%d tensors have rows that %s does not divide and got another type"):format(#names,
+        types.ftype(spec.format))
+end
+
+--- spec: path, format; pre and name as gguf.metadata and the tokenizer take them; pure, allow_requantize, profile,
+--- leave_output_tensor, output_tensor_type, token_embedding_type, tensor_types as types.plan takes them; no_fallback;
+--- imatrix = path of an importance matrix, or what imatrix.read gave.
 ---@param model qmoon.Model
----@param spec {path:string, format:string, pure:boolean?, allow_requantize:boolean?, pre:string?, name:string?}
+---@param spec table
 ---@return qmoon.Output
 function output.plan(model, spec)
     if spec.double_quant or spec.block then
@@ -147,23 +204,24 @@ function output.plan(model, spec)
     elseif model.kind == "safetensors" then
         core.fail("unsupported", "%s: a GGUF file needs the model's config and tokenizer; open the folder", model.path)
     end
-    local list, plan, meta, notes, ggml = (model.kind == "gguf" and from_gguf or from_folder)(model, spec)
+    local imatrix = spec.imatrix
+    if type(imatrix) == "string" then
+        imatrix = require("qmoon.imatrix").read(imatrix)
+    end
+    local list, plan, meta, notes, ggml = (model.kind == "gguf" and from_gguf or from_folder)(model, spec, imatrix)
     local typed = gguf.typed(list, plan)
     local header, offsets, size = gguf.header(meta, typed, { ggml_dims = ggml })
     local out = { path = spec.path, folder = false, title = title(spec.format, typed), files = { { size = size, writes = { { 0, header } } } },
                   sinks = {}, copies = {}, side = {}, rows = {}, notices = notes or {}, format = spec.format,
                   round = spec.round or (model.adapters and "f16") or "none" }
-    local fallbacks = 0
     for i, t in ipairs(list) do
         place(out, t, typed[i], offsets[i])
-        local reason = plan[i].reason
-        fallbacks = fallbacks + (reason and reason:find "^fallback" and 1 or 0)
         out.rows[i] = { name = t.name, type = typed[i].type_name, bytes = typed[i].size, count = (Model.extent(t.shape)),
-                        shape = t.shape, item = t.item, why = why_kept(typed[i].type_name, reason) }
+                        shape = t.shape, item = t.item, why = why_kept(typed[i].type_name, plan[i].reason) }
     end
-    if fallbacks > 0 then
-        out.notices[#out.notices + 1] = ("%d tensors have rows that %s does not divide and got another type"):format(fallbacks,
-            types.ftype(spec.format))
+    check_fallbacks(out, list, plan, spec)
+    if imatrix then
+        weigh(imatrix, list, plan, typed, out)
     end
     return out
 end

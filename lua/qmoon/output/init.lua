@@ -9,7 +9,8 @@
 ---@field title string      "nf4+dq (bnb)"
 ---@field files {name:string?, size:integer, writes:{[1]:integer,[2]:string}[]}[]
 ---@field sinks table<qmoon.Item, table>   where an item's values go: {file, format, block, at, double_quant,
----                                        nested_at, exact_zero, late} ; late(result) gives more writes
+---                                        nested_at, exact_zero, late, weights} ; late(result) gives more writes,
+---                                        weights = {count, load() -> f32 tensor}: how much each column counts
 ---@field copies table<qmoon.Item, table>  items carried over byte for byte: {file, at}
 ---@field side {name:string, bytes:string?, from:string?}[]  small files beside (folders only)
 ---@field rows {name:string, type:string, bytes:integer, count:integer, why:string?}[]  one per tensor written
@@ -19,6 +20,17 @@ local core = require "qmoon.core"
 local nearest = require "qmoon.nearest"
 
 local output = {}
+
+local GGUF_ONLY = { "imatrix", "output_tensor_type", "token_embedding_type", "leave_output_tensor", "tensor_types", "profile",
+                    "no_fallback", "pure", "allow_requantize" }
+
+local function refuse_gguf_options(spec)
+    for _, key in ipairs(GGUF_ONLY) do
+        if spec[key] then
+            core.fail("usage", "%s: %s goes with GGUF types, in a file whose name ends in .gguf", spec.path, key)
+        end
+    end
+end
 
 --- The kinds by the types they write: bitsandbytes' types and plain floats go to a folder, every type
 --- llama-quantize knows to a .gguf file.
@@ -36,6 +48,7 @@ function output.plan(model, spec)
     if path:find "%.gguf$" then
         return require("qmoon.output.gguf").plan(model, spec)
     end
+    refuse_gguf_options(spec)
     local folder = require "qmoon.output.folder"
     if not folder.formats[spec.format] then
         local known = {}
