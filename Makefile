@@ -75,6 +75,11 @@ $(BUILD)/core/vec_avx512.o: core/vec.c
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) $(AVX512) -mfma -DQM_LEVEL=avx512 -c -o $@ $<
 
+# Preloaded by tests/lua/fault_test.lua into builds of every kind, so it is of none itself.
+$(BUILD)/fault.so: tests/fault/fault.c
+	@mkdir -p $(@D)
+	$(CC) -std=gnu11 -O2 -g $(WARN) -fPIC -shared -o $@ $< -ldl
+
 # The registry: the folder core/formats, written down.  Rewritten only when it changes.
 $(BUILD)/gen/registry.c: FORCE
 	@mkdir -p $(@D)
@@ -104,7 +109,7 @@ deps:
 	@sh tests/deps.sh $(PACKAGES)
 
 test: deps
-	@$(MAKE) --no-print-directory -j$$(nproc) $(BUILD)/qmoon $(BUILD)/unit
+	@$(MAKE) --no-print-directory -j$$(nproc) $(BUILD)/qmoon $(BUILD)/unit $(BUILD)/fault.so
 	$(BUILD)/qmoon tests/run.lua --unit $(BUILD)/unit
 
 demo: deps
@@ -171,11 +176,11 @@ endif
 test-peers: deps
 	@$(MAKE) --no-print-directory $(BUILD)/qmoon
 	@sh tests/peers/venv.sh $(BUILD)/peers-light tests/peers/requirements-light.txt
-	$(BUILD)/peers-light/bin/python tests/peers/light.py $(BUILD)/qmoon
+	$(BUILD)/peers-light/bin/python -B tests/peers/light.py $(BUILD)/qmoon
 
 test-peers-full: deps $(PEERS_FULL_MADE) $(LLAMA_MADE)
 	@$(MAKE) --no-print-directory $(BUILD)/qmoon
-	$(PEERS_FULL_VENV)/bin/python tests/peers/full.py $(BUILD)/qmoon --llama-bin $(LLAMA_BIN) \
+	$(PEERS_FULL_VENV)/bin/python -B tests/peers/full.py $(BUILD)/qmoon --llama-bin $(LLAMA_BIN) \
 	    $(if $(PEERS_MODELS),--models $(PEERS_MODELS))
 
 peers-full-venv:

@@ -99,6 +99,15 @@ bool qm_infile_read(const qm_infile *f, uint64_t at, void *dst, size_t n, qm_err
     return true;
 }
 
+bool qm_infile_intact(const qm_infile *f, qm_err *e)
+{
+    struct stat st;
+    if (fstat(f->fd, &st) < 0)
+        return qm_fail_errno(e, "%s: cannot stat", f->path);
+    return (uint64_t)st.st_size >= f->size
+           || qm_fail(e, QM_ECORRUPT, "%s: somebody cut it short since it was opened; start again", f->path);
+}
+
 void qm_infile_release(const qm_infile *f)
 {
     if (f->map)

@@ -19,6 +19,7 @@ qm_infile *qm_infile_open(const char *path, qm_err *e);
 qm_infile *qm_infile_ref(qm_infile *f);
 void qm_infile_unref(qm_infile *f); /* NULL is fine */
 bool qm_infile_read(const qm_infile *f, uint64_t at, void *dst, size_t n, qm_err *e);
+bool qm_infile_intact(const qm_infile *f, qm_err *e); /* still as long as when it was opened: before the map is read */
 void qm_infile_release(const qm_infile *f); /* give the mapped pages back to the system */
 
 /* An output file of known size, written anywhere in any order from any thread under

@@ -12,10 +12,13 @@
 #include <stdint.h>
 #include <string.h>
 
+/* Functions and tables that formats are made of.  nvcc compiles the same text, for the GPU alone. */
 #ifdef __CUDACC__
-#define QM_FN static __host__ __device__ inline
+#define QM_FN    static __device__ inline
+#define QM_TABLE static __device__ const
 #else
-#define QM_FN static inline
+#define QM_FN    static inline
+#define QM_TABLE static const
 #endif
 
 QM_FN uint32_t qm_f32_bits(float x)

@@ -219,14 +219,17 @@ static chunk chunk_at(const stream *st, int64_t index, int thread)
     return c;
 }
 
+static const qm_infile *plane_file(const qm_source *s, int i) { return s->plane_file[i] ? s->plane_file[i] : s->file; }
+
 /* First-level scales of a double-quantised chunk, which begins with a nested group. */
 static bool load_absmax(const qm_source *s, const chunk *c, uint8_t *codes, qm_err *e)
 {
     uint64_t first = c->first / s->codec.block, n = (c->n + s->codec.block - 1) / s->codec.block;
     uint64_t nested = (n + QM_DOUBLE_QUANT_BLOCK - 1) / QM_DOUBLE_QUANT_BLOCK;
     float *scales = c->b->y; /* free until the steps */
-    if (!qm_infile_read(s->file, s->at[1] + first, codes, n, e)
-        || !qm_infile_read(s->file, s->nested_at + first / QM_DOUBLE_QUANT_BLOCK * sizeof *scales, scales,
+    const qm_infile *nested_file = s->nested_file ? s->nested_file : s->file;
+    if (!qm_infile_read(plane_file(s, 1), s->at[1] + first, codes, n, e)
+        || !qm_infile_read(nested_file, s->nested_at + first / QM_DOUBLE_QUANT_BLOCK * sizeof *scales, scales,
                            nested * sizeof *scales, e))
         return false;
     qm_double_dequant(codes, scales, n, s->offset, c->b->absmax);
@@ -258,10 +261,12 @@ static void decode_source(const qm_source *s, const chunk *c, float *values)
     raw_planes(s, c, plane);
     if (!s->interleaved_heads) {
         qm_decode(s->format, plane, c->n, &s->codec, values);
+        qm_round_values(s->round, values, c->n);
         return;
     }
     float *rows = (float *)(void *)c->b->rows;
     qm_decode(s->format, plane, c->n, &s->codec, rows);
+    qm_round_values(s->round, rows, c->n);
     for (int64_t i = 0; i < c->rows; i++)
         memcpy(values + i * s->cols, rows + interleaved_row(i, s->rows / s->interleaved_heads) * s->cols,
                (size_t)s->cols * sizeof *values);
@@ -271,11 +276,17 @@ static bool load(const stream *st, const chunk *c, qm_err *e)
 {
     const qm_source *s = &st->job->source;
     uint8_t *raw = c->b->raw;
+    if (s->strided.shape.ndim) {
+        if (!qm_strided_read(&s->strided, s->file, s->at[0], s->format->plane[0].bits / 8, c->first, c->n, raw, e))
+            return false;
+        decode_source(s, c, c->b->x);
+        return true;
+    }
     for (int i = 0; i < qm_format_planes(s->format); i++) {
         uint64_t before = qm_plane_size(s->format, &s->codec, i, c->first);
         uint64_t size = qm_plane_size(s->format, &s->codec, i, c->n);
         if (s->double_quant && i == 1 ? !load_absmax(s, c, raw, e)
-                                      : !qm_infile_read(s->file, s->at[i] + before, raw, size, e))
+                                      : !qm_infile_read(plane_file(s, i), s->at[i] + before, raw, size, e))
             return false;
         raw += size;
     }
@@ -283,21 +294,12 @@ static bool load(const stream *st, const chunk *c, qm_err *e)
     return true;
 }
 
-static void round_values(qm_round how, float *x, size_t n)
-{
-    const qm_vec *v = qm_vec_get();
-    if (how == QM_ROUND_F16)
-        v->round_f16(x, n);
-    else if (how == QM_ROUND_BF16)
-        v->round_bf16(x, n);
-}
-
 static void step_low_rank(const qm_step *s, const chunk *c, int64_t cols)
 {
     const qm_vec *v = qm_vec_get();
     v->low_rank(s->left + (size_t)c->row * s->rank, s->rank, s->right, s->rank, s->scale, c->b->y,
                 (size_t)c->rows, (size_t)cols);
-    round_values(s->round_delta, c->b->y, c->n);
+    qm_round_values(s->round_delta, c->b->y, c->n);
     v->add(c->b->x, c->b->y, c->n);
 }
 
@@ -343,7 +345,7 @@ static void apply(const stream *st, const chunk *c, int nstep)
         case QM_STEP_ROWS: step_rows(s, c, cols); break;
         case QM_STEP_ADD: step_add(s, c); break;
         }
-        round_values(s->round_after, c->b->x, c->n);
+        qm_round_values(s->round_after, c->b->x, c->n);
     }
 }
 
@@ -410,6 +412,29 @@ static const uint8_t *interleave(const chunk *c, const uint8_t *plane, uint64_t 
     return c->b->rows;
 }
 
+/* With importances: in runs of rows of one matrix. */
+static void encode(const qm_sink *k, const chunk *c, const float *x, int64_t cols, uint8_t *const plane[])
+{
+    if (!k->importance || !k->format->encode_important) {
+        qm_encode(k->format, x, c->n, &k->codec, plane);
+        return;
+    }
+    qm_codec codec = k->codec;
+    codec.cols = (uint32_t)cols;
+    uint8_t *at[QM_MAX_PLANES] = {0};
+    memcpy(at, plane, sizeof at);
+    for (int64_t row = c->row, last = c->row + c->rows, next; row < last; row = next) {
+        int64_t matrix = row / k->importance_rows;
+        next = (matrix + 1) * k->importance_rows < last ? (matrix + 1) * k->importance_rows : last;
+        uint64_t n = (uint64_t)((next - row) * cols);
+        codec.importance = k->importance + matrix * cols;
+        qm_encode(k->format, x, n, &codec, at);
+        x += n;
+        for (int i = 0; i < qm_format_planes(k->format); i++)
+            at[i] += qm_plane_size(k->format, &codec, i, n);
+    }
+}
+
 static bool drain(const stream *st, chunk *c, int index, qm_err *e)
 {
     const qm_sink *k = &st->job->sink[index];
@@ -425,10 +450,10 @@ static bool drain(const stream *st, chunk *c, int index, qm_err *e)
     if (k->add != 0) {
         for (uint64_t i = 0; i < c->n; i++)
             c->b->y[i] = x[i] + k->add;
-        round_values(k->round_added, c->b->y, c->n);
+        qm_round_values(k->round_added, c->b->y, c->n);
         x = c->b->y;
     }
-    qm_encode(f, x, c->n, &k->codec, plane);
+    encode(k, c, x, st->job->source.cols, plane);
 
     for (int i = 0; i < planes; i++) {
         uint64_t before = qm_plane_size(f, &k->codec, i, c->first);
@@ -520,7 +545,7 @@ static bool work(void *arg, int64_t index, int thread, qm_err *e)
         if (job->want_errors)
             measure_steps(st, &c);
     }
-    round_values(job->round, c.b->x, c.n);
+    qm_round_values(job->round, c.b->x, c.n);
     if (!job->keep_nonfinite && !check_finite(st, &c, e))
         return false;
     for (int i = 0; i < job->nsink; i++)

@@ -12,6 +12,7 @@
 #include "file.h"
 #include "format.h"
 #include "pool.h"
+#include "strided.h"
 #include "vec.h"
 
 /* Where values come from: rows x cols values, stored row-major in `format`, from byte `at`.
@@ -23,11 +24,16 @@ typedef struct qm_source {
     qm_codec codec;
     uint64_t at[QM_MAX_PLANES];
     int64_t rows, cols;
+    qm_strided strided; /* of a plain format: how the elements lie, when not in order */
+    qm_round round;     /* values are rounded to this as soon as they are decoded (quant_state's dtype) */
 
     /* bitsandbytes' double quantisation: plane 1 holds one byte a group, nested_at one f32 per 256 groups. */
     bool double_quant;
     uint64_t nested_at;
     float offset;
+
+    /* Files of single planes and of the nested scales, where a sharded checkpoint has them apart; NULL: file. */
+    qm_infile *plane_file[QM_MAX_PLANES], *nested_file;
 
     /* Rows that lie as qm_sink.interleave_heads writes them are put back as they are decoded.  Heads, or 0. */
     int64_t interleaved_heads;
@@ -40,8 +46,6 @@ typedef enum {
     QM_STEP_ROWS,     /* chosen rows are replaced */
     QM_STEP_ADD,      /* x += scale * values, for a 1-D tensor (a LoRA bias) */
 } qm_step_kind;
-
-typedef enum { QM_ROUND_NONE, QM_ROUND_F16, QM_ROUND_BF16 } qm_round;
 
 typedef struct qm_step {
     qm_step_kind kind;
@@ -71,6 +75,11 @@ typedef struct qm_sink {
     int64_t interleave_heads;
     float add;            /* added to every value for this sink alone (gemma's norms: 1) … */
     qm_round round_added; /* … and the sum rounded to this */
+
+    /* How much each column counts (an importance matrix), or NULL: cols values for every `importance_rows` rows, so
+     * that stacked matrices have their own. */
+    const float *importance;
+    int64_t importance_rows;
 
     /* Double quantisation (bitsandbytes): plane 1, the f32 absmax, is itself encoded.  at[1] then
      * takes one byte a group and nested_at one f32 per 256 groups. */

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "codebook.h"
 #include "double_quant.h"
 
 static bool no_memory(qm_err *e, uint64_t bytes)
@@ -12,16 +13,17 @@ static bool no_memory(qm_err *e, uint64_t bytes)
     return qm_fail(e, QM_ENOFIT, "out of memory: %" PRIu64 " bytes for a tensor", bytes);
 }
 
-static qm_buf *buf_new(uint64_t size, qm_err *e)
+static qm_buf *buf_new(uint64_t size, qm_device *d, qm_err *e)
 {
     qm_buf *b = calloc(1, sizeof *b);
     if (b)
-        b->heap = malloc(size ? size : 1);
+        b->heap = d ? d->alloc(d, size, e) : malloc(size ? size : 1);
     if (!b || !b->heap) {
         free(b);
         no_memory(e, size);
         return NULL;
     }
+    b->device = qm_device_ref(d);
     b->refs = 1;
     return b;
 }
@@ -30,22 +32,31 @@ static void buf_unref(qm_buf *b)
 {
     if (!b || --b->refs > 0)
         return;
-    free(b->heap);
+    if (b->device)
+        b->device->release(b->device, b->heap);
+    else
+        free(b->heap);
+    qm_device_unref(b->device);
     qm_infile_unref(b->file);
     free(b);
 }
 
-/* Gives plane i a fresh heap buffer. */
-static uint8_t *plane_new(qm_tensor *t, int i, uint64_t size, qm_err *e)
+uint8_t *qm_tensor_plane_new(qm_tensor *t, int i, uint64_t size, qm_device *d, qm_err *e)
 {
-    qm_buf *b = buf_new(size, e);
+    qm_buf *b = buf_new(size, d, e);
     if (!b)
         return NULL;
     t->plane[i] = (qm_slice){b, b->heap, size};
     return b->heap;
 }
 
-static qm_tensor *tensor_new(const char *name, const qm_shape *shape, qm_err *e)
+/* Gives plane i a fresh heap buffer. */
+static uint8_t *plane_new(qm_tensor *t, int i, uint64_t size, qm_err *e)
+{
+    return qm_tensor_plane_new(t, i, size, NULL, e);
+}
+
+qm_tensor *qm_tensor_new(const char *name, const qm_shape *shape, qm_err *e)
 {
     qm_tensor *t = calloc(1, sizeof *t);
     if (t && name && !(t->name = strdup(name))) {
@@ -66,6 +77,7 @@ void qm_tensor_free(qm_tensor *t)
         return;
     for (int i = 0; i <= QM_MAX_PLANES; i++)
         buf_unref(t->plane[i].buf);
+    qm_format_unref(t->format);
     free(t->name);
     free(t);
 }
@@ -73,11 +85,11 @@ void qm_tensor_free(qm_tensor *t)
 qm_tensor *qm_tensor_view(const char *name, qm_infile *f, uint64_t at, uint64_t size, const qm_shape *shape,
                           qm_dtype dtype, const qm_format *format, qm_err *e)
 {
-    qm_tensor *t = tensor_new(name, shape, e);
+    qm_tensor *t = qm_tensor_new(name, shape, e);
     if (!t)
         return NULL;
     t->dtype = dtype;
-    t->format = format;
+    t->format = qm_format_ref(format);
     if (format && !qm_codec_init(&t->codec, format, qm_tensor_cols(t), 0, name, e)) {
         qm_tensor_free(t);
         return NULL;
@@ -94,6 +106,69 @@ qm_tensor *qm_tensor_view(const char *name, qm_infile *f, uint64_t at, uint64_t 
     return t;
 }
 
+/* A view of `size` bytes of a file as plane i. */
+static bool plane_view(qm_tensor *t, int i, qm_infile *f, uint64_t at, uint64_t size, qm_err *e)
+{
+    if (at > f->size || size > f->size - at)
+        return qm_fail(e, QM_ECORRUPT, "%s: tensor '%s': bytes %" PRIu64 " to %" PRIu64 " do not lie in it", f->path,
+                       t->name, at, at + size);
+    qm_buf *b = calloc(1, sizeof *b);
+    if (!b)
+        return no_memory(e, sizeof *b);
+    b->refs = 1;
+    b->file = qm_infile_ref(f);
+    t->plane[i] = (qm_slice){b, size ? f->map + at : NULL, size};
+    return true;
+}
+
+qm_tensor *qm_tensor_planes(const qm_planes *p, qm_err *e)
+{
+    qm_tensor *t = qm_tensor_new(p->name, &p->shape, e);
+    if (!t)
+        return NULL;
+    t->format = qm_format_ref(p->format);
+    t->dtype = p->format->plane[0].dtype;
+    t->double_quant = p->double_quant;
+    t->offset = p->offset;
+    t->round = p->round;
+    bool ok = qm_codec_init(&t->codec, p->format, p->cols, p->block, p->name, e);
+    int planes = ok ? qm_format_planes(p->format) : 0;
+    uint64_t n = (uint64_t)qm_tensor_count(t), groups = ok ? (n + t->codec.block - 1) / t->codec.block : 0;
+    for (int i = 0; ok && i < planes; i++) {
+        bool codes_of_scales = i == 1 && p->double_quant;
+        uint64_t size = codes_of_scales ? groups : qm_plane_size(p->format, &t->codec, i, n);
+        ok = plane_view(t, i, p->file[i], p->at[i], size, e);
+    }
+    if (ok && p->double_quant)
+        ok = plane_view(t, planes, p->file[planes], p->at[planes],
+                        (groups + QM_DOUBLE_QUANT_BLOCK - 1) / QM_DOUBLE_QUANT_BLOCK * sizeof(float), e);
+    if (ok)
+        return t;
+    qm_tensor_free(t);
+    return NULL;
+}
+
+qm_tensor *qm_tensor_gather(const char *name, const qm_infile *f, uint64_t at, const qm_strided *s, const char *dtype,
+                            qm_err *e)
+{
+    qm_tensor *t = qm_tensor_new(name, &s->shape, e);
+    if (!t)
+        return NULL;
+    int i = 0;
+    while (i < QM_DTYPE_COUNT - 1 && strcmp(qm_dtypes[i].name, dtype) != 0)
+        i++;
+    t->dtype = (qm_dtype)i;
+    t->format = qm_format_find(dtype);
+    t->codec.block = 1;
+    unsigned item = qm_dtypes[i].bits / 8;
+    uint64_t n = (uint64_t)qm_tensor_count(t);
+    uint8_t *bytes = plane_new(t, 0, n * item, e);
+    if (bytes && qm_strided_read(s, f, at, item, 0, n, bytes, e))
+        return t;
+    qm_tensor_free(t);
+    return NULL;
+}
+
 qm_tensor *qm_tensor_f32(const qm_shape *shape, float **values, qm_err *e)
 {
     int64_t n = qm_shape_count(shape);
@@ -101,7 +176,7 @@ qm_tensor *qm_tensor_f32(const qm_shape *shape, float **values, qm_err *e)
         qm_fail(e, QM_EFAIL, "a tensor of that shape has more values than can be counted");
         return NULL;
     }
-    qm_tensor *t = tensor_new(NULL, shape, e);
+    qm_tensor *t = qm_tensor_new(NULL, shape, e);
     if (!t)
         return NULL;
     t->dtype = QM_F32;
@@ -128,6 +203,60 @@ uint64_t qm_tensor_bytes(const qm_tensor *t)
     for (int i = 0; i <= QM_MAX_PLANES; i++)
         sum += t->plane[i].size;
     return sum;
+}
+
+/* ---- devices ------------------------------------------------------------------------------ */
+
+qm_device *qm_tensor_device(const qm_tensor *t) { return t->plane[0].buf ? t->plane[0].buf->device : NULL; }
+
+static bool plane_copy(qm_tensor *to, const qm_tensor *from, int i, qm_device *d, qm_err *e)
+{
+    const qm_slice *s = &from->plane[i];
+    qm_device *source = qm_tensor_device(from);
+    uint8_t *data = qm_tensor_plane_new(to, i, s->size, d, e);
+    if (!data)
+        return false;
+    if (source)
+        return source->read(source, data, s->data, s->size, e);
+    if (d)
+        return d->write(d, data, s->data, s->size, e);
+    if (s->size)
+        memcpy(data, s->data, s->size);
+    return true;
+}
+
+qm_tensor *qm_tensor_to(const qm_tensor *t, qm_device *d, qm_err *e)
+{
+    qm_device *source = qm_tensor_device(t);
+    if (source && d) {
+        qm_fail(e, QM_EUNSUPPORTED, "tensor '%s' is on %s; bring it here first: t:to(qm.cpu)",
+                t->name ? t->name : "", source->name);
+        return NULL;
+    }
+    qm_tensor *out = qm_tensor_new(t->name, &t->shape, e);
+    if (!out)
+        return NULL;
+    out->dtype = t->dtype;
+    out->format = qm_format_ref(t->format);
+    out->codec = t->codec;
+    out->double_quant = t->double_quant;
+    out->offset = t->offset;
+    out->round = t->round;
+    for (int i = 0; i <= QM_MAX_PLANES; i++)
+        if (t->plane[i].buf && !plane_copy(out, t, i, d, e)) {
+            qm_tensor_free(out);
+            return NULL;
+        }
+    return out;
+}
+
+/* Values of a tensor on a device: its bytes are fetched, and decoded here. */
+static bool fetch_values(const qm_tensor *t, float *dst, qm_err *e)
+{
+    qm_tensor *here = qm_tensor_to(t, NULL, e);
+    bool ok = here && qm_tensor_values(here, dst, e);
+    qm_tensor_free(here);
+    return ok;
 }
 
 /* ---- reading values --------------------------------------------------------------------- */
@@ -165,8 +294,13 @@ static bool plain_values(const qm_tensor *t, float *dst, qm_err *e)
 
 bool qm_tensor_values(const qm_tensor *t, float *dst, qm_err *e)
 {
+    if (qm_tensor_device(t))
+        return fetch_values(t, dst, e);
     if (!t->format)
         return plain_values(t, dst, e);
+    if (!t->format->decode)
+        return qm_fail(e, QM_EUNSUPPORTED, "tensor in format %s: only the functions it was made with can decode it",
+                       t->format->name);
     size_t n = (size_t)qm_tensor_count(t);
     const uint8_t *plane[QM_MAX_PLANES] = {0};
     for (int i = 0; i < QM_MAX_PLANES; i++)
@@ -182,6 +316,7 @@ bool qm_tensor_values(const qm_tensor *t, float *dst, qm_err *e)
         plane[1] = (const uint8_t *)absmax;
     }
     qm_decode(t->format, plane, n, &t->codec, dst);
+    qm_round_values(t->round, dst, n);
     free(absmax);
     return true;
 }
@@ -189,6 +324,8 @@ bool qm_tensor_values(const qm_tensor *t, float *dst, qm_err *e)
 qm_tensor *qm_tensor_dequantize(const qm_tensor *t, qm_err *e)
 {
     float *values;
+    if (qm_tensor_device(t))
+        return qm_tensor_quantize(t, qm_format_find("f32"), &(qm_quantize_options){0}, e);
     qm_tensor *out = qm_tensor_f32(&t->shape, &values, e);
     if (out && !qm_tensor_values(t, values, e)) {
         qm_tensor_free(out);
@@ -206,6 +343,11 @@ qm_tensor *qm_tensor_transpose(const qm_tensor *t, qm_err *e)
     int64_t rows = t->shape.dim[0], cols = t->shape.dim[1];
     qm_shape turned = {2, {cols, rows}};
     float *to;
+    if (qm_tensor_device(t)) {
+        qm_fail(e, QM_EUNSUPPORTED, "transposing on %s is not there yet; bring the tensor here first: t:to(qm.cpu)",
+                qm_tensor_device(t)->name);
+        return NULL;
+    }
     qm_tensor *from = qm_tensor_dequantize(t, e), *out = NULL;
     if (from)
         out = qm_tensor_f32(&turned, &to, e);
@@ -240,6 +382,9 @@ static bool double_quantize(qm_tensor *t, const qm_quantize_options *o, qm_err *
 
 qm_tensor *qm_tensor_quantize(const qm_tensor *t, const qm_format *f, const qm_quantize_options *o, qm_err *e)
 {
+    qm_device *device = qm_tensor_device(t);
+    if (device)
+        return device->quantize(device, t, f, o, e);
     qm_tensor *out = NULL;
     uint64_t n = (uint64_t)qm_tensor_count(t);
     const char *what = t->name ? t->name : "tensor";
@@ -248,15 +393,21 @@ qm_tensor *qm_tensor_quantize(const qm_tensor *t, const qm_format *f, const qm_q
         no_memory(e, n * sizeof *x);
         return NULL;
     }
-    if (!qm_tensor_values(t, x, e) || !(out = tensor_new(t->name, &t->shape, e)))
+    if (!qm_tensor_values(t, x, e) || !(out = qm_tensor_new(t->name, &t->shape, e)))
         goto fail;
-    out->format = f;
+    out->format = qm_format_ref(f);
     out->dtype = f->plane[0].dtype;
+    if (!f->encode) {
+        qm_fail(e, QM_EUNSUPPORTED, "%s: only the functions that format %s was made with can encode it", what, f->name);
+        goto fail;
+    }
     if (!qm_codec_init(&out->codec, f, qm_tensor_cols(t), o->block, what, e))
         goto fail;
     out->codec.exact_zero = o->exact_zero;
+    qm_codec_measure(&out->codec, f, x, n);
     if (o->double_quant && !qm_can_double_quant(f)) {
-        qm_fail(e, QM_EUNSUPPORTED, "%s: format %s has no f32 absmax to quantise again; double_quant goes with nf4 and fp4",
+        qm_fail(e, QM_EUNSUPPORTED, "%s: format %s has no f32 absmax to quantise again; double_quant goes with nf4, fp4 and others of "
+                "less than 8 bits with one scale a block",
                 what, f->name);
         goto fail;
     }
@@ -275,6 +426,31 @@ fail:
     return NULL;
 }
 
+qm_tensor *qm_tensor_of_planes(const char *name, const qm_shape *shape, const qm_format *f, uint32_t block,
+                               const qm_slice *plane, qm_err *e)
+{
+    qm_tensor *t = qm_tensor_new(name, shape, e);
+    if (!t)
+        return NULL;
+    t->format = qm_format_ref(f);
+    t->dtype = f->plane[0].dtype;
+    bool ok = qm_codec_init(&t->codec, f, qm_tensor_cols(t), block, name ? name : "tensor", e);
+    for (int i = 0; ok && i < qm_format_planes(f); i++) {
+        uint64_t size = qm_plane_size(f, &t->codec, i, (uint64_t)qm_tensor_count(t));
+        uint8_t *to = NULL;
+        if (plane[i].size != size)
+            qm_fail(e, QM_EFAIL, "format %s: plane '%s' takes %" PRIu64 " bytes, not %" PRIu64, f->name,
+                    f->plane[i].name, size, plane[i].size);
+        else if ((to = plane_new(t, i, size, e)))
+            memcpy(to, plane[i].data, size);
+        ok = to != NULL;
+    }
+    if (ok)
+        return t;
+    qm_tensor_free(t);
+    return NULL;
+}
+
 bool qm_tensor_errors(const qm_tensor *a, const qm_tensor *b, qm_errsum *sum, qm_err *e)
 {
     size_t n = (size_t)qm_tensor_count(a);
@@ -282,6 +458,12 @@ bool qm_tensor_errors(const qm_tensor *a, const qm_tensor *b, qm_errsum *sum, qm
     if ((size_t)qm_tensor_count(b) != n)
         return qm_fail(e, QM_EFAIL, "shapes %s and %s hold different numbers of values",
                        qm_shape_text(&a->shape, left, sizeof left), qm_shape_text(&b->shape, right, sizeof right));
+    qm_device *device = qm_tensor_device(a), *other = qm_tensor_device(b);
+    if (device != other)
+        return qm_fail(e, QM_EFAIL, "one tensor is on %s, the other on %s; bring them together with t:to(...)",
+                       device ? device->name : "the CPU", other ? other->name : "the CPU");
+    if (device)
+        return device->errors(device, a, b, sum, e);
     float *x = malloc(2 * n * sizeof *x + 1);
     if (!x)
         return no_memory(e, 2 * n * sizeof *x);

@@ -2,17 +2,22 @@
  *
  * Row-major and contiguous, no strides.  Planes are slices of refcounted buffers, on the heap or in a
  * file's map, so a view of a checkpoint copies nothing.  Tensors are never changed once made.
+ *
+ * All planes of a tensor may lie on a device instead (device.h); then only qm_tensor_to reads them.
  */
 #ifndef QM_TENSOR_H
 #define QM_TENSOR_H
 
+#include "device.h"
 #include "file.h"
 #include "format.h"
+#include "strided.h"
 #include "vec.h"
 
 typedef struct qm_buf {
-    uint8_t *heap;   /* owned, or NULL */
-    qm_infile *file; /* owned reference, or NULL */
+    uint8_t *heap;     /* owned, or NULL; memory of the device, if there is one */
+    qm_infile *file;   /* owned reference, or NULL */
+    qm_device *device; /* owned reference, or NULL */
     int refs;
 } qm_buf;
 
@@ -26,22 +31,54 @@ typedef struct qm_tensor {
     char *name; /* or NULL */
     qm_shape shape;
     qm_dtype dtype;          /* of a plain tensor; of plane 0 otherwise */
-    const qm_format *format; /* NULL: plain elements that no codec reads (integers, f64, f8 …) */
+    const qm_format *format; /* NULL: plain elements that no codec reads (integers, f64 …); one reference */
     qm_codec codec;
     qm_slice plane[QM_MAX_PLANES + 1];
     /* bitsandbytes' double quantisation: plane 1 holds one u8 a group, plane 2 one f32 per 256 groups. */
     bool double_quant;
     float offset;
+    qm_round round; /* values are rounded to this as they are decoded (quant_state's dtype) */
 } qm_tensor;
 
 /* A view of bytes at..at+size of a mapped file; the caller has checked that they lie in it. */
 qm_tensor *qm_tensor_view(const char *name, qm_infile *f, uint64_t at, uint64_t size, const qm_shape *shape,
                           qm_dtype dtype, const qm_format *format, qm_err *e);
 
+/* A quantised tensor where it lies in a file, or several: a place for every plane and, behind them, for the nested
+ * scales of a double-quantised one.  Fails when a plane does not lie in its file. */
+typedef struct qm_planes {
+    const char *name;
+    qm_shape shape;
+    const qm_format *format;
+    uint32_t block;
+    int64_t cols; /* row length as the format sees it */
+    bool double_quant;
+    float offset;
+    qm_round round;
+    qm_infile *file[QM_MAX_PLANES + 1];
+    uint64_t at[QM_MAX_PLANES + 1];
+} qm_planes;
+
+qm_tensor *qm_tensor_planes(const qm_planes *p, qm_err *e);
+
+/* A copy, in order, of elements that lie otherwise; the caller has checked that they lie in the file. */
+qm_tensor *qm_tensor_gather(const char *name, const qm_infile *f, uint64_t at, const qm_strided *s, const char *dtype,
+                            qm_err *e);
+
 /* New f32 tensor with its values not yet set; *values points at them until the tensor is shared. */
 qm_tensor *qm_tensor_f32(const qm_shape *shape, float **values, qm_err *e);
 
 void qm_tensor_free(qm_tensor *t); /* NULL is fine */
+
+/* Where its bytes are; NULL: in this machine's memory. */
+qm_device *qm_tensor_device(const qm_tensor *t);
+
+/* A copy of all planes in the device's memory, or in this machine's when d is NULL. */
+qm_tensor *qm_tensor_to(const qm_tensor *t, qm_device *d, qm_err *e);
+
+/* For backends: a tensor without planes yet, and a fresh buffer for plane i of it, which is freed with it. */
+qm_tensor *qm_tensor_new(const char *name, const qm_shape *shape, qm_err *e);
+uint8_t *qm_tensor_plane_new(qm_tensor *t, int i, uint64_t size, qm_device *d, qm_err *e);
 
 /* shape, as rows of the last dimension: a 1-D tensor or a scalar is one row. */
 int64_t qm_tensor_cols(const qm_tensor *t);
@@ -61,6 +98,10 @@ typedef struct qm_quantize_options {
 } qm_quantize_options;
 
 qm_tensor *qm_tensor_quantize(const qm_tensor *t, const qm_format *f, const qm_quantize_options *o, qm_err *e);
+
+/* Of bytes encoded elsewhere, which are copied; each plane's size is checked. */
+qm_tensor *qm_tensor_of_planes(const char *name, const qm_shape *shape, const qm_format *f, uint32_t block,
+                               const qm_slice *plane, qm_err *e);
 
 /* Transposed copy of a 2-D tensor, as f32. */
 qm_tensor *qm_tensor_transpose(const qm_tensor *t, qm_err *e);

@@ -309,6 +309,14 @@ const qm_vec *qm_vec_get(void)
     return level[qm_cpu_simd()];
 }
 
+void qm_round_values(qm_round how, float *x, size_t n)
+{
+    if (how == QM_ROUND_F16)
+        qm_vec_get()->round_f16(x, n);
+    else if (how == QM_ROUND_BF16)
+        qm_vec_get()->round_bf16(x, n);
+}
+
 void qm_errsum_add(qm_errsum *into, const qm_errsum *from)
 {
     into->sum_xx += from->sum_xx;

@@ -21,6 +21,8 @@ typedef struct qm_errsum {
     uint64_t n;
 } qm_errsum;
 
+typedef enum { QM_ROUND_NONE, QM_ROUND_F16, QM_ROUND_BF16 } qm_round;
+
 typedef struct qm_vec {
     void (*f16_to_f32)(const void *src, float *dst, size_t n); /* src may be unaligned */
     void (*bf16_to_f32)(const void *src, float *dst, size_t n);
@@ -45,6 +47,7 @@ typedef struct qm_vec {
 extern const qm_vec qm_vec_scalar, qm_vec_avx2, qm_vec_avx512;
 
 const qm_vec *qm_vec_get(void); /* for the level of qm_cpu_simd() */
+void qm_round_values(qm_round how, float *x, size_t n);
 void qm_errsum_add(qm_errsum *into, const qm_errsum *from);
 
 #endif

@@ -224,6 +224,7 @@ int luaopen_qmoon_core(lua_State *L)
     qml_open_files(L);
     qml_open_tensor(L);
     qml_open_stream(L);
+    qml_open_source(L);
     qml_open_system(L);
     return 1;
 }

@@ -16,6 +16,7 @@
 
 #include "../core/file.h"
 #include "../core/format.h"
+#include "../core/strided.h"
 #include "../core/tensor.h"
 
 int luaopen_qmoon_core(lua_State *L);
@@ -40,6 +41,15 @@ void qml_check_shape(lua_State *L, int arg, qm_shape *s);
 void qml_push_errsum(lua_State *L, const qm_errsum *s); /* bind_tensor.c */
 const qm_format *qml_check_format(lua_State *L, int arg);
 
+/* From bind_source.c.  Fields of a source: `strides` with `shape` (checked to lie in the file; ndim 0 without), `files`
+ * of the planes and, behind them, of the nested scales. */
+void qml_field_strided(lua_State *L, int table, const qm_infile *f, uint64_t at, unsigned bits, qm_strided *s);
+void qml_field_files(lua_State *L, int table, int planes, qm_infile *file, qm_infile *plane[QM_MAX_PLANES],
+                     qm_infile **nested);
+qm_round qml_field_round(lua_State *L, int table, const char *field);
+int qml_view_strided(lua_State *L); /* core.view, where `strides` or a list `at` is given */
+int qml_view_planes(lua_State *L);
+
 #define QML_INFILE  "qmoon.infile"
 #define QML_OUTFILE "qmoon.outfile"
 #define QML_TENSOR  "qmoon.tensor"
@@ -51,6 +61,7 @@ void qml_open_text(lua_State *L);   /* bind_text.c: json, pack, sha256, regex */
 void qml_open_files(lua_State *L);  /* bind_file.c: files, folders, safetensors, gguf */
 void qml_open_tensor(lua_State *L); /* bind_tensor.c: formats, tensors */
 void qml_open_stream(lua_State *L); /* bind_stream.c: pool, stream */
+void qml_open_source(lua_State *L); /* bind_source.c: torch, gather */
 void qml_open_system(lua_State *L); /* bind_system.c: time, terminal, memory, modules */
 
 #endif

@@ -479,6 +479,8 @@ static bool remove_tree(const char *path, int depth)
         return errno == ENOENT;
     if (!S_ISDIR(st.st_mode))
         return unlink(path) == 0;
+    if (rmdir(path) == 0) /* was empty; needs no memory, which may be what ran out */
+        return true;
     DIR *d = depth < 16 ? opendir(path) : NULL;
     if (!d)
         return false;

@@ -65,6 +65,11 @@ static void read_source(lua_State *L, int table, qm_source *s)
     s->double_quant = qml_field_boolean(L, table, "double_quant", false);
     s->nested_at = qml_field_size(L, table, "nested_at", 0);
     s->offset = (float)qml_field_number(L, table, "offset", 0);
+    s->round = qml_field_round(L, table, "round");
+    qml_field_files(L, table, qm_format_planes(s->format), s->file, s->plane_file, &s->nested_file);
+    qml_field_strided(L, table, s->file, s->at[0], s->format->plane[0].bits, &s->strided);
+    if (s->strided.shape.ndim && (s->format->block != 1 || qm_shape_count(&s->strided.shape) != s->rows * s->cols))
+        luaL_error(L, "source of '%s': strides go with plain elements, all of them", s->name);
     s->interleaved_heads = (int64_t)qml_field_size(L, table, "interleaved_heads", 0);
     if (s->interleaved_heads && s->rows % (2 * s->interleaved_heads) != 0)
         luaL_error(L, "source of '%s': rows do not make %f heads of two halves", s->name,
@@ -73,24 +78,12 @@ static void read_source(lua_State *L, int table, qm_source *s)
         luaL_error(L, "source of '%s': format %s is never double quantised", s->name, s->format->name);
 }
 
-static qm_round read_round(lua_State *L, int table, const char *field)
-{
-    const char *name = qml_field_string(L, table, field, "none");
-    if (strcmp(name, "f16") == 0)
-        return QM_ROUND_F16;
-    if (strcmp(name, "bf16") == 0)
-        return QM_ROUND_BF16;
-    if (strcmp(name, "none") != 0 && strcmp(name, "f32") != 0)
-        luaL_error(L, "field '%s' must be f16, bf16 or f32, got '%s'", field, name);
-    return QM_ROUND_NONE;
-}
-
 /* Values of an f32 tensor field, which must hold `n` of them. */
 static const float *field_floats(lua_State *L, int table, const char *field, int64_t n)
 {
     const qm_tensor *t = qml_field_box(L, table, field, QML_TENSOR);
-    if (!t || t->dtype != QM_F32 || !t->format || qm_tensor_count(t) != n)
-        luaL_error(L, "step: field '%s' must be an f32 tensor of %f values", field, (double)n);
+    if (!t || t->dtype != QM_F32 || !t->format || qm_tensor_count(t) != n || qm_tensor_device(t))
+        luaL_error(L, "step: field '%s' must be an f32 tensor of %f values in memory", field, (double)n);
     return (const float *)(const void *)t->plane[0].data;
 }
 
@@ -98,13 +91,13 @@ static void read_step(lua_State *L, int table, qm_step *s, const qm_source *src)
 {
     const char *kind = qml_field_string(L, table, "kind", "?");
     s->scale = (float)qml_field_number(L, table, "scale", 1);
-    s->round_after = read_round(L, table, "round_after");
+    s->round_after = qml_field_round(L, table, "round_after");
     if (strcmp(kind, "low_rank") == 0) {
         s->kind = QM_STEP_LOW_RANK;
         s->rank = qml_field_size(L, table, "rank", 0);
         s->left = field_floats(L, table, "left", src->rows * (int64_t)s->rank);
         s->right = field_floats(L, table, "right", (int64_t)s->rank * src->cols);
-        s->round_delta = read_round(L, table, "round_delta");
+        s->round_delta = qml_field_round(L, table, "round_delta");
     } else if (strcmp(kind, "dora") == 0) {
         s->kind = QM_STEP_DORA;
         s->by_column = qml_field_boolean(L, table, "by_column", false);
@@ -135,6 +128,19 @@ static void read_step(lua_State *L, int table, qm_step *s, const qm_source *src)
     }
 }
 
+/* importance = f32 tensor: cols values, or as many for each of several matrices of equally many rows. */
+static void read_importance(lua_State *L, int table, qm_sink *k, const qm_source *src)
+{
+    const qm_tensor *t = qml_field_box(L, table, "importance", QML_TENSOR);
+    if (!t)
+        return;
+    int64_t n = qm_tensor_count(t), matrices = src->cols > 0 ? n / src->cols : 0;
+    if (matrices < 1 || n % src->cols != 0 || src->rows % matrices != 0)
+        luaL_error(L, "sink of '%s': %f importances do not fit rows of %f", src->name, (double)n, (double)src->cols);
+    k->importance = field_floats(L, table, "importance", n);
+    k->importance_rows = src->rows / matrices;
+}
+
 static void read_sink(lua_State *L, int table, qm_sink *k, const qm_source *src)
 {
     k->format = field_format(L, table);
@@ -147,8 +153,9 @@ static void read_sink(lua_State *L, int table, qm_sink *k, const qm_source *src)
     if (k->file) /* a plan has none yet */
         read_offsets(L, table, k->at, qm_format_planes(k->format));
     k->nested_at = qml_field_size(L, table, "nested_at", 0);
+    read_importance(L, table, k, src);
     k->add = (float)qml_field_number(L, table, "add", 0);
-    k->round_added = read_round(L, table, "round_added");
+    k->round_added = qml_field_round(L, table, "round_added");
     k->interleave_heads = (int64_t)qml_field_size(L, table, "interleave_heads", 0);
     if (k->interleave_heads && (src->rows % (2 * k->interleave_heads) != 0 || k->format->over_rows))
         luaL_error(L, "sink of '%s': rows do not make %f heads of two halves", src->name, (double)k->interleave_heads);
@@ -185,7 +192,7 @@ static void read_job(lua_State *L, int table, job_box *b)
     luaL_checktype(L, -1, LUA_TTABLE);
     read_source(L, lua_gettop(L), &b->job.source);
     lua_pop(L, 1);
-    b->job.round = read_round(L, table, "round");
+    b->job.round = qml_field_round(L, table, "round");
     b->job.keep_nonfinite = qml_field_boolean(L, table, "keep_nonfinite", false);
     b->job.want_errors = qml_field_boolean(L, table, "errors", true);
     b->job.nstep = read_list(L, table, "steps", MAX_STEPS, b, step_i);

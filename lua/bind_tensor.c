@@ -130,11 +130,19 @@ static int push_tensor(lua_State *L, void **box, qm_tensor *t, const qm_err *e)
     return 1;
 }
 
-/* view(infile, {name, at, size, shape, dtype | format}) -> tensor over the file's map. */
+/* view(infile, {name, at, size, shape, dtype | format}) -> tensor over the file's map.  With a list of offsets as `at`,
+ * one per plane, and block, double_quant, nested_at, offset, round, files as in core/stream.h: of several planes.  With
+ * strides: a copy, in order. */
 static int view(lua_State *L)
 {
     qm_infile *f = qml_check(L, 1, QML_INFILE);
     luaL_checktype(L, 2, LUA_TTABLE);
+    lua_getfield(L, 2, "at");
+    lua_getfield(L, 2, "strides");
+    bool planes = lua_istable(L, -2), strided = lua_istable(L, -1);
+    lua_pop(L, 2);
+    if (planes || strided)
+        return planes ? qml_view_planes(L) : qml_view_strided(L);
     uint64_t at = qml_field_size(L, 2, "at", 0), size = qml_field_size(L, 2, "size", 0);
     const char *name = qml_field_string(L, 2, "name", "tensor");
     const char *dtype = qml_field_string(L, 2, "dtype", NULL);
@@ -315,6 +323,13 @@ static int plane(lua_State *L)
     int i = luaL_checkint(L, 2);
     if (i < 1 || i > QM_MAX_PLANES + 1)
         return luaL_argerror(L, 2, "must be from 1 to 4");
+    if (qm_tensor_device(t)) {
+        qm_err e = {0};
+        void **box = qml_box(L, QML_TENSOR);
+        *box = t = qm_tensor_to(t, NULL, &e);
+        if (!t)
+            return qml_raise(L, &e);
+    }
     lua_pushlstring(L, (const char *)t->plane[i - 1].data, t->plane[i - 1].size);
     return 1;
 }

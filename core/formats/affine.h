@@ -102,4 +102,11 @@ QM_FN qm_affine qm_affine_fit(const qm_affine_search *s, const float *x, const f
     return best;
 }
 
+/* What ggml searches where columns differ in importance. */
+QM_FN qm_affine_search qm_affine_important(int most)
+{
+    qm_affine_search s = {.most = most, .first = -0.9f, .step = 0.05f, .last = 36};
+    return s;
+}
+
 #endif

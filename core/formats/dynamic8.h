@@ -11,7 +11,7 @@
  * midpoints of 2^i even steps from 0.1 to 1, times 10^(i-6), so it begins at k = 2^i.  Then 1 itself.
  * (8-bit optimizers, arXiv 2110.02861; the last bits are those of torch.linspace with a fused
  * multiply-add.) */
-static const uint32_t qm_dynamic8_magnitude[129] = {
+QM_TABLE uint32_t qm_dynamic8_magnitude[129] = {
     0,          0x3513a3b7, 0x365a1a94, 0x370205ff, 0x37b24206, 0x38378034, 0x388aefb3, 0x38ba1f4b,
     0x3923d70b, 0x398ce705, 0x39c7e283, 0x3a016f01, 0x3a1eecc1, 0x3a3c6a80, 0x3a59e83e, 0x3a7765ff,
     0x3aa7ef9d, 0x3af1a9fc, 0x3b1db22d, 0x3b428f5c, 0x3b676c8a, 0x3b8624dd, 0x3b989374, 0x3bab020d,

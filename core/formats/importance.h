@@ -1,5 +1,5 @@
-/* importance.h: how much each weight of a group counts when the importance of its column is known (llama.cpp's
- * importance matrix: the mean square of what the column is multiplied by). */
+/* importance.h: how much each weight of a group counts when the importance of its column is known
+ * (llama.cpp's importance matrix: the mean square of what the column is multiplied by). */
 #ifndef QM_IMPORTANCE_H
 #define QM_IMPORTANCE_H
 

@@ -13,7 +13,7 @@ enum { QM_IQ4_SUB = 32, QM_IQ4_TRIALS = 7 };
 /* Sub-blocks below this are taken for zero. */
 #define QM_IQ4_TINY 1e-15f
 
-static const int8_t qm_iq4_level[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
+QM_TABLE int8_t qm_iq4_level[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
                                         1,    13,   25,  38,  53,  69,  89,  113};
 
 /* Of the nearest level; halfway between two, of the upper one.  (Both differences are exact there, so that
@@ -44,16 +44,11 @@ QM_FN qm_iq4_sums qm_iq4_try(const float *x, const float *w, float inverse)
 /* The scale that fits 32 weights best: the obvious one, or one of fifteen around it. */
 QM_FN float qm_iq4_fit(const float *x, const float *w)
 {
-    float most = 0, max = 0;
-    for (int i = 0; i < QM_IQ4_SUB; i++)
-        if (qm_abs(x[i]) > most) {
-            most = qm_abs(x[i]);
-            max = x[i];
-        }
-    if (most < QM_IQ4_TINY)
+    float max = qm_signed_max(x, QM_IQ4_SUB);
+    if (qm_abs(max) < QM_IQ4_TINY)
         return 0;
     qm_iq4_sums s = qm_iq4_try(x, w, 1.0f / (-max / qm_iq4_level[0]));
-    float scale = s.top / s.bottom, best = scale * s.top;
+    float scale = s.bottom > 0 ? s.top / s.bottom : 0.0f, best = scale * s.top;
     for (int k = -QM_IQ4_TRIALS; k <= QM_IQ4_TRIALS; k++) {
         s = qm_iq4_try(x, w, (float)(k + qm_iq4_level[0]) / max);
         if (s.bottom > 0 && s.top * s.top > best * s.bottom) {

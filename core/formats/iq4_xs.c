@@ -7,32 +7,15 @@
  * two are bits 2j and 2j + 1 of `upper`.  The levels are in iq4.h.  ggml, quantize_iq4_xs.
  */
 #include "../format.h"
+#include "importance.h"
 #include "iq4_xs.h"
 
-/* The unit of the scales: the largest becomes -32. */
-QM_FN float unit_of(const float scale[QM_IQ4_XS_SUBS])
+/* The second half of encoding: scales become six bits, in units of which the largest is -32, and codes follow
+ * them. */
+QM_FN void finish(const float *x, const float scale[QM_IQ4_XS_SUBS], uint8_t *out)
 {
-    float most = 0, max = 0;
-    for (int j = 0; j < QM_IQ4_XS_SUBS; j++)
-        if (qm_abs(scale[j]) > most) {
-            most = qm_abs(scale[j]);
-            max = scale[j];
-        }
-    return -max / 32.0f;
-}
-
-QM_FN void encode(const float *x, uint32_t n, const qm_codec *c, uint8_t *const plane[])
-{
-    (void)n, (void)c;
     struct qm_iq4_xs b = {0};
-    float scale[QM_IQ4_XS_SUBS], w[QM_IQ4_SUB];
-    for (int j = 0; j < QM_IQ4_XS_SUBS; j++) {
-        const float *sub = x + QM_IQ4_SUB * j;
-        for (int i = 0; i < QM_IQ4_SUB; i++)
-            w[i] = sub[i] * sub[i];
-        scale[j] = qm_iq4_fit(sub, w);
-    }
-    float unit = unit_of(scale), inverse = unit != 0 ? 1.0f / unit : 0.0f;
+    float unit = -qm_signed_max(scale, QM_IQ4_XS_SUBS) / 32.0f, inverse = unit != 0 ? 1.0f / unit : 0.0f;
     b.d = qm_f32_to_f16(unit);
     for (int j = 0; j < QM_IQ4_XS_SUBS; j++) {
         int32_t l = qm_clamp(qm_nearest_int(inverse * scale[j]), -32, 31);
@@ -41,7 +24,33 @@ QM_FN void encode(const float *x, uint32_t n, const qm_codec *c, uint8_t *const 
         b.lower[j / 2] = (uint8_t)(b.lower[j / 2] | (six & 15) << 4 * (j % 2));
         b.upper = (uint16_t)(b.upper | six >> 4 << 2 * j);
     }
-    memcpy(plane[0], &b, sizeof b);
+    memcpy(out, &b, sizeof b);
+}
+
+QM_FN void encode(const float *x, uint32_t n, const qm_codec *c, uint8_t *const plane[])
+{
+    (void)n, (void)c;
+    float scale[QM_IQ4_XS_SUBS], w[QM_IQ4_SUB];
+    for (int j = 0; j < QM_IQ4_XS_SUBS; j++) {
+        const float *sub = x + QM_IQ4_SUB * j;
+        for (int i = 0; i < QM_IQ4_SUB; i++)
+            w[i] = sub[i] * sub[i];
+        scale[j] = qm_iq4_fit(sub, w);
+    }
+    finish(x, scale, plane[0]);
+}
+
+QM_FN void encode_important(const float *x, uint32_t n, const float *importance, float power,
+                            uint8_t *const plane[])
+{
+    (void)n, (void)power;
+    float scale[QM_IQ4_XS_SUBS], w[QM_IQ4_SUB];
+    float mean = qm_sum_squares(x, QM_IQ4_XS_BLOCK) * (2.0f / QM_IQ4_XS_BLOCK);
+    for (int j = 0; j < QM_IQ4_XS_SUBS; j++) {
+        qm_importance(x + QM_IQ4_SUB * j, importance + QM_IQ4_SUB * j, mean, QM_IQ4_SUB, w);
+        scale[j] = qm_iq4_fit(x + QM_IQ4_SUB * j, w);
+    }
+    finish(x, scale, plane[0]);
 }
 
 QM_FN void decode(const uint8_t *const plane[], uint32_t n, const qm_codec *c, float *y)
@@ -63,7 +72,8 @@ const qm_format qm_format_iq4_xs = {
     .gguf_type = 23,
     .gguf_name = "IQ4_XS",
     .plane = {{"blocks", QM_U8, 4, 8}},
-    .bound = 0.2,
+    .bound = 0.18, /* as iq4_nl's, and the scale of six bits */
     .encode = encode,
     .decode = decode,
+    .encode_important = encode_important,
 };

@@ -12,9 +12,9 @@
 #ifndef QM_K32_H
 #define QM_K32_H
 
-#include <math.h>
-
 #include "affine.h"
+#include "importance.h"
+#include "positive.h"
 
 enum { QM_K32_BLOCK = 256, QM_K32_SUB = 32, QM_K32_SUBS = 8 };
 
@@ -60,10 +60,7 @@ QM_FN float qm_k32_six_bits(const float v[QM_K32_SUBS], uint8_t six[QM_K32_SUBS]
 /* A weight's say in the error: its magnitude, and the sub-block's root mean square. */
 QM_FN void qm_k32_say(const float *x, float *w)
 {
-    float sum = 0;
-    for (int i = 0; i < QM_K32_SUB; i++)
-        sum += x[i] * x[i];
-    float rms = sqrtf(sum / QM_K32_SUB);
+    float rms = sqrtf(qm_sum_squares(x, QM_K32_SUB) / QM_K32_SUB);
     for (int i = 0; i < QM_K32_SUB; i++)
         w[i] = rms + qm_abs(x[i]);
 }
@@ -73,6 +70,19 @@ QM_FN void qm_k32_requantize(const float *x, float d, float min, int most, uint8
 {
     for (int i = 0; i < QM_K32_SUB; i++)
         code[i] = (uint8_t)qm_clamp(qm_nearest_int((x[i] + min) / d), 0, most);
+}
+
+/* The second half of encoding: scales and mins are in six bits now, and codes follow them as the reader will
+ * see them. */
+QM_FN void qm_k32_finish(const float *x, int most, struct qm_k32 *head, uint8_t *code)
+{
+    uint8_t scale[QM_K32_SUBS], min[QM_K32_SUBS];
+    qm_k32_unpack(head->packed, scale, min);
+    for (int j = 0; j < QM_K32_SUBS; j++) {
+        float d = qm_f16_to_f32(head->d) * scale[j], dmin = qm_f16_to_f32(head->dmin) * min[j];
+        if (d != 0)
+            qm_k32_requantize(x + QM_K32_SUB * j, d, dmin, most, code + QM_K32_SUB * j);
+    }
 }
 
 /* The head and the 256 codes of a block. */
@@ -90,11 +100,40 @@ QM_FN void qm_k32_encode(const qm_affine_search *s, const float *x, struct qm_k3
     head->d = qm_f32_to_f16(qm_k32_six_bits(scale, six_scale));
     head->dmin = qm_f32_to_f16(qm_k32_six_bits(min, six_min));
     qm_k32_pack(six_scale, six_min, head->packed);
+    qm_k32_finish(x, s->most, head, code);
+}
+
+QM_FN void qm_k32_clip(uint8_t six[QM_K32_SUBS])
+{
+    for (int j = 0; j < QM_K32_SUBS; j++)
+        six[j] = six[j] < 63 ? six[j] : 63;
+}
+
+/* The same where columns differ in importance. */
+QM_FN void qm_k32_encode_important(int most, const float *x, const float *importance, struct qm_k32 *head,
+                                   uint8_t *code)
+{
+    const qm_affine_search search = qm_affine_important(most);
+    float w[QM_K32_SUB], scale[QM_K32_SUBS], min[QM_K32_SUBS], sum_w[QM_K32_SUBS];
+    uint8_t six_scale[QM_K32_SUBS], six_min[QM_K32_SUBS];
+    float power = 2 * qm_sum_squares(x, QM_K32_BLOCK) / QM_K32_BLOCK;
     for (int j = 0; j < QM_K32_SUBS; j++) {
-        float d = qm_f16_to_f32(head->d) * six_scale[j], dmin = qm_f16_to_f32(head->dmin) * six_min[j];
-        if (d != 0)
-            qm_k32_requantize(x + QM_K32_SUB * j, d, dmin, s->most, code + QM_K32_SUB * j);
+        const float *sub = x + QM_K32_SUB * j;
+        qm_importance(sub, importance + QM_K32_SUB * j, power, QM_K32_SUB, w);
+        sum_w[j] = qm_sum(w, QM_K32_SUB);
+        qm_affine a = qm_affine_fit(&search, sub, w, QM_K32_SUB, code + QM_K32_SUB * j);
+        scale[j] = a.scale;
+        min[j] = -a.least;
     }
+    head->d = qm_f32_to_f16(qm_positive_fit(scale, sum_w, QM_K32_SUBS, 63, six_scale));
+    head->dmin = qm_f32_to_f16(qm_positive_fit(min, sum_w, QM_K32_SUBS, 63, six_min));
+    if (most
+        > 15) { /* ggml sees to it for q5_k and not for q4_k; it takes extreme importances to exceed 63 */
+        qm_k32_clip(six_scale);
+        qm_k32_clip(six_min);
+    }
+    qm_k32_pack(six_scale, six_min, head->packed);
+    qm_k32_finish(x, most, head, code);
 }
 
 QM_FN void qm_k32_decode(const struct qm_k32 *head, const uint8_t *code, float *y)

@@ -1,14 +1,16 @@
 /* mxfp4: 32 weights to a block of 17 bytes: four-bit floats with a shared power of two.
  *
- *   | e: u8 | 16 x (code j in the low nibble, code j + 16 in the high) |      value = 2^(e - 128) * level[code]
+ *   | e: u8 | 16 x (code j in the low nibble, code j + 16 in the high) |      value = 2^(e - 128) *
+ * level[code]
  *
  * A code is a sign, two bits of exponent and one of mantissa (OCP Microscaling Formats 1.0); levels are
- * written doubled here.  There is a code for -0, which the encoder does not use.  ggml, quantize_row_mxfp4_ref.
+ * written doubled here.  There is a code for -0, which the encoder does not use.  ggml,
+ * quantize_row_mxfp4_ref.
  */
 #include "../format.h"
 #include "mxfp4.h"
 
-static const int8_t level[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+QM_TABLE int8_t level[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
 
 /* Of the nearest level; halfway between two, of the one nearer to zero. */
 QM_FN uint32_t code_of(float x, float d)
@@ -53,7 +55,7 @@ const qm_format qm_format_mxfp4 = {
     .gguf_type = 39,
     .gguf_name = "MXFP4",
     .plane = {{"blocks", QM_U8, 4, 1}},
-    .bound = 0.26,
+    .bound = 0.2501, /* codes end at 6, and the largest weight may be just below 8 */
     .encode = encode,
     .decode = decode,
 };

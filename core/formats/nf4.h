@@ -2,9 +2,11 @@
 #ifndef QM_NF4_H
 #define QM_NF4_H
 
+#include "../half.h"
+
 /* Quantiles of a normal distribution, scaled to [-1, 1]: eight positive levels, zero, seven
  * negative ones (QLoRA, arXiv 2305.14314, appendix E).  Index = code. */
-static const float qm_nf4_value[16] = {
+QM_TABLE float qm_nf4_value[16] = {
     -1.0f,
     -0.6961928009986877f,
     -0.5250730514526367f,
@@ -25,7 +27,7 @@ static const float qm_nf4_value[16] = {
 
 /* v above threshold i has a code above i.  These are the constants in bitsandbytes' CUDA code; those
  * marked lie one unit in the last place off the midpoint of their neighbours. */
-static const float qm_nf4_threshold[15] = {
+QM_TABLE float qm_nf4_threshold[15] = {
     -0x1.b239b2p-1f, /* off */
     -0x1.38a4e0p-1f, -0x1.d70900p-2f, -0x1.5bd4ecp-2f, -0x1.e079d8p-3f,
     -0x1.1a7178p-3f, -0x1.74f0e2p-5f, 0x1.45f5fep-5f,  0x1.ec90c6p-4f, /* off */

@@ -29,6 +29,18 @@ QM_FN int32_t qm_nearest_int(float x)
     return (int32_t)(qm_f32_bits(x + 12582912.0f) & 0x7fffffu) - 0x400000;
 }
 
+/* The first element of the largest magnitude, with its sign; 0 when there is nothing but zeros. */
+QM_FN float qm_signed_max(const float *x, int n)
+{
+    float most = 0, max = 0;
+    for (int i = 0; i < n; i++)
+        if (qm_abs(x[i]) > most) {
+            most = qm_abs(x[i]);
+            max = x[i];
+        }
+    return max;
+}
+
 QM_FN int32_t qm_clamp(int32_t x, int32_t low, int32_t high) { return x < low ? low : x > high ? high : x; }
 
 #endif

@@ -1,5 +1,5 @@
-/* positive.h: the search for the second level of q2_k, q4_k and q5_k where columns differ in importance: a unit
- * for the scales of a block, none negative, so that unit * code comes near them.
+/* positive.h: the search for the second level of q2_k, q4_k and q5_k where columns differ in importance: a
+ * unit for the scales of a block, none negative, so that unit * code comes near them.
  *
  * First a few roundings are tried and judged by their error; then codes move by ones, each in turn, wherever
  * that leaves less error with the best unit for all of them.  ggml, make_qp_quants; sums run in index order.
@@ -12,12 +12,29 @@
 /* Scales below this are taken for zero. */
 #define QM_POSITIVE_TINY 1e-15f
 
+QM_FN int32_t qm_positive_code(float x, float inverse, int most)
+{
+    int32_t l = qm_nearest_int(inverse * x);
+    return l < most ? l : most;
+}
+
 QM_FN float qm_positive_error(const float *x, const float *w, int n, int most, float inverse)
 {
     float unit = 1 / inverse, sum = 0;
     for (int i = 0; i < n; i++) {
-        int32_t l = qm_nearest_int(inverse * x[i]);
-        float off = x[i] - unit * (float)(l < most ? l : most);
+        float off = x[i] - unit * (float)qm_positive_code(x[i], inverse, most);
+        sum += w[i] * off * off;
+    }
+    return sum;
+}
+
+/* The same for the first rounding, where codes are bytes already: a scale below zero, which only importances
+ * many orders of magnitude apart bring about, wraps. */
+QM_FN float qm_positive_first_error(const float *x, const float *w, int n, float inverse)
+{
+    float unit = 1 / inverse, sum = 0;
+    for (int i = 0; i < n; i++) {
+        float off = x[i] - unit * (float)(uint8_t)qm_nearest_int(inverse * x[i]);
         sum += w[i] * off * off;
     }
     return sum;
@@ -29,7 +46,8 @@ typedef struct qm_positive_sums {
 } qm_positive_sums;
 
 /* Returns how many codes changed. */
-QM_FN int qm_positive_improve(const float *x, const float *w, int n, int most, uint8_t *code, qm_positive_sums *s)
+QM_FN int qm_positive_improve(const float *x, const float *w, int n, int most, uint8_t *code,
+                              qm_positive_sums *s)
 {
     int changed = 0;
     for (int i = 0; i < n; i++) {
@@ -61,7 +79,7 @@ QM_FN float qm_positive_fit(const float *x, const float *w, int n, int most, uin
         memset(code, 0, (size_t)n);
         return 0;
     }
-    float inverse = (float)most / max, least_error = qm_positive_error(x, w, n, most, inverse);
+    float inverse = (float)most / max, least_error = qm_positive_first_error(x, w, n, inverse);
     for (int k = -4; k <= 4; k++) {
         if (k == 0)
             continue;
@@ -73,8 +91,7 @@ QM_FN float qm_positive_fit(const float *x, const float *w, int n, int most, uin
     }
     qm_positive_sums s = {0, 0};
     for (int i = 0; i < n; i++) {
-        int32_t l = qm_nearest_int(inverse * x[i]);
-        l = l < most ? l : most;
+        int32_t l = qm_positive_code(x[i], inverse, most);
         code[i] = (uint8_t)l;
         s.top += w[i] * x[i] * (float)l;
         s.bottom += w[i] * (float)l * (float)l;

@@ -13,7 +13,7 @@ struct qm_q2_k {
 };
 _Static_assert(sizeof(struct qm_q2_k) == 84, "q2_k: 16 pairs of scales, 256 codes and two f16, no padding");
 
-static const qm_affine_search qm_q2_k_search = {
+QM_TABLE qm_affine_search qm_q2_k_search = {
     .most = 3, .first = -0.5f, .step = 0.1f, .last = 15, .absolute = true};
 
 #endif

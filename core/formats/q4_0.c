@@ -6,19 +6,9 @@
  * four bits reach one further on that side.  ggml, quantize_row_q4_0_ref.
  */
 #include "../format.h"
+#include "importance.h"
 #include "q4_0.h"
-
-/* The first of the largest magnitude, with its sign. */
-QM_FN float signed_max(const float *x)
-{
-    float most = 0, max = 0;
-    for (int i = 0; i < QM_Q4_0_BLOCK; i++)
-        if (most < qm_abs(x[i])) {
-            most = qm_abs(x[i]);
-            max = x[i];
-        }
-    return max;
-}
+#include "symmetric.h"
 
 QM_FN uint32_t code_of(float x, float inverse)
 {
@@ -30,10 +20,25 @@ QM_FN void encode(const float *x, uint32_t n, const qm_codec *c, uint8_t *const 
 {
     (void)n, (void)c;
     struct qm_q4_0 b;
-    float d = signed_max(x) / -8.0f, inverse = d != 0 ? 1.0f / d : 0.0f; /* of d before it becomes an f16 */
+    float d = qm_signed_max(x, QM_Q4_0_BLOCK) / -8.0f,
+          inverse = d != 0 ? 1.0f / d : 0.0f; /* of d before it becomes an f16 */
     b.d = qm_f32_to_f16(d);
     for (int i = 0; i < QM_Q4_0_BLOCK / 2; i++)
         b.pair[i] = (uint8_t)(code_of(x[i], inverse) | code_of(x[i + QM_Q4_0_BLOCK / 2], inverse) << 4);
+    memcpy(plane[0], &b, sizeof b);
+}
+
+QM_FN void encode_important(const float *x, uint32_t n, const float *importance, float power,
+                            uint8_t *const plane[])
+{
+    (void)n;
+    struct qm_q4_0 b;
+    uint8_t code[QM_Q4_0_BLOCK];
+    float w[QM_Q4_0_BLOCK];
+    qm_importance(x, importance, power, QM_Q4_0_BLOCK, w);
+    b.d = qm_f32_to_f16(qm_symmetric_fit(x, w, QM_Q4_0_BLOCK, 8, code));
+    for (int i = 0; i < QM_Q4_0_BLOCK / 2; i++)
+        b.pair[i] = (uint8_t)(code[i] | code[i + QM_Q4_0_BLOCK / 2] << 4);
     memcpy(plane[0], &b, sizeof b);
 }
 
@@ -60,4 +65,5 @@ const qm_format qm_format_q4_0 = {
     .bound = 0.1256, /* a whole step at the end that has 7 of them, 1/8, and 2^-11 for the rounded scale */
     .encode = encode,
     .decode = decode,
+    .encode_important = encode_important,
 };

@@ -6,6 +6,8 @@
  * ggml, quantize_row_q4_1_ref.
  */
 #include "../format.h"
+#include "affine.h"
+#include "importance.h"
 #include "q4_1.h"
 
 QM_FN uint32_t code_of(float x, float least, float inverse)
@@ -27,7 +29,25 @@ QM_FN void encode(const float *x, uint32_t n, const qm_codec *c, uint8_t *const 
     b.d = qm_f32_to_f16(d);
     b.least = qm_f32_to_f16(low);
     for (int i = 0; i < QM_Q4_1_BLOCK / 2; i++)
-        b.pair[i] = (uint8_t)(code_of(x[i], low, inverse) | code_of(x[i + QM_Q4_1_BLOCK / 2], low, inverse) << 4);
+        b.pair[i] = (uint8_t)(code_of(x[i], low, inverse)
+                              | code_of(x[i + QM_Q4_1_BLOCK / 2], low, inverse) << 4);
+    memcpy(plane[0], &b, sizeof b);
+}
+
+QM_FN void encode_important(const float *x, uint32_t n, const float *importance, float power,
+                            uint8_t *const plane[])
+{
+    (void)n;
+    struct qm_q4_1 b;
+    uint8_t code[QM_Q4_1_BLOCK];
+    float w[QM_Q4_1_BLOCK];
+    qm_importance(x, importance, power, QM_Q4_1_BLOCK, w);
+    qm_affine_search search = qm_affine_important(15);
+    qm_affine a = qm_affine_fit(&search, x, w, QM_Q4_1_BLOCK, code);
+    b.d = qm_f32_to_f16(a.scale);
+    b.least = qm_f32_to_f16(a.least);
+    for (int i = 0; i < QM_Q4_1_BLOCK / 2; i++)
+        b.pair[i] = (uint8_t)(code[i] | code[i + QM_Q4_1_BLOCK / 2] << 4);
     memcpy(plane[0], &b, sizeof b);
 }
 
@@ -54,4 +74,5 @@ const qm_format qm_format_q4_1 = {
     .bound = 0.069, /* half a step of 2/15, and 2^-11 of the least value and of fifteen steps */
     .encode = encode,
     .decode = decode,
+    .encode_important = encode_important,
 };

@@ -10,7 +10,7 @@ struct qm_q4_k {
 };
 _Static_assert(sizeof(struct qm_q4_k) == 144, "q4_k: head and 128 pairs, no padding");
 
-static const qm_affine_search qm_q4_k_search = {.most = 15, .first = -1.0f, .step = 0.1f, .last = 20};
+QM_TABLE qm_affine_search qm_q4_k_search = {.most = 15, .first = -1.0f, .step = 0.1f, .last = 20};
 
 QM_FN void qm_q4_k_pack(const uint8_t *code, uint8_t *pair)
 {

@@ -8,31 +8,35 @@
  */
 #include "../format.h"
 #include "five_bits.h"
+#include "importance.h"
 #include "q5_0.h"
-
-/* The first of the largest magnitude, with its sign. */
-QM_FN float signed_max(const float *x)
-{
-    float most = 0, max = 0;
-    for (int i = 0; i < QM_Q5_0_BLOCK; i++)
-        if (most < qm_abs(x[i])) {
-            most = qm_abs(x[i]);
-            max = x[i];
-        }
-    return max;
-}
+#include "symmetric.h"
 
 QM_FN void encode(const float *x, uint32_t n, const qm_codec *c, uint8_t *const plane[])
 {
     (void)n, (void)c;
     struct qm_q5_0 b;
     uint8_t code[QM_Q5_0_BLOCK];
-    float d = signed_max(x) / -16.0f, inverse = d != 0 ? 1.0f / d : 0.0f; /* of d before it becomes an f16 */
+    float d = qm_signed_max(x, QM_Q5_0_BLOCK) / -16.0f,
+          inverse = d != 0 ? 1.0f / d : 0.0f; /* of d before it becomes an f16 */
     b.d = qm_f32_to_f16(d);
     for (int i = 0; i < QM_Q5_0_BLOCK; i++) {
         int32_t q = (int8_t)qm_truncate(x[i] * inverse + 16.5f);
         code[i] = (uint8_t)(q < 31 ? q : 31);
     }
+    qm_five_bits_pack(code, b.fifth, b.pair);
+    memcpy(plane[0], &b, sizeof b);
+}
+
+QM_FN void encode_important(const float *x, uint32_t n, const float *importance, float power,
+                            uint8_t *const plane[])
+{
+    (void)n;
+    struct qm_q5_0 b;
+    uint8_t code[QM_Q5_0_BLOCK];
+    float w[QM_Q5_0_BLOCK];
+    qm_importance(x, importance, power, QM_Q5_0_BLOCK, w);
+    b.d = qm_f32_to_f16(qm_symmetric_fit(x, w, QM_Q5_0_BLOCK, 16, code));
     qm_five_bits_pack(code, b.fifth, b.pair);
     memcpy(plane[0], &b, sizeof b);
 }
@@ -60,4 +64,5 @@ const qm_format qm_format_q5_0 = {
     .bound = 0.0631, /* a whole step at the end that has 15 of them, 1/16, and 2^-11 for the rounded scale */
     .encode = encode,
     .decode = decode,
+    .encode_important = encode_important,
 };

@@ -6,7 +6,9 @@
  * ggml, quantize_row_q5_1_ref.
  */
 #include "../format.h"
+#include "affine.h"
 #include "five_bits.h"
+#include "importance.h"
 #include "q5_1.h"
 
 QM_FN void encode(const float *x, uint32_t n, const qm_codec *c, uint8_t *const plane[])
@@ -24,6 +26,22 @@ QM_FN void encode(const float *x, uint32_t n, const qm_codec *c, uint8_t *const 
     b.least = qm_f32_to_f16(low);
     for (int i = 0; i < QM_Q5_1_BLOCK; i++)
         code[i] = (uint8_t)qm_truncate((x[i] - low) * inverse + 0.5f);
+    qm_five_bits_pack(code, b.fifth, b.pair);
+    memcpy(plane[0], &b, sizeof b);
+}
+
+QM_FN void encode_important(const float *x, uint32_t n, const float *importance, float power,
+                            uint8_t *const plane[])
+{
+    (void)n;
+    struct qm_q5_1 b;
+    uint8_t code[QM_Q5_1_BLOCK];
+    float w[QM_Q5_1_BLOCK];
+    qm_importance(x, importance, power, QM_Q5_1_BLOCK, w);
+    qm_affine_search search = qm_affine_important(31);
+    qm_affine a = qm_affine_fit(&search, x, w, QM_Q5_1_BLOCK, code);
+    b.d = qm_f32_to_f16(a.scale);
+    b.least = qm_f32_to_f16(a.least);
     qm_five_bits_pack(code, b.fifth, b.pair);
     memcpy(plane[0], &b, sizeof b);
 }
@@ -51,4 +69,5 @@ const qm_format qm_format_q5_1 = {
     .bound = 0.034, /* half a step of 2/31, and 2^-11 of the least value and of 31 steps */
     .encode = encode,
     .decode = decode,
+    .encode_important = encode_important,
 };

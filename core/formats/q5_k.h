@@ -11,7 +11,7 @@ struct qm_q5_k {
 };
 _Static_assert(sizeof(struct qm_q5_k) == 176, "q5_k: head, 256 bits and 128 pairs, no padding");
 
-static const qm_affine_search qm_q5_k_search = {.most = 31, .first = -0.5f, .step = 0.1f, .last = 15};
+QM_TABLE qm_affine_search qm_q5_k_search = {.most = 31, .first = -0.5f, .step = 0.1f, .last = 15};
 
 QM_FN void qm_q5_k_pack(const uint8_t *code, uint8_t *fifth, uint8_t *pair)
 {

@@ -8,59 +8,11 @@
  *   low[64h + 32 + l]  q[l + 32] & 15 | (q[l + 96] & 15) << 4
  *   upper[32h + l]     q[l] >> 4 | q[l + 32] >> 4 << 2 | q[l + 64] >> 4 << 4 | q[l + 96] >> 4 << 6
  *
- * ggml, quantize_row_q6_K_ref without an importance matrix.  Each sum runs in index order.
+ * ggml, quantize_row_q6_K_ref and _impl.  How a sub-block gets its scale: symmetric.h.
  */
 #include "../format.h"
 #include "q6_k.h"
-
-/* What the least-squares fit of one sub-block has found. */
-struct fit {
-    float top, bottom; /* sum of w x l and of w l l, with w = x^2 */
-};
-
-QM_FN struct fit fit_of(const float *x, float inverse)
-{
-    struct fit f = {0, 0};
-    for (int i = 0; i < QM_Q6_K_SUB; i++) {
-        float l = (float)qm_clamp(qm_nearest_int(inverse * x[i]), -32, 31), w = x[i] * x[i];
-        f.top += w * x[i] * l;
-        f.bottom += w * l * l;
-    }
-    return f;
-}
-
-/* The scale that fits a sub-block best, and its codes, 0 … 63.  Nineteen roundings are tried, from
- * the obvious one outwards in tenths of a step; each is judged by the error its best scale leaves. */
-QM_FN float fit_scale(const float *x, uint8_t *code)
-{
-    float most = 0, max = 0;
-    for (int i = 0; i < QM_Q6_K_SUB; i++)
-        if (qm_abs(x[i]) > most) {
-            most = qm_abs(x[i]);
-            max = x[i];
-        }
-    if (most < QM_Q6_K_TINY) {
-        memset(code, 0, QM_Q6_K_SUB);
-        return 0;
-    }
-    float inverse = -32.0f / max;
-    struct fit f = fit_of(x, inverse);
-    float scale = f.bottom != 0 ? f.top / f.bottom : 0.0f, best = scale * f.top;
-    for (int k = -9; k <= 9; k++) {
-        if (k == 0)
-            continue;
-        float other = -(32.0f + 0.1f * (float)k) / max;
-        f = fit_of(x, other);
-        if (f.bottom > 0 && f.top * f.top > best * f.bottom) {
-            inverse = other;
-            scale = f.top / f.bottom;
-            best = scale * f.top;
-        }
-    }
-    for (int i = 0; i < QM_Q6_K_SUB; i++)
-        code[i] = (uint8_t)(qm_clamp(qm_nearest_int(inverse * x[i]), -32, 31) + 32);
-    return scale;
-}
+#include "symmetric.h"
 
 QM_FN void requantize(const float *x, float d, uint8_t *code)
 {
@@ -68,23 +20,45 @@ QM_FN void requantize(const float *x, float d, uint8_t *code)
         code[i] = (uint8_t)(qm_clamp(qm_nearest_int(x[i] / d), -32, 31) + 32);
 }
 
-QM_FN void encode(const float *x, uint32_t n, const qm_codec *c, uint8_t *const plane[])
+/* The second half of encoding: a scale for each sub-block is known, and the codes that came with it. */
+QM_FN void finish(const float *x, const float *scale, uint8_t *code, uint8_t *out)
 {
-    (void)n, (void)c;
     struct qm_q6_k b;
-    uint8_t code[QM_Q6_K_BLOCK];
-    float scale[QM_Q6_K_SUBS], d[QM_Q6_K_SUBS];
-    for (int s = 0; s < QM_Q6_K_SUBS; s++)
-        scale[s] = fit_scale(x + QM_Q6_K_SUB * s, code + QM_Q6_K_SUB * s);
+    float d[QM_Q6_K_SUBS];
     if (!qm_q6_k_round_scales(scale, &b, d)) {
-        memset(plane[0], 0, sizeof b);
+        memset(out, 0, sizeof b);
         return;
     }
     for (int s = 0; s < QM_Q6_K_SUBS; s++)
         if (d[s] != 0)
             requantize(x + QM_Q6_K_SUB * s, d[s], code + QM_Q6_K_SUB * s);
     qm_q6_k_pack(code, &b);
-    memcpy(plane[0], &b, sizeof b);
+    memcpy(out, &b, sizeof b);
+}
+
+QM_FN void encode(const float *x, uint32_t n, const qm_codec *c, uint8_t *const plane[])
+{
+    (void)n, (void)c;
+    uint8_t code[QM_Q6_K_BLOCK];
+    float scale[QM_Q6_K_SUBS], w[QM_Q6_K_SUB];
+    for (int s = 0; s < QM_Q6_K_SUBS; s++) {
+        const float *sub = x + QM_Q6_K_SUB * s;
+        for (int i = 0; i < QM_Q6_K_SUB; i++)
+            w[i] = sub[i] * sub[i];
+        scale[s] = qm_symmetric_fit(sub, w, QM_Q6_K_SUB, 32, code + QM_Q6_K_SUB * s);
+    }
+    finish(x, scale, code, plane[0]);
+}
+
+QM_FN void encode_important(const float *x, uint32_t n, const float *importance, float power,
+                            uint8_t *const plane[])
+{
+    (void)n, (void)power;
+    uint8_t code[QM_Q6_K_BLOCK];
+    float scale[QM_Q6_K_SUBS];
+    for (int i = 0; i < QM_Q6_K_BLOCK; i += QM_Q6_K_SUB)
+        scale[i / QM_Q6_K_SUB] = qm_symmetric_fit(x + i, importance + i, QM_Q6_K_SUB, 32, code + i);
+    finish(x, scale, code, plane[0]);
 }
 
 QM_FN void decode(const uint8_t *const plane[], uint32_t n, const qm_codec *c, float *y)
@@ -110,4 +84,5 @@ const qm_format qm_format_q6_k = {
     .bound = 0.035, /* a whole step at the end that has 31 of them, 1/32, and the rounded scales */
     .encode = encode,
     .decode = decode,
+    .encode_important = encode_important,
 };

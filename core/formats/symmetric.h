@@ -1,8 +1,9 @@
 /* symmetric.h: the search behind q6_k (and, where columns differ in importance, q3_k, q4_0 and q5_0): a scale
  * for a few weights, so that scale * l comes near them, l from -N to N - 1.
  *
- * Nineteen roundings are tried, from the obvious one outwards in tenths of a step; each is judged by the error
- * that its best scale leaves (least squares, one unknown).  ggml, make_qx_quants; sums run in index order.
+ * Nineteen roundings are tried, from the obvious one outwards in tenths of a step; each is judged by the
+ * error that its best scale leaves (least squares, one unknown).  ggml, make_qx_quants; sums run in index
+ * order.
  */
 #ifndef QM_SYMMETRIC_H
 #define QM_SYMMETRIC_H
@@ -15,17 +16,6 @@
 typedef struct qm_symmetric_sums {
     float top, bottom; /* of w x l and of w l l */
 } qm_symmetric_sums;
-
-QM_FN float qm_signed_max(const float *x, int n)
-{
-    float most = 0, max = 0;
-    for (int i = 0; i < n; i++)
-        if (qm_abs(x[i]) > most) {
-            most = qm_abs(x[i]);
-            max = x[i];
-        }
-    return max;
-}
 
 QM_FN qm_symmetric_sums qm_symmetric_try(const float *x, const float *w, int n, int reach, float inverse)
 {

@@ -44,6 +44,12 @@ local function rope_of(raw)
     return theta, scaling
 end
 
+--- Where layers with a sliding window turn at another pace than the rest (Gemma 3).
+local function local_theta_of(raw)
+    local sliding = type(raw.rope_parameters) == "table" and raw.rope_parameters.sliding_attention
+    return type(sliding) == "table" and sliding.rope_theta or raw.rope_local_base_freq
+end
+
 local function dtype_of(raw)
     local dtype = raw.dtype or raw.torch_dtype
     return type(dtype) == "string" and dtype:gsub("^torch%.", "") or nil
@@ -61,10 +67,17 @@ local function fields_of(raw, a)
         end
     end
     without_nulls(merged) -- only now: an explicit null overrides a default
+    local parameters = merged.rope_parameters
+    merged.partial_rotary_factor = type(parameters) == "table" and parameters.partial_rotary_factor
+        or merged.partial_rotary_factor
+    merged.rope_local_base_freq = local_theta_of(merged)
     merged.rope_theta, merged.rope_scaling = rope_of(merged)
     merged.dtype = dtype_of(merged)
     merged.torch_dtype, merged.rope_parameters = nil, nil
     merged.num_key_value_heads = merged.num_key_value_heads or merged.num_attention_heads
+    if a and a.complete then
+        a.complete(merged)
+    end
     return merged
 end
 

@@ -143,19 +143,33 @@ local function field_of(fields, path)
     return value
 end
 
-local function add_architecture(rows, config, extra)
-    local a = config.arch
-    local scaling = config.fields.rope_scaling
-    if scaling and not a.rope_scaling[scaling.rope_type] then
+--- How a model's rope scaling is said in GGUF: {type, how = "keys" or "tensor"}; nil when it has none.
+local function scaling_of(config)
+    local a, scaling = config.arch, config.fields.rope_scaling
+    local how = scaling and a.rope_scaling[scaling.rope_type]
+    if scaling and not how then
         core.fail("unsupported", "%s: rope scaling '%s' cannot be expressed in a GGUF file of %s",
             config.dir or "config.json", tostring(scaling.rope_type), a.name)
     end
+    return scaling and { type = scaling.rope_type, how = how }
+end
+
+--- Whether a row of an architecture's metadata goes with this model and this profile.
+local function applies(r, scaling, profile)
+    local fits = not r.only or scaling and r.only == scaling.type
+    local is_key = not r[3]:find "^rope_scaling%." or scaling and scaling.how == "keys"
+    return fits and is_key and (not r.profile or profile[r.profile])
+end
+
+--- The architecture's rows; with `first`, those that come before general.type.
+local function add_architecture(rows, config, extra, profile, first)
+    local a, scaling = config.arch, scaling_of(config)
     for _, r in ipairs(a.metadata) do
         local value = extra[r[3]]
         if value == nil then
             value = field_of(config.fields, r[3])
         end
-        if value ~= nil then
+        if value ~= nil and (r.first or false) == first and applies(r, scaling, profile) then
             rows[#rows + 1] = row(r[1]:find "^general%." and r[1] or a.name .. "." .. r[1], r[2], value)
         end
     end
@@ -192,14 +206,19 @@ function gguf.metadata(config, tok, options)
     }
     general.size_label = general.size_label or size_label
 
-    local rows = { row("general.architecture", "string", a.name), row("general.type", "string", "model") }
-    if profiles.named(options.profile).sampling then
+    local profile = profiles.named(options.profile)
+    local extra = { file_type = options.file_type, pooling_type = pooling_type(config.dir) }
+    local rows = { row("general.architecture", "string", a.name) }
+    add_architecture(rows, config, extra, profile, true)
+    rows[#rows + 1] = row("general.type", "string", "model")
+    if profile.sampling then
         add_sampling(rows, config.dir)
     end
     add_general(rows, general)
-    add_architecture(rows, config, { file_type = options.file_type, pooling_type = pooling_type(config.dir) })
+    add_architecture(rows, config, extra, profile, false)
     rows[#rows + 1] = row("general.quantization_version", "u32", QUANTIZATION_VERSION)
     append(rows, tokenizer.metadata(tok))
+    append(notes, tok.notes or {})
     return rows, notes
 end
 

@@ -9,6 +9,8 @@
 --   add_first     add_bos_token in tokenizer_config.json yields to what tokenizer.json does, ByteLevel
 --                 processors included (else it wins)
 --   sampling      the sampler settings of generation_config.json become metadata
+--   local_rope    Gemma 3's second rope frequency is metadata, too (else the program knows it)
+--   shared_router the gate of the shared expert stays F32, as routers do
 --
 -- Sources: llama.cpp 10e9780 (18 November 2025), from which the golden files are; llama.cpp 0c1e57098,
 -- which llama-cpp-python 0.3.36 carries.
@@ -36,6 +38,8 @@ local november = {
     needs_imatrix = set "IQ1_S IQ1_M IQ2_XXS IQ2_XS IQ2_S",
     add_first = false,
     sampling = false,
+    local_rope = false,
+    shared_router = false,
 }
 
 local later = {
@@ -46,6 +50,8 @@ local later = {
     needs_imatrix = set "IQ1_S IQ1_M IQ2_XXS IQ2_XS IQ2_S IQ3_XXS",
     add_first = true,
     sampling = true,
+    local_rope = true,
+    shared_router = true,
 }
 
 local profiles = { list = { november, later } }

@@ -336,17 +336,20 @@ local OUTTYPES = set "F32 F16 BF16 Q8_0"
 --- F32, the rest in the type asked for.
 ---@param tensors table[] {name = GGUF name, shape = torch order}
 ---@param outtype string f32, f16, bf16 or q8_0
+---@param profile? string
 ---@return {type_name: string, reason: string?}[] plan
 ---@return integer file_type
-function types.convert(tensors, outtype)
+function types.convert(tensors, outtype, profile)
     local wanted, id = types.ftype(outtype)
     if not OUTTYPES[wanted] then
         core.fail("usage", "%s is no type to convert to; there are f32 f16 bf16 q8_0", outtype)
     end
     local list, block = {}, types.type(wanted).block
+    local router = profiles.named(profile).shared_router and "ffn_gate_inp[_shexp]*%.weight$"
+        or "ffn_gate_inp%.weight$"
     for i, t in ipairs(tensors) do
         local name, columns = t.name, row_length(t)
-        local small = name:find "_norm%.weight$" or name:find "ffn_gate_inp%.weight$"
+        local small = name:find "_norm%.weight$" or name:find(router)
             or not name:find "%.weight$"
         if #t.shape <= 1 then
             list[i] = { type_name = "F32", reason = "kept: 1-D" }

@@ -184,11 +184,11 @@ function Imatrix:entry(name, shape)
         e.count, want)
 end
 
---- The weights of an entry: one for each column, of matrix `index` (from 0) or of all of them in order.
+--- The importances of an entry: one for each column, of matrix `index` (from 0) or of all of them in order.
 ---@param entry table
 ---@param index integer?
 ---@return userdata f32 tensor
-function Imatrix:weights(entry, index)
+function Imatrix:values(entry, index)
     local each = entry.count / entry.matrices
     local first, n = 0, entry.count
     if index and entry.matrices > 1 then

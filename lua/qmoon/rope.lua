@@ -39,15 +39,15 @@ function rope.llama3(fields)
     local context = s.original_max_position_embeddings or fields.original_max_position_embeddings or 8192
     local factors = {}
     for i = 0, fields.rope_dim - 1, 2 do
-        local frequency = f32(1 / f32(fields.rope_theta ^ f32(i / fields.rope_dim)))
+        local frequency = f32(1 / f32(f32(fields.rope_theta) ^ f32(i / fields.rope_dim)))
         local wave = f32(f32(1 / frequency) * f32(2 * math.pi))
-        if wave < context / high then
+        if wave < f32(context / high) then
             factors[#factors + 1] = 1
-        elseif wave > context / low then
+        elseif wave > f32(context / low) then
             factors[#factors + 1] = factor
         else
-            local turns = f32(f32(1 / wave) * context)
-            local smooth = f32(f32(turns - low) / f32(high - low))
+            local turns = f32(f32(1 / wave) * f32(context))
+            local smooth = f32(f32(turns - f32(low)) / f32(high - low))
             factors[#factors + 1] = f32(1 / f32(f32(f32(1 - smooth) / f32(factor)) + smooth))
         end
     end

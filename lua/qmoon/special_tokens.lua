@@ -26,6 +26,37 @@ function special_tokens.content(entry)
     return type(entry) == "string" and entry or nil
 end
 
+--- The texts that tokenizer_config.json calls special, in order.
+---@param config table? decoded tokenizer_config.json
+---@return string[]
+function special_tokens.texts(config)
+    local texts = {}
+    for _, kind in ipairs(special_tokens.kinds) do
+        texts[#texts + 1] = special_tokens.content(get(config, kind .. "_token"))
+    end
+    for _, key in ipairs { "additional_special_tokens", "extra_special_tokens" } do
+        local names = {} -- a list, or since transformers 5 also an object: name -> token
+        for name in pairs(get(config, key) or {}) do
+            names[#names + 1] = name
+        end
+        table.sort(names)
+        for _, name in ipairs(names) do
+            texts[#texts + 1] = special_tokens.content(config[key][name])
+        end
+    end
+    return texts
+end
+
+local LOOKS_SPECIAL = { ["<pad>"] = true, ["<mask>"] = true, ["<2mass>"] = true, ["[@BOS@]"] = true }
+
+--- Control tokens that their makers forgot to mark as special.
+---@param text string
+---@return boolean
+function special_tokens.looks_special(text)
+    return LOOKS_SPECIAL[text] or text:find "^<|.*|>$" ~= nil or text:find "^<｜.*｜>$" ~= nil
+        or text:find "^<unused.*>$" ~= nil
+end
+
 --- Values by name, in the order they were first set.
 local function ordered()
     return { names = {}, of = {} }
@@ -133,11 +164,13 @@ end
 ---@param config table? decoded tokenizer_config.json
 ---@param model_config table? decoded config.json
 ---@param profile table
+---@param limit integer? ids from here on are none: there is no such token
 ---@return {names: string[], of: table<string, integer>} ids
 ---@return {names: string[], of: table<string, boolean>} add whether bos, eos, sep are put around a text
-function special_tokens.read(json, config, model_config, profile)
+function special_tokens.read(json, config, model_config, profile, limit)
     local s = { profile = profile, has_config = config ~= nil, add = ordered(), ids = ordered(), text = {},
                 kinds = {} }
+    limit = limit or math.huge
     for i, kind in ipairs(special_tokens.kinds) do
         s.kinds[i] = kind
         s.text[kind] = special_tokens.content(get(config, kind .. "_token"))
@@ -153,14 +186,14 @@ function special_tokens.read(json, config, model_config, profile)
             put(s.add, kind, wanted)
         end
         local id = s.text[kind] and id_of(json, s.text[kind])
-        if id then
+        if id and id < limit then
             put(s.ids, kind, id)
         end
     end
     for _, kind in ipairs(s.kinds) do
         local key = kind .. "_token_id"
         local id = get(model_config, key) or get(get(model_config, "text_config"), key)
-        if type(id) == "number" and s.ids.of[kind] == nil then
+        if type(id) == "number" and s.ids.of[kind] == nil and id < limit then
             put(s.ids, kind, id)
         end
     end

@@ -30,38 +30,54 @@ local function round_of(plan, out, item)
     return (r == "f16" or r == "bf16") and r or "none"
 end
 
---- Sinks of one item, grouped by what its values are rounded to; usually one group.
+--- Sinks of one item, grouped by what its values are rounded to and which rows they are; usually one group.
 local function sink_groups(plan, item)
     local groups, order = {}, {}
     for _, out in ipairs(plan.outputs) do
-        local sink = out.sinks[item]
-        if sink then
-            local r = round_of(plan, out, item)
-            if not groups[r] then
-                groups[r] = { round = r, sinks = {} }
-                order[#order + 1] = groups[r]
+        local sinks = out.sinks[item] or {}
+        for _, sink in ipairs(sinks.format and { sinks } or sinks) do
+            local r, slice = sink.round or round_of(plan, out, item), sink.slice
+            local key = slice and ("%s %.0f %.0f %.0f"):format(r, slice.from, slice.rows, slice.cols) or r
+            if not groups[key] then
+                groups[key] = { round = r, slice = slice, sinks = {} }
+                order[#order + 1] = groups[key]
             end
-            table.insert(groups[r].sinks, { out = out, spec = sink })
+            table.insert(groups[key].sinks, { out = out, spec = sink })
         end
     end
     return order
 end
 
-local function source_of(item)
+--- The rows of a source that a slice names: {from, rows, cols, interleaved_heads}. A vector may be taken as rows
+--- of one value.
+local function sliced(source, size, slice)
+    if slice then
+        local row = size / (source.rows * source.cols / slice.cols)
+        source.at[1] = source.at[1] + slice.from * row
+        source.rows, source.cols, source.interleaved_heads = slice.rows, slice.cols, slice.interleaved_heads
+    end
+    return source
+end
+
+local function source_of(item, slice)
     local s = item.source
     local _, rows, cols = Model.extent(s.shape)
-    return { file = s.file, name = s.name, format = s.format, rows = rows, cols = cols, at = { s.at } }
+    local source = { file = s.file, name = s.name, format = s.format, rows = rows, cols = cols, at = { s.at } }
+    return sliced(source, s.size, slice)
 end
 
 --- The job of core.stream for one group of sinks; `steps` may be nil when only its memory is asked for.
 local function job_of(plan, item, group, steps, source)
-    local job = { source = source or source_of(item), round = group.round, steps = steps, sinks = {},
+    local job = { source = source or source_of(item, group.slice), round = group.round, steps = steps, sinks = {},
                   keep_nonfinite = plan.options.keep_nonfinite or false, errors = plan.options.errors ~= false }
+    -- what torch adds to f16 is f16
+    local half = group.round == "f16" or group.round == "none" and job.source.format == "f16"
     for i, s in ipairs(group.sinks) do
         local spec = s.spec
         job.sinks[i] = { format = spec.format, block = spec.block, double_quant = spec.double_quant,
                          exact_zero = spec.exact_zero, at = spec.at, nested_at = spec.nested_at, offset = spec.offset,
-                         add = spec.add, interleave_heads = spec.interleave_heads,
+                         add = spec.add, round_added = half and "f16" or nil,
+                         interleave_heads = spec.interleave_heads,
                          file = s.out.open and s.out.open[spec.file] }
     end
     return job
@@ -69,11 +85,11 @@ end
 
 local PROGRAM = 10 * 2 ^ 20 -- code, libraries, stacks: measured
 
---- What an item's weights take while they are read: the bytes, the quotients, and both once more on their way to C.
-local function weights_memory(group)
+--- What an item's importances take while they are read: the bytes, the quotients, and both once more on their way to C.
+local function importance_memory(group)
     local sum = 0
     for _, s in ipairs(group.sinks) do
-        sum = sum + 16 * (s.spec.weights and s.spec.weights.count or 0)
+        sum = sum + 16 * (s.spec.importance and s.spec.importance.count or 0)
     end
     return sum
 end
@@ -85,7 +101,7 @@ local function peak_memory(plan)
     for _, item in ipairs(plan.model.items) do
         for _, group in ipairs(sink_groups(plan, item)) do
             local stream = core.stream_memory(job_of(plan, item, group), plan.threads)
-            most = math.max(most, stream + weights_memory(group))
+            most = math.max(most, stream + importance_memory(group))
         end
     end
     collectgarbage()
@@ -201,15 +217,15 @@ end
 
 --- Steps of core.stream for an item's actions, with the adapter's tensors loaded; and the source, which a
 --- "replace" action changes.
-local function steps_of(plan, item, round, pool)
-    local source, steps = source_of(item), {}
+local function steps_of(plan, item, group, pool)
+    local round, source, steps = group.round, source_of(item, group.slice), {}
     for i, a in ipairs(item.actions) do
         local step
         if a.kind == "replace" then
             local t = a.tensor
             local _, rows, cols = Model.extent(t.shape)
             source = { file = t.file, name = t.name, format = t.dtype, rows = rows, cols = cols, at = { t.at } }
-            steps = {}
+            source, steps = sliced(source, t.size, group.slice), {}
         elseif a.kind == "low_rank" then
             step = { kind = "low_rank", left = load_ref(a.left), right = load_ref(a.right), rank = a.rank,
                      scale = a.scale, round_delta = a.round_delta and a.round_delta[round] and round or nil }
@@ -329,10 +345,17 @@ local function copy_bytes(item, to, at)
     end
 end
 
-local function note_result(out, item, result)
-    local e = result.error
+--- Errors of what a sink wrote, added to those of the other parts of its tensor.
+local function note_result(out, tensor, result)
     out.errors = out.errors or {}
-    out.errors[item] = e
+    local sum = out.errors[tensor]
+    if not sum then
+        out.errors[tensor] = result.error
+    else
+        for key, value in pairs(result.error) do
+            sum[key] = key:find "^max" and math.max(sum[key], value) or sum[key] + value
+        end
+    end
     out.zero_groups = (out.zero_groups or 0) + result.zero_groups
 end
 
@@ -347,13 +370,13 @@ local function close_steps(steps)
     end
 end
 
---- Puts the weights of a group's sinks into their job; returns what is to be closed after it.
-local function load_weights(group, job)
+--- Puts the importances for a group's sinks into their job; returns what is to be closed after it.
+local function load_importance(group, job)
     local loaded = {}
     for i, s in ipairs(group.sinks) do
-        if s.spec.weights then
-            job.sinks[i].weights = s.spec.weights.load()
-            loaded[#loaded + 1] = job.sinks[i].weights
+        if s.spec.importance then
+            job.sinks[i].importance = s.spec.importance.load()
+            loaded[#loaded + 1] = job.sinks[i].importance
         end
     end
     return loaded
@@ -367,17 +390,17 @@ local function run_item(plan, item, pool, progress)
         end
     end
     for i, group in ipairs(sink_groups(plan, item)) do
-        local steps, source = steps_of(plan, item, group.round, pool)
+        local steps, source = steps_of(plan, item, group, pool)
         local job = job_of(plan, item, group, steps, source)
         job.progress = i == 1 and progress or nil
-        local weights = load_weights(group, job)
+        local importances = load_importance(group, job)
         local result = core.stream(pool, job)
         close_steps(steps)
-        for _, w in ipairs(weights) do
-            w:close()
+        for _, t in ipairs(importances) do
+            t:close()
         end
         for k, s in ipairs(group.sinks) do
-            note_result(s.out, item, result.sinks[k])
+            note_result(s.out, s.spec.tensor or item, result.sinks[k])
             if s.spec.late then
                 for _, w in ipairs(s.spec.late(result.sinks[k])) do
                     s.out.open[s.spec.file]:write(w[1], w[2])

@@ -8,8 +8,8 @@
  *   FAULT_FIRED=path           made when it happens; still missing after a run that made fewer calls
  *
  * "malloc" stands for everything that allocates; what cJSON asks for, thousands of times, is counted apart as
- * "cjson".  "mmap64" is LuaJIT's own allocator (it asks for memory by that name; the core maps files with mmap).
- * fsync succeeds at once: nothing here needs a disk.
+ * "cjson".  "mmap64" is LuaJIT's own allocator (it asks for memory by that name; the core maps files with
+ * mmap). fsync succeeds at once: nothing here needs a disk.
  */
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -17,6 +17,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <link.h>
+#include <locale.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -35,8 +36,10 @@
 static const struct {
     const char *name;
     int number;
-} errors[] = {{"ENOSPC", ENOSPC}, {"EIO", EIO},       {"EINTR", EINTR},   {"ENOMEM", ENOMEM}, {"EACCES", EACCES},
-              {"EAGAIN", EAGAIN}, {"EMFILE", EMFILE}, {"EDQUOT", EDQUOT}, {"EROFS", EROFS}};
+} errors[] = {{"ENOSPC", ENOSPC},        {"EIO", EIO},       {"EINTR", EINTR},
+              {"ENOMEM", ENOMEM},        {"EACCES", EACCES}, {"EAGAIN", EAGAIN},
+              {"EMFILE", EMFILE},        {"EDQUOT", EDQUOT}, {"EROFS", EROFS},
+              {"EOPNOTSUPP", EOPNOTSUPP}};
 
 /* What FAULT asks for; set before main and never changed. */
 static char wanted[32];
@@ -45,18 +48,33 @@ static bool onwards, kills, shortens;
 static int number;
 
 static atomic_long calls;
-static uintptr_t cjson, cjson_end; /* where its code lies */
+static pthread_t main_thread;
 
-static int find_cjson(struct dl_phdr_info *library, size_t size, void *arg)
+/* Where the code of a library lies. */
+typedef struct range {
+    const char *library;
+    uintptr_t from, to;
+} range;
+
+static range cjson = {.library = "libcjson"}, libgcc = {.library = "libgcc_s"};
+
+static int find_code(struct dl_phdr_info *library, size_t size, void *arg)
 {
-    (void)size, (void)arg;
-    if (!strstr(library->dlpi_name, "libcjson"))
+    range *r = arg;
+    (void)size;
+    if (!strstr(library->dlpi_name, r->library))
         return 0;
-    cjson = library->dlpi_addr;
-    for (int i = 0; i < library->dlpi_phnum; i++)
-        if (cjson_end < cjson + library->dlpi_phdr[i].p_vaddr + library->dlpi_phdr[i].p_memsz)
-            cjson_end = cjson + library->dlpi_phdr[i].p_vaddr + library->dlpi_phdr[i].p_memsz;
+    r->from = library->dlpi_addr;
+    for (int i = 0; i < library->dlpi_phnum; i++) {
+        uintptr_t end = r->from + library->dlpi_phdr[i].p_vaddr + library->dlpi_phdr[i].p_memsz;
+        r->to = end > r->to ? end : r->to;
+    }
     return 1;
+}
+
+static bool lies_in(const void *code, const range *r)
+{
+    return (uintptr_t)code >= r->from && (uintptr_t)code < r->to;
 }
 
 __attribute__((constructor)) static void read_environment(void)
@@ -72,7 +90,9 @@ __attribute__((constructor)) static void read_environment(void)
     for (size_t i = 0; i < sizeof errors / sizeof errors[0]; i++)
         if (strcmp(how, errors[i].name) == 0)
             number = errors[i].number;
-    dl_iterate_phdr(find_cjson, NULL);
+    main_thread = pthread_self();
+    dl_iterate_phdr(find_code, &cjson);
+    dl_iterate_phdr(find_code, &libgcc);
 }
 
 /* Whether this call of `name` is the one.  Uses system calls only: the caller may be malloc. */
@@ -96,12 +116,12 @@ static bool fires(const char *name)
 #define REAL(name) ((__typeof__(&(name)))dlsym(RTLD_NEXT, #name))
 
 /* result FUNCTION(parameters) that fails with `failure`. */
-#define STAND_BEFORE(result, failure, name, parameters, ...)                                                 \
-    result name parameters                                                                                   \
-    {                                                                                                        \
-        if (fires(#name))                                                                                    \
-            return failure;                                                                                  \
-        return REAL(name)(__VA_ARGS__);                                                                      \
+#define STAND_BEFORE(result, failure, name, parameters, ...) \
+    result name parameters                                   \
+    {                                                        \
+        if (fires(#name))                                    \
+            return failure;                                  \
+        return REAL(name)(__VA_ARGS__);                      \
     }
 
 STAND_BEFORE(int, -1, fallocate, (int fd, int mode, off_t at, off_t n), fd, mode, at, n)
@@ -123,13 +143,13 @@ STAND_BEFORE(int, -1, fstatvfs, (int fd, struct statvfs *fs), fd, fs)
 STAND_BEFORE(DIR *, NULL, opendir, (const char *path), path)
 STAND_BEFORE(FILE *, NULL, fopen, (const char *path, const char *mode), path, mode)
 STAND_BEFORE(char *, NULL, realpath, (const char *path, char *to), path, to)
-STAND_BEFORE(void *, MAP_FAILED, mmap, (void *at, size_t n, int prot, int flags, int fd, off_t from), at, n, prot,
-             flags, fd, from)
-STAND_BEFORE(void *, MAP_FAILED, mmap64, (void *at, size_t n, int prot, int flags, int fd, off_t from), at, n, prot,
-             flags, fd, from)
+STAND_BEFORE(void *, MAP_FAILED, mmap, (void *at, size_t n, int prot, int flags, int fd, off_t from), at, n,
+             prot, flags, fd, from)
+STAND_BEFORE(void *, MAP_FAILED, mmap64, (void *at, size_t n, int prot, int flags, int fd, off_t from), at, n,
+             prot, flags, fd, from)
 STAND_BEFORE(int, EAGAIN, pthread_create,
-             (pthread_t * thread, const pthread_attr_t *attr, void *(*body)(void *), void *arg), thread, attr, body,
-             arg)
+             (pthread_t * thread, const pthread_attr_t *attr, void *(*body)(void *), void *arg), thread, attr,
+             body, arg)
 STAND_BEFORE(int, -1, scandir,
              (const char *path, struct dirent ***list, int (*filter)(const struct dirent *),
               int (*compare)(const struct dirent **, const struct dirent **)),
@@ -164,13 +184,35 @@ int open(const char *path, int flags, ...)
     return fires("open") ? -1 : REAL(open)(path, flags, mode);
 }
 
+/* Who cannot do without: libgcc does not look whether it got anything when LuaJIT's machine code is
+ * registered with it; setlocale loses a few bytes; and on the core's threads, which take no memory,
+ * sanitizers do. */
+static bool in_setlocale;
+
+char *setlocale(int category, const char *locale)
+{
+    in_setlocale = true;
+    char *done = REAL(setlocale)(category, locale);
+    in_setlocale = false;
+    return done;
+}
+
+static bool no_memory_for(const void *caller)
+{
+    if (in_setlocale || lies_in(caller, &libgcc) || !pthread_equal(pthread_self(), main_thread))
+        return false;
+    return fires(lies_in(caller, &cjson) ? "cjson" : "malloc");
+}
+
 /* dlsym does not allocate when it finds what it looks for, so these do not go round in circles. */
-#define ALLOCATE(call)                                                                                       \
-    uintptr_t from = (uintptr_t)__builtin_return_address(0);                                                 \
-    return fires(from >= cjson && from < cjson_end ? "cjson" : "malloc") ? NULL : (call)
+void *malloc(size_t size) { return no_memory_for(__builtin_return_address(0)) ? NULL : REAL(malloc)(size); }
 
-void *malloc(size_t size) { ALLOCATE(REAL(malloc)(size)); }
+void *calloc(size_t count, size_t size)
+{
+    return no_memory_for(__builtin_return_address(0)) ? NULL : REAL(calloc)(count, size);
+}
 
-void *calloc(size_t count, size_t size) { ALLOCATE(REAL(calloc)(count, size)); }
-
-void *realloc(void *p, size_t size) { ALLOCATE(REAL(realloc)(p, size)); }
+void *realloc(void *p, size_t size)
+{
+    return no_memory_for(__builtin_return_address(0)) ? NULL : REAL(realloc)(p, size);
+}

@@ -22,19 +22,7 @@ local function run(dir, options)
     return qm.write(merged(), all(dir), options)
 end
 
--- Every file under a folder: relative name -> bytes.
-local function tree(dir, into, prefix)
-    into, prefix = into or {}, prefix or ""
-    for _, name in ipairs(core.list(dir)) do
-        local path = dir .. "/" .. name
-        if core.stat(path).type == "dir" then
-            tree(path, into, prefix .. name .. "/")
-        else
-            into[prefix .. name] = support.read(path)
-        end
-    end
-    return into
-end
+local tree = support.tree
 
 local function same_tree(a, b)
     local n = 0

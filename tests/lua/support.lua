@@ -40,6 +40,24 @@ function support.copy(dir)
     return to
 end
 
+--- Every file under a folder: relative name -> bytes; and "name/" for a folder that is empty.
+function support.tree(dir, into, prefix)
+    into, prefix = into or {}, prefix or ""
+    local names = core.list(dir)
+    for _, name in ipairs(names) do
+        local path = dir .. "/" .. name
+        if core.stat(path).type == "dir" then
+            support.tree(path, into, prefix .. name .. "/")
+        else
+            into[prefix .. name] = support.read(path)
+        end
+    end
+    if #names == 0 and prefix ~= "" then
+        into[prefix] = ""
+    end
+    return into
+end
+
 --- The error object that fn raises; fails when it raises none, or another kind, or does not say `text`.
 function support.raises(kind, text, fn, ...)
     local ok, e = pcall(fn, ...)

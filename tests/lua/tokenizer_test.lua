@@ -228,7 +228,7 @@ return {
 
     ["tokenizers that are none, or not of this kind, are refused"] = function()
         refused({}, {}, "fail", "no tokenizer.json")
-        refused({ ["tokenizer.model"] = "x" }, {}, "unsupported", "SentencePiece")
+        refused({ ["tokenizer.model"] = "x" }, {}, "unsupported", "of tokenizer.model no tokenizer")
         refused({ ["tokenizer.json"] = small { model = { type = "Unigram", vocab = {} } } }, {},
             "unsupported", "BPE")
         refused({ ["tokenizer.json"] = small() }, { vocab_size = 6 }, "corrupt", "vocab_size")

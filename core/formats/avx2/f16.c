@@ -14,4 +14,4 @@ static void decode(const uint8_t *const plane[], size_t n, const qm_codec *c, fl
     qm_vec_avx2.f16_to_f32(plane[0], y, n);
 }
 
-const qm_fast qm_avx2_f16 = {encode, decode};
+const qm_fast qm_avx2_f16 = {.encode = encode, .decode = decode};

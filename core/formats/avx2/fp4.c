@@ -52,4 +52,4 @@ static void decode(const uint8_t *const plane[], size_t n, const qm_codec *c, fl
     qm_nibbles_decode(&qm_format_fp4, qm_fp4_value, plane, n, c, y);
 }
 
-const qm_fast qm_avx2_fp4 = {encode, decode};
+const qm_fast qm_avx2_fp4 = {.encode = encode, .decode = decode};

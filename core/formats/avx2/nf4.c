@@ -47,4 +47,4 @@ static void decode(const uint8_t *const plane[], size_t n, const qm_codec *c, fl
     qm_nibbles_decode(&qm_format_nf4, qm_nf4_value, plane, n, c, y);
 }
 
-const qm_fast qm_avx2_nf4 = {encode, decode};
+const qm_fast qm_avx2_nf4 = {.encode = encode, .decode = decode};

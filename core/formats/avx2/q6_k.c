@@ -110,4 +110,4 @@ static void decode(const uint8_t *const plane[], size_t n, const qm_codec *c, fl
     }
 }
 
-const qm_fast qm_avx2_q6_k = {encode, decode};
+const qm_fast qm_avx2_q6_k = {.encode = encode, .decode = decode};

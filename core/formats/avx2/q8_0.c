@@ -53,4 +53,4 @@ static void decode(const uint8_t *const plane[], size_t n, const qm_codec *c, fl
     }
 }
 
-const qm_fast qm_avx2_q8_0 = {encode, decode};
+const qm_fast qm_avx2_q8_0 = {.encode = encode, .decode = decode};

@@ -74,4 +74,4 @@ static inline void lanes_turn(const float *x, lanes *column)
 
 #include "../q6_k_lanes.h"
 
-const qm_fast qm_avx512_q6_k = {encode, NULL};
+const qm_fast qm_avx512_q6_k = {.encode = encode};

@@ -221,6 +221,14 @@ local function specific(name, layer, expert)
     return (name:gsub("%f[%w]N%f[%W]", tostring(layer)):gsub("%f[%w]E%f[%W]", tostring(expert)))
 end
 
+--- A name of a table's row in one layer.
+---@param name string
+---@param layer integer?
+---@return string
+function arch.in_layer(name, layer)
+    return specific(name, layer)
+end
+
 local function stripped(a, hf)
     for _, part in ipairs(a.strip or {}) do
         hf = hf:gsub(part:gsub("%p", "%%%0"), "")
@@ -283,14 +291,14 @@ local function cut(row, layer, shape)
     local pieces, experts, rows = {}, shape[1], shape[2] / #row.parts
     for expert = 0, experts - 1 do
         for i, name in ipairs(row.parts) do
-            pieces[#pieces + 1] = { name = specific(name, layer), row = row, expert = expert,
+            pieces[#pieces + 1] = { name = specific(name, layer), row = row, layer = layer, expert = expert,
                                     from = (expert * #row.parts + i - 1) * rows, shape = { rows, shape[3] } }
         end
     end
     return pieces
 end
 
---- Where a checkpoint's tensor goes in GGUF: list of {name, row, shape, expert of a stack or nil, from = first
+--- Where a checkpoint's tensor goes in GGUF: list of {name, row, layer, shape, expert of a stack or nil, from = first
 --- of its rows in the checkpoint's tensor, or nil: all}. nil when the architecture has no such tensor.
 ---@param a table
 ---@param hf string
@@ -303,7 +311,7 @@ function arch.pieces(a, hf, shape)
     elseif row.parts then
         return #shape == 3 and shape[2] % #row.parts == 0 and cut(row, layer, shape) or nil
     end
-    return { { name = name, row = row, expert = row.stacked and expert or nil, shape = shape } }
+    return { { name = name, row = row, layer = layer, expert = row.stacked and expert or nil, shape = shape } }
 end
 
 --- Every tensor a model with these config fields must have, by its name in the checkpoint.

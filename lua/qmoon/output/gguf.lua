@@ -2,8 +2,8 @@
 -- llama-quantize goes on from there, in one step.  Of a GGUF file: as llama-quantize writes it.
 
 local core = require "qmoon.core"
-local arch = require "qmoon.arch"
 local gguf = require "qmoon.gguf"
+local gguf_tensors = require "qmoon.gguf_tensors"
 local types = require "qmoon.gguf_types"
 local Model = require "qmoon.model"
 
@@ -21,11 +21,6 @@ local UPPER = { f32 = "F32", f16 = "F16", bf16 = "BF16" }
 
 -- ---- from a checkpoint folder ----------------------------------------------------------------------
 
-local function unmapped(model, a, names)
-    core.fail("unsupported", "%s: GGUF's %s has no name for %d tensor%s, the first is '%s'", model.path, a.name, #names,
-        #names > 1 and "s" or "", names[1])
-end
-
 local CHOICES = { "pure", "allow_requantize", "output_tensor_type", "token_embedding_type", "leave_output_tensor", "tensor_types",
                   "profile" }
 
@@ -37,30 +32,6 @@ local function type_options(meta, what, spec, imatrix)
     end
     options.imatrix = imatrix ~= nil
     return options
-end
-
---- Every item with its GGUF name; all tensors of the architecture must be there, and none besides.
-local function mapped(model, a)
-    local list, unknown, seen = {}, {}, {}
-    for _, item in ipairs(model.items) do
-        local name = arch.to_gguf(a, item.name)
-        if name then
-            list[#list + 1] = { item = item, name = name, hf = item.name, shape = item.shape,
-                                file = not model.adapters and item.source.file:path() or nil }
-            seen[item.name] = true
-        else
-            unknown[#unknown + 1] = item.name
-        end
-    end
-    if #unknown > 0 then
-        unmapped(model, a, unknown)
-    end
-    for _, name in ipairs(arch.required(a, model.config.fields)) do
-        if not seen[name] then
-            core.fail("corrupt", "%s: tensor '%s' is missing; config.json says that a %s model has it", model.path, name, a.name)
-        end
-    end
-    return list
 end
 
 --- The float type of the GGUF file that stands, unwritten, between folder and quantised file.
@@ -81,17 +52,19 @@ local function from_folder(model, spec, imatrix)
     local config = model.config
     local a = config.arch
     if not a then
-        core.fail("unsupported", "%s: architecture '%s' is not one this program can write as GGUF; folders (int8, nf4, fp4, f16) can "
-            .. "still be written", model.path, tostring(config.fields.model_type))
+        gguf_tensors.unknown_architecture(model)
     end
-    local list = gguf.converter_order(mapped(model, a))
-    local wanted, id = types.ftype(spec.format)
-    local between = CONVERTED[wanted] and wanted or float_between(model, spec)
-    local plan, between_id = types.convert(list, between:lower())
     local tok = require("qmoon.tokenizer").read(config.dir, { pre = spec.pre, vocab_size = config.fields.vocab_size,
                                                               config = config, profile = spec.profile })
-    local meta, notes = gguf.metadata(config, tok, { tensors = list, file_type = between_id, name = spec.name,
-                                                     profile = spec.profile })
+    local list, notes = gguf_tensors.of(model, a, #tok.tokens)
+    local wanted, id = types.ftype(spec.format)
+    local between = CONVERTED[wanted] and wanted or float_between(model, spec)
+    local plan, between_id = types.convert(list, between:lower(), spec.profile)
+    local meta, more = gguf.metadata(config, tok, { tensors = list, file_type = between_id, name = spec.name,
+                                                    profile = spec.profile })
+    for _, note in ipairs(more) do
+        notes[#notes + 1] = note
+    end
     if CONVERTED[wanted] then
         return list, plan, meta, notes
     end
@@ -108,7 +81,7 @@ end
 local function from_gguf(model, spec, imatrix)
     local list = {}
     for i, item in ipairs(model.items) do
-        list[i] = { item = item, name = item.gguf_name, shape = item.shape, type_name = item.type_name }
+        list[i] = { name = item.gguf_name, shape = item.shape, type_name = item.type_name, parts = { { item = item } } }
     end
     list = types.sorted(list)
     local plan, id = types.plan(list, spec.format, type_options(model.gguf.meta, model.path, spec, imatrix))
@@ -118,15 +91,19 @@ end
 
 -- ---- importance ----------------------------------------------------------------------------------------
 
---- Gives every tensor that is quantised its weights, as qmoon.write loads them, and says which go without.
+--- Gives every tensor that is quantised its importances, as qmoon.write loads them, and says which go without.
 local function weigh(imatrix, list, plan, typed, out)
     local missing = {}
     for i, t in ipairs(list) do
-        local sink = out.sinks[t.item]
-        if sink and not CONVERTED[typed[i].type_name] then
+        local sinks = t.sinks or {}
+        if sinks[1] and not CONVERTED[typed[i].type_name] then
             local entry, why = imatrix:entry(t.name, t.shape)
             if entry then
-                sink.weights = { count = entry.count, load = function() return imatrix:weights(entry) end }
+                for expert, sink in ipairs(sinks) do
+                    local matrix = #sinks > 1 and expert - 1 or nil
+                    sink.importance = { count = entry.count / #sinks,
+                                        load = function() return imatrix:values(entry, matrix) end }
+                end
             elseif plan[i].needs_imatrix then
                 core.fail("unsupported", "%s: there is nothing about tensor '%s', and %s is garbage without it", imatrix.path, t.name,
                     typed[i].type_name)
@@ -151,13 +128,43 @@ local function why_kept(type_name, reason)
     end
 end
 
-local function place(out, t, typed, at)
-    local item = t.item
-    local same = item.type_name == typed.type_name and #item.actions == 0
-    if same then
-        out.copies[item] = { file = 1, at = at }
+--- The rows of an item that make a part of a tensor; nil when it is all of them, as they are.
+local function slice_of(t, part, heads)
+    local rows, cols = t.shape[#t.shape - 1] or 1, t.shape[#t.shape]
+    if part.from then
+        for _, action in ipairs(part.item.actions) do
+            if action.kind ~= "replace" then
+                core.fail("unsupported", "%s: tensor '%s' goes to GGUF in parts, which cannot be merged into; merge into a "
+                    .. "folder first and convert that", part.item.source.file:path(), part.item.name)
+            end
+        end
+        return { from = part.from, rows = rows, cols = cols }
+    end
+    return heads and #t.shape == 1 and { from = 0, rows = cols, cols = 1 } or nil
+end
+
+local function add_sink(out, item, sink)
+    local list = out.sinks[item] or {}
+    list[#list + 1] = sink
+    out.sinks[item] = list
+end
+
+--- Where the values of tensor t come from and go to.
+local function place(out, t, typed, at, fields)
+    local row, each = t.row or {}, typed.size / math.max(1, #t.parts)
+    local first = t.parts[1]
+    if t.values then
+        table.insert(out.files[1].writes, { at, core.pack_array("f", t.values) })
+    elseif first.item.type_name == typed.type_name and #first.item.actions == 0 then
+        out.copies[first.item] = { file = 1, at = at }
     else
-        out.sinks[item] = { file = 1, format = format_of[typed.type_name], at = { at } }
+        local heads = row.heads and fields[row.heads]
+        t.sinks = {} -- one for each part
+        for i, part in ipairs(t.parts) do
+            t.sinks[i] = { file = 1, format = format_of[typed.type_name], at = { at + (i - 1) * each }, tensor = t,
+                           add = row.add, interleave_heads = heads, slice = slice_of(t, part, heads) }
+            add_sink(out, part.item, t.sinks[i])
+        end
     end
 end
 
@@ -215,9 +222,9 @@ function output.plan(model, spec)
                   sinks = {}, copies = {}, side = {}, rows = {}, notices = notes or {}, format = spec.format,
                   round = spec.round or (model.adapters and "f16") or "none" }
     for i, t in ipairs(list) do
-        place(out, t, typed[i], offsets[i])
+        place(out, t, typed[i], offsets[i], model.config and model.config.fields)
         out.rows[i] = { name = t.name, type = typed[i].type_name, bytes = typed[i].size, count = (Model.extent(t.shape)),
-                        shape = t.shape, item = t.item, why = why_kept(typed[i].type_name, plan[i].reason) }
+                        shape = t.shape, item = t, why = why_kept(typed[i].type_name, plan[i].reason) }
     end
     check_fallbacks(out, list, plan, spec)
     if imatrix then

@@ -9,8 +9,11 @@
 ---@field title string      "nf4+dq (bnb)"
 ---@field files {name:string?, size:integer, writes:{[1]:integer,[2]:string}[]}[]
 ---@field sinks table<qmoon.Item, table>   where an item's values go: {file, format, block, at, double_quant,
----                                        nested_at, exact_zero, late, weights} ; late(result) gives more writes,
----                                        weights = {count, load() -> f32 tensor}: how much each column counts
+---                                        nested_at, exact_zero, add, interleave_heads, late, importance, slice,
+---                                        round, tensor}, or a list of such ; late(result) gives more writes,
+---                                        importance = {count, load() -> f32 tensor}: how much each column counts,
+---                                        slice = {from, rows, cols} takes some of the item's rows, round comes
+---                                        instead of the output's own, errors are counted under tensor, if given
 ---@field copies table<qmoon.Item, table>  items carried over byte for byte: {file, at}
 ---@field side {name:string, bytes:string?, from:string?}[]  small files beside (folders only)
 ---@field rows {name:string, type:string, bytes:integer, count:integer, why:string?}[]  one per tensor written

@@ -1,0 +1,48 @@
+/* device.h: memory other than this machine's, where a tensor's planes may lie, and what can be done there.
+ *
+ * The core knows no GPU.  A backend (cuda/) fills in this table, and core/tensor.c asks it wherever a tensor
+ * has its bytes there.  Results are the same bytes as here; sums for errors may differ in their last bits.
+ */
+#ifndef QM_DEVICE_H
+#define QM_DEVICE_H
+
+#include "qm.h"
+
+struct qm_errsum;
+struct qm_format;
+struct qm_quantize_options;
+struct qm_tensor;
+
+typedef struct qm_device qm_device;
+struct qm_device {
+    char name[16]; /* "cuda:0" */
+    int refs;
+    void (*close)(qm_device *d); /* the last reference is gone */
+
+    /* A buffer is never read or written through its address here, only by read and write. */
+    uint8_t *(*alloc)(qm_device *d, uint64_t size, qm_err *e);
+    void (*release)(qm_device *d, uint8_t *data);
+    bool (*write)(qm_device *d, uint8_t *to, const void *from, uint64_t size, qm_err *e);
+    bool (*read)(qm_device *d, void *to, const uint8_t *from, uint64_t size, qm_err *e);
+
+    /* As qm_tensor_quantize and qm_tensor_errors, for tensors of this device. */
+    struct qm_tensor *(*quantize)(qm_device *d, const struct qm_tensor *t, const struct qm_format *f,
+                                  const struct qm_quantize_options *o, qm_err *e);
+    bool (*errors)(qm_device *d, const struct qm_tensor *a, const struct qm_tensor *b, struct qm_errsum *sum,
+                   qm_err *e);
+};
+
+static inline qm_device *qm_device_ref(qm_device *d)
+{
+    if (d)
+        d->refs++;
+    return d;
+}
+
+static inline void qm_device_unref(qm_device *d) /* NULL is fine */
+{
+    if (d && --d->refs == 0)
+        d->close(d);
+}
+
+#endif

@@ -1,0 +1,30 @@
+/* f8_e5m2: 8-bit float, 5 bits of exponent and 2 of mantissa.  A plain cast that saturates; see f8.h. */
+#include "../format.h"
+#include "f8.h"
+
+QM_FN void encode(const float *x, uint32_t n, const qm_codec *c, uint8_t *const plane[])
+{
+    (void)c;
+    for (uint32_t i = 0; i < n; i++)
+        plane[0][i] = qm_f32_to_e5m2(x[i]);
+}
+
+QM_FN void decode(const uint8_t *const plane[], uint32_t n, const qm_codec *c, float *y)
+{
+    (void)c;
+    for (uint32_t i = 0; i < n; i++)
+        y[i] = qm_e5m2_to_f32(plane[0][i]);
+}
+
+const qm_format qm_format_f8_e5m2 = {
+    .name = "f8_e5m2",
+    .doc = "8-bit float, 5 exponent and 2 mantissa bits, up to 57344",
+    .source = "OCP 8-bit floating point, saturating",
+    .block = 1,
+    .gguf_type = -1,
+    .plane = {{"values", QM_F8_E5M2, 8, 0}},
+    .bound_rel = 0x1p-3,
+    .bound_abs = 0x1p-17, /* half a subnormal step */
+    .encode = encode,
+    .decode = decode,
+};

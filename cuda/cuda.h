@@ -1,0 +1,97 @@
+/* cuda.h: NVIDIA GPUs, as much of them as the rest of the program needs to know.
+ *
+ * Two sets of objects have these functions: cuda/device.c and its neighbours, or cuda/absent.c, in which
+ * each fails with one line.  The Makefile chooses; nobody asks with #ifdef.
+ *
+ * A qm_cuda is one GPU, opened.  It is used by one thread at a time; several may be open, of one GPU or of
+ * several.  Addresses are of that GPU's memory unless said otherwise.  What is put on a stream is done in
+ * order and not waited for; failures that only show when it runs are reported by the next wait.  Out of memory
+ * (QM_ENOFIT) leaves everything usable.
+ */
+#ifndef QM_CUDA_H
+#define QM_CUDA_H
+
+#include "../core/device.h"
+#include "../core/format.h"
+#include "../core/vec.h"
+
+typedef struct qm_cuda qm_cuda;
+typedef struct qm_cuda_stream qm_cuda_stream;
+
+typedef struct qm_cuda_info {
+    int index;
+    char name[256];
+    int major, minor; /* compute capability */
+    int multiprocessors;
+    uint64_t memory, l2;
+    int driver, runtime; /* 13000 is CUDA 13.0 */
+    bool own_rcp;        /* its approximate reciprocal is core/rcp.h's; else that is looked up */
+} qm_cuda_info;
+
+/* GPUs there are; -1, and why, when there is no driver or none that answers. */
+int qm_cuda_count(qm_err *e);
+
+qm_cuda *qm_cuda_open(int index, qm_err *e);
+qm_device *qm_cuda_device(qm_cuda *d); /* what tensors know it as; holds the references of d */
+qm_cuda *qm_cuda_of(qm_device *d);     /* NULL when it is not a GPU */
+
+const qm_cuda_info *qm_cuda_get_info(const qm_cuda *d);
+bool qm_cuda_memory(qm_cuda *d, uint64_t *free, uint64_t *total, qm_err *e); /* bytes */
+
+/* ---- memory and streams ------------------------------------------------------------------------- */
+
+void *qm_cuda_alloc(qm_cuda *d, uint64_t size, qm_err *e);
+void qm_cuda_free(qm_cuda *d, void *p); /* nothing on any stream uses it any more; NULL is fine */
+
+/* Memory of this machine that the GPU reads and writes at full speed while the CPU does other things. */
+void *qm_cuda_pinned_alloc(qm_cuda *d, uint64_t size, qm_err *e);
+void qm_cuda_pinned_free(qm_cuda *d, void *p);
+
+qm_cuda_stream *qm_cuda_stream_new(qm_cuda *d, qm_err *e); /* the GPU stays open as long as it lives */
+void qm_cuda_stream_free(qm_cuda_stream *s);               /* waits; NULL is fine */
+bool qm_cuda_wait(qm_cuda_stream *s, qm_err *e);
+
+/* Either address may be the GPU's or pinned memory's. */
+bool qm_cuda_copy(qm_cuda_stream *s, void *to, const void *from, uint64_t size, qm_err *e);
+
+/* Between ordinary memory and the GPU, through pinned memory, waiting for the end. */
+bool qm_cuda_upload(qm_cuda *d, void *to, const void *from, uint64_t size, qm_err *e);
+bool qm_cuda_download(qm_cuda *d, void *to, const void *from, uint64_t size, qm_err *e);
+
+/* ---- codecs ------------------------------------------------------------------------------------- */
+
+/* A quantised tensor on the GPU.  Double quantisation: plane 1 has one byte a group, nested one f32 per
+ * QM_DOUBLE_QUANT_BLOCK groups. */
+typedef struct qm_cuda_coded {
+    const qm_format *format;
+    qm_codec codec;
+    uint8_t *plane[QM_MAX_PLANES];
+    bool double_quant;
+    float *nested;
+    float offset;
+} qm_cuda_coded;
+
+/* As qm_encode and qm_decode, and the same bytes; values are f32, f16 or bf16 (`dtype`), n of them.  A NaN
+ * that arithmetic makes may differ in sign and payload. */
+bool qm_cuda_encode(qm_cuda_stream *s, const void *x, qm_dtype dtype, uint64_t n, const qm_cuda_coded *to,
+                    qm_err *e);
+bool qm_cuda_decode(qm_cuda_stream *s, const qm_cuda_coded *from, uint64_t n, void *y, qm_dtype dtype,
+                    qm_err *e);
+
+/* With a second level for the scales.  to->offset is used when offset_given and set when not; waits. */
+bool qm_cuda_encode_double(qm_cuda_stream *s, const void *x, qm_dtype dtype, uint64_t n, qm_cuda_coded *to,
+                           bool offset_given, qm_err *e);
+
+/* Sets codec->factor, as qm_codec_measure does; waits. */
+bool qm_cuda_measure(qm_cuda_stream *s, qm_codec *codec, const qm_format *f, const void *x, qm_dtype dtype,
+                     uint64_t n, qm_err *e);
+
+/* Error sums of `b`, decoded, against x, without storing what b decodes to; waits.  The order of summation
+ * depends on n alone: every GPU gives the same bits. */
+bool qm_cuda_errors(qm_cuda_stream *s, const void *x, qm_dtype dtype, const qm_cuda_coded *b, uint64_t n,
+                    qm_errsum *sum, qm_err *e);
+
+/* Tests and benchmarks: only the kernel that serves every format, none of those made for one. */
+void qm_cuda_generic_only(qm_cuda *d, bool yes);
+
+#endif

@@ -1,0 +1,102 @@
+/* kernels.h: what the C side of cuda/ launches; defined in kernels.cu.
+ *
+ * Each call puts its work on the stream and returns what launching gave.  Addresses are of the GPU's memory.
+ * Element types are QM_F32, QM_F16 and QM_BF16.
+ */
+#ifndef QM_KERNELS_H
+#define QM_KERNELS_H
+
+#include <cuda_runtime_api.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "../core/format.h"
+#include "../core/vec.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Compares the GPU's approximate reciprocal with the table (core/rcp.h), and leaves the table for qm_rcp to
+ * use where they differ.  Waits. */
+cudaError_t qm_kernels_prepare(const uint8_t *deltas, bool *own_rcp, cudaStream_t s);
+
+/* ---- generic.cuh: every format ------------------------------------------------------------------ */
+
+enum { QM_GENERIC_THREADS = 128 };
+
+typedef struct qm_generic {
+    void *values;
+    qm_dtype dtype;
+    uint64_t n, groups;
+    uint32_t block;    /* values a group */
+    uint32_t stride;   /* floats a group takes where it is staged: odd, so that threads keep to their banks */
+    uint32_t together; /* groups staged at once by one block of threads, <= QM_GENERIC_THREADS */
+    float *stage;      /* NULL: shared memory; else grid x together x stride floats */
+    uint8_t *plane[QM_MAX_PLANES];
+    uint32_t bytes[QM_MAX_PLANES]; /* of one group */
+    qm_codec codec;
+} qm_generic;
+
+/* name: of a format of the folder core/formats, or "codebook".  cudaErrorInvalidValue when there is none. */
+cudaError_t qm_generic_encode(const char *name, const qm_generic *g, unsigned grid, cudaStream_t s);
+cudaError_t qm_generic_decode(const char *name, const qm_generic *g, unsigned grid, cudaStream_t s);
+
+/* ---- nibbles.cuh: nf4 and fp4 ------------------------------------------------------------------- */
+
+/* How many of n values the encoder takes: the rest is for the generic kernel.  0 when it does not know that
+ * block; addresses must be multiples of 16. */
+uint64_t qm_nibbles_encodes(uint32_t block, uint64_t n);
+cudaError_t qm_nibbles_encode(bool fp4, const void *x, qm_dtype dtype, uint64_t n, uint32_t block,
+                              bool exact_zero, uint8_t *codes, float *absmax, cudaStream_t s);
+
+/* Four-bit codes, two a byte, of any table of 16.  absmax: f32, or with nested one byte a group. */
+typedef struct qm_nibbles {
+    const uint8_t *codes;
+    const void *absmax;
+    const float *nested; /* or NULL */
+    float offset;
+    uint32_t block; /* a power of two, >= 32 */
+    float level[16];
+} qm_nibbles;
+
+cudaError_t qm_nibbles_decode(const qm_nibbles *q, uint64_t n, void *y, qm_dtype dtype, cudaStream_t s);
+
+/* ---- nested.cuh: double quantisation ------------------------------------------------------------ */
+
+/* The offset of n scales (core/double_quant.h), into *offset; scratch: as many doubles as the second says. */
+cudaError_t qm_nested_offset(const float *absmax, uint64_t n, double *scratch, float *offset, cudaStream_t s);
+uint64_t qm_nested_scratch(uint64_t n);
+cudaError_t qm_nested_encode(const float *absmax, uint64_t n, const float *offset, uint8_t *codes,
+                             float *nested, cudaStream_t s);
+cudaError_t qm_nested_decode(const uint8_t *codes, const float *nested, uint64_t n, float offset,
+                             float *absmax, cudaStream_t s);
+
+/* ---- rows.cuh: int8 ----------------------------------------------------------------------------- */
+
+cudaError_t qm_int8_encode(const void *x, qm_dtype dtype, uint64_t rows, uint32_t cols, uint8_t *codes,
+                           float *absmax, cudaStream_t s);
+
+/* ---- blocks32.cuh: q8_0 and q4_0; n a multiple of 32, addresses of 16 --------------------------- */
+
+cudaError_t qm_q8_0_encode(const void *x, qm_dtype dtype, uint64_t n, uint8_t *blocks, cudaStream_t s);
+cudaError_t qm_q4_0_encode(const void *x, qm_dtype dtype, uint64_t n, uint8_t *blocks, cudaStream_t s);
+
+/* ---- sums.cuh ----------------------------------------------------------------------------------- */
+
+/* Partial sums, one for every QM_SUMS_RUN values begun; the caller adds them in order (qm_errsum_add). */
+enum { QM_SUMS_RUN = 1 << 16 };
+
+cudaError_t qm_sums_plain(const void *x, qm_dtype dtype, const void *y, qm_dtype other, uint64_t n,
+                          qm_errsum *partial, cudaStream_t s);
+cudaError_t qm_sums_nibbles(const void *x, qm_dtype dtype, const qm_nibbles *q, uint64_t n,
+                            qm_errsum *partial, cudaStream_t s);
+
+/* Largest magnitude of n values, as the bits of an f32, NaN left out; *most was 0. */
+cudaError_t qm_largest(const void *x, qm_dtype dtype, uint64_t n, uint32_t *most, cudaStream_t s);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,72 @@
+--- Gemma: norms that count from one, and a head that is always the embedding.
+-- Sources: transformers' GemmaConfig (defaults), llama.cpp's tensor and metadata names.
+
+-- CodeGemma fills in the middle with these; the converter names them for every Gemma.
+local CODE_TOKENS = { { "prefix", 67 }, { "suffix", 69 }, { "middle", 68 }, { "eot", 107 } }
+
+return {
+    name = "gemma",
+    model_type = "gemma",
+    architectures = { "GemmaForCausalLM" },
+
+    defaults = {
+        vocab_size = 256000,
+        hidden_size = 3072,
+        intermediate_size = 24576,
+        num_hidden_layers = 28,
+        num_attention_heads = 16,
+        num_key_value_heads = 16,
+        head_dim = 256,
+        hidden_act = "gelu_pytorch_tanh",
+        max_position_embeddings = 8192,
+        initializer_range = 0.02,
+        rms_norm_eps = 1e-6,
+        use_cache = true,
+        tie_word_embeddings = true,
+        rope_theta = 10000,
+        attention_bias = false,
+        pad_token_id = 0,
+        eos_token_id = 1,
+        bos_token_id = 2,
+    },
+
+    modules = {
+        { "model.embed_tokens", "token_embd", "embedding" },
+        { "lm_head", "output", "output", left_out = "the output head, which is the embedding" },
+        { "model.norm", "output_norm", "norm", add = 1 },
+        { "model.layers.N.input_layernorm", "blk.N.attn_norm", "norm", add = 1 },
+        { "model.layers.N.self_attn.q_proj", "blk.N.attn_q", "linear" },
+        { "model.layers.N.self_attn.k_proj", "blk.N.attn_k", "linear" },
+        { "model.layers.N.self_attn.v_proj", "blk.N.attn_v", "linear" },
+        { "model.layers.N.self_attn.o_proj", "blk.N.attn_output", "linear" },
+        { "model.layers.N.post_attention_layernorm", "blk.N.ffn_norm", "norm", add = 1 },
+        { "model.layers.N.mlp.gate_proj", "blk.N.ffn_gate", "linear" },
+        { "model.layers.N.mlp.up_proj", "blk.N.ffn_up", "linear" },
+        { "model.layers.N.mlp.down_proj", "blk.N.ffn_down", "linear" },
+    },
+
+    metadata = {
+        { "context_length", "u32", "max_position_embeddings" },
+        { "embedding_length", "u32", "hidden_size" },
+        { "block_count", "u32", "num_hidden_layers" },
+        { "feed_forward_length", "u32", "intermediate_size" },
+        { "attention.head_count", "u32", "num_attention_heads" },
+        { "attention.head_count_kv", "u32", "num_key_value_heads" },
+        { "attention.layer_norm_rms_epsilon", "f32", "rms_norm_eps" },
+        { "attention.key_length", "u32", "head_dim" },
+        { "attention.value_length", "u32", "head_dim" },
+        { "general.file_type", "u32", "file_type" },
+    },
+
+    rope_scaling = {},
+    tokenizer = { "spm" },
+
+    tokenizer_rows = function()
+        local after = {}
+        for i, token in ipairs(CODE_TOKENS) do
+            after[i] = { key = ("tokenizer.ggml.%s_token_id"):format(token[1]), type = "u32", value = token[2] }
+        end
+        after[#after + 1] = { key = "tokenizer.ggml.add_space_prefix", type = "bool", value = false }
+        return {}, after
+    end,
+}

@@ -1,0 +1,61 @@
+--- Llama 1 to 3 and everything built like it: SmolLM, TinyLlama, Yi, DeepSeek's dense distillations.
+-- Sources: transformers' LlamaConfig (defaults), llama.cpp's tensor and metadata names.
+
+local llama = require "qmoon.llama"
+local rope = require "qmoon.rope"
+
+return {
+    name = "llama",
+    model_type = "llama",
+    architectures = { "LlamaForCausalLM", "LLaMAForCausalLM" },
+
+    defaults = {
+        vocab_size = 32000,
+        hidden_size = 4096,
+        intermediate_size = 11008,
+        num_hidden_layers = 32,
+        num_attention_heads = 32,
+        hidden_act = "silu",
+        max_position_embeddings = 2048,
+        initializer_range = 0.02,
+        rms_norm_eps = 1e-6,
+        use_cache = true,
+        tie_word_embeddings = false,
+        rope_theta = 10000,
+        attention_bias = false,
+        mlp_bias = false,
+    },
+
+    complete = function(fields)
+        fields.head_dim = fields.head_dim or math.floor(fields.hidden_size / fields.num_attention_heads)
+        fields.rope_dim = fields.head_dim
+    end,
+
+    modules = {
+        { "model.embed_tokens", "token_embd", "embedding" },
+        { "lm_head", "output", "output", tied = true },
+        { "model.norm", "output_norm", "norm" },
+        { "model.layers.N.input_layernorm", "blk.N.attn_norm", "norm" },
+        { "model.layers.N.self_attn.q_proj", "blk.N.attn_q", "linear", bias = "optional",
+          heads = "num_attention_heads" },
+        { "model.layers.N.self_attn.k_proj", "blk.N.attn_k", "linear", bias = "optional",
+          heads = "num_key_value_heads" },
+        { "model.layers.N.self_attn.v_proj", "blk.N.attn_v", "linear", bias = "optional" },
+        { "model.layers.N.self_attn.o_proj", "blk.N.attn_output", "linear", bias = "optional" },
+        { "model.layers.N.post_attention_layernorm", "blk.N.ffn_norm", "norm" },
+        { "model.layers.N.mlp.gate_proj", "blk.N.ffn_gate", "linear", bias = "optional" },
+        { "model.layers.N.mlp.up_proj", "blk.N.ffn_up", "linear", bias = "optional" },
+        { "model.layers.N.mlp.down_proj", "blk.N.ffn_down", "linear", bias = "optional" },
+    },
+
+    metadata = llama.metadata,
+    rope_scaling = { linear = "keys", yarn = "keys", llama3 = "tensor" },
+
+    constants = function(fields)
+        local factors = rope.llama3(fields)
+        return factors and { { name = "rope_freqs.weight", values = factors } } or {}
+    end,
+
+    tokenizer = { "spm", "hf", "bpe" },
+    tokenizer_rows = llama.tokenizer_rows,
+}

@@ -1,0 +1,49 @@
+--- What the models that GGUF calls "llama" have in common: Llama, Mistral, Mixtral.
+-- Source: llama.cpp's converter.
+
+local core = require "qmoon.core"
+local rope = require "qmoon.rope"
+
+local llama = {}
+
+llama.metadata = {
+    { "block_count", "u32", "num_hidden_layers" },
+    { "context_length", "u32", "max_position_embeddings" },
+    { "embedding_length", "u32", "hidden_size" },
+    { "feed_forward_length", "u32", "intermediate_size" },
+    { "attention.head_count", "u32", "num_attention_heads" },
+    { "attention.head_count_kv", "u32", "num_key_value_heads" },
+    { "rope.freq_base", "f32", "rope_theta" },
+    { "attention.layer_norm_rms_epsilon", "f32", "rms_norm_eps" },
+    { "expert_count", "u32", "num_local_experts" },
+    { "expert_used_count", "u32", "num_experts_per_tok" },
+    { "attention.key_length", "u32", "head_dim" },
+    { "attention.value_length", "u32", "head_dim" },
+    { "general.file_type", "u32", "file_type" },
+    { "vocab_size", "u32", "vocab_size" },
+    { "rope.dimension_count", "u32", "rope_dim" },
+    rope.keys,
+}
+
+-- Code Llama fills in the middle with tokens that no file of its says the purpose of.
+local CODE_LLAMA, GRANITE = 32016, 49152 -- known by the sizes of their vocabularies
+local CODE_TOKENS = { { "prefix", 32007 }, { "suffix", 32008 }, { "middle", 32009 }, { "eot", 32010 } }
+
+--- Rows before and after the vocabulary's.
+function llama.tokenizer_rows(fields, tokenizer_config)
+    local before, after = {}, {}
+    local space = tokenizer_config and tokenizer_config.add_prefix_space
+    if space ~= nil and space ~= core.null then
+        before[1] = { key = "tokenizer.ggml.add_space_prefix", type = "bool", value = space }
+    end
+    if fields.vocab_size == CODE_LLAMA then
+        for i, token in ipairs(CODE_TOKENS) do
+            after[i] = { key = ("tokenizer.ggml.%s_token_id"):format(token[1]), type = "u32", value = token[2] }
+        end
+    elseif fields.vocab_size == GRANITE then
+        after[1] = { key = "tokenizer.ggml.add_bos_token", type = "bool", value = false }
+    end
+    return before, after
+end
+
+return llama
