@@ -182,6 +182,8 @@ test-peers-full: deps $(PEERS_FULL_MADE) $(LLAMA_MADE)
 	@$(MAKE) --no-print-directory $(BUILD)/qmoon
 	$(PEERS_FULL_VENV)/bin/python -B tests/peers/full.py $(BUILD)/qmoon --llama-bin $(LLAMA_BIN) \
 	    $(if $(PEERS_MODELS),--models $(PEERS_MODELS))
+	$(PEERS_FULL_VENV)/bin/python -B tests/peers/merge_peft.py --qmoon $(BUILD)/qmoon \
+	    $(if $(PEERS_MODELS),--models $(PEERS_MODELS))
 
 peers-full-venv:
 	@sh tests/peers/venv.sh $(PEERS_FULL_VENV) tests/peers/requirements-full.txt

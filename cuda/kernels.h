@@ -47,7 +47,7 @@ cudaError_t qm_generic_decode(const char *name, const qm_generic *g, unsigned gr
 /* How many of n values the encoder takes: the rest is for the generic kernel.  0 when it does not know that
  * block; addresses must be multiples of 16. */
 uint64_t qm_nibbles_encodes(uint32_t block, uint64_t n);
-cudaError_t qm_nibbles_encode(bool fp4, const void *x, qm_dtype dtype, uint64_t n, uint32_t block,
+cudaError_t qm_nibbles_encode(bool fp4, const float *threshold, const void *x, qm_dtype dtype, uint64_t n, uint32_t block,
                               bool exact_zero, uint8_t *codes, float *absmax, cudaStream_t s);
 
 /* Four-bit codes, two a byte, of any table of 16.  absmax: f32, or with nested one byte a group. */

@@ -16,7 +16,7 @@ static void push_strides(lua_State *L, const qm_strided *s)
 
 static void push_torch_tensor(lua_State *L, const qm_torch_tensor *t)
 {
-    lua_createtable(L, 0, 6);
+    lua_createtable(L, 0, 7);
     lua_pushstring(L, t->name);
     lua_setfield(L, -2, "name");
     lua_pushstring(L, qm_dtypes[t->dtype].name);
@@ -27,6 +27,10 @@ static void push_torch_tensor(lua_State *L, const qm_torch_tensor *t)
     lua_setfield(L, -2, "at");
     lua_pushnumber(L, (double)t->size);
     lua_setfield(L, -2, "size");
+    if (t->group) {
+        lua_pushlstring(L, t->name, t->group);
+        lua_setfield(L, -2, "group");
+    }
     if (t->strided.shape.ndim) {
         push_strides(L, &t->strided);
         lua_setfield(L, -2, "strides");
@@ -49,8 +53,8 @@ static int push_header(lua_State *L)
     return 1;
 }
 
-/* torch(path) -> {file, tensors = {{name, dtype, shape, at, size [, strides]}, …}}; strides (in elements) only where
- * the elements do not lie in order. */
+/* torch(path) -> {file, tensors = {{name, dtype, shape, at, size [, group] [, strides]}, …}}; group is the outermost key
+ * of a nested tensor; strides (in elements) only where the elements do not lie in order. */
 static int torch(lua_State *L)
 {
     const char *path = luaL_checkstring(L, 1);

@@ -200,7 +200,7 @@ static bool makes_tensor(const reader *r, const node **n)
     return false;
 }
 
-static bool add_tensor(reader *r, const char *name, const node *call)
+static bool add_tensor(reader *r, const char *name, size_t group, const node *call)
 {
     if (r->made.count == r->room) {
         size_t room = r->room ? 2 * r->room : 256;
@@ -211,7 +211,7 @@ static bool add_tensor(reader *r, const char *name, const node *call)
         r->room = room;
     }
     qm_torch_tensor *t = &r->made.tensor[r->made.count];
-    *t = (qm_torch_tensor){.name = strdup(name)};
+    *t = (qm_torch_tensor){.name = strdup(name), .group = group};
     if (!t->name)
         return qm_fail(r->e, QM_EFAIL, "%s: out of memory", r->f->path);
     r->made.count++;
@@ -262,7 +262,7 @@ static bool walk(reader *r)
     int depth = 0, steps = 0;
     const node *root = &r->p.node[r->p.root], *call = root;
     if (makes_tensor(r, &call))
-        return add_tensor(r, "tensor", call);
+        return add_tensor(r, "tensor", 0, call);
     if (is_container(root))
         stack[depth++] = (frame){root, root->first, 0, 0};
     while (depth > 0) {
@@ -284,7 +284,7 @@ static bool walk(reader *r)
             continue;
         if (!named)
             return corrupt(r, "a tensor's name is longer than 1000 bytes, or no text");
-        if (tensor && !add_tensor(r, name, call))
+        if (tensor && !add_tensor(r, name, depth > 1 ? stack[1].name : 0, call))
             return false;
         if (!tensor && depth == DEPTH)
             return corrupt(r, "objects are nested deeper than 32");

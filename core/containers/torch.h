@@ -17,6 +17,7 @@
 
 typedef struct qm_torch_tensor {
     char *name;
+    size_t group; /* of a nested one: bytes of the name that are the outermost key ("model" above) */
     qm_dtype dtype;
     qm_shape shape;
     uint64_t at;   /* first element, from the start of the file */

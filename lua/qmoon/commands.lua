@@ -26,6 +26,8 @@ commands.pipeline = {
         { "adapter", kind = "text", value = "DIR", doc = "peft LoRA adapter; none: the base as it is" },
         { "out", kind = "text", value = "DIR", required = true, doc = "folder for the outputs, made if it is not there" },
         { "outputs", kind = "list", value = "LIST", doc = "some of the outputs above, or name=format of your own" },
+        { "zero-blocks", kind = "text", value = "HOW", choices = { "bnb", "exact" }, default = "bnb",
+          doc = "nf4: all-zero blocks as bitsandbytes writes them, or so that they decode to zeros" },
         { "pre", kind = "text", value = "NAME", doc = "GGUF: name of the pre-tokenizer, when it is not recognised" },
         { "name", kind = "text", value = "TEXT", doc = "GGUF: general.name" },
     },
@@ -40,7 +42,7 @@ commands.pipeline = {
         end
         local specs = outputs.choose(o.outputs, o.out)
         for _, s in ipairs(specs) do
-            s.pre, s.name = o.pre, o.name
+            s.pre, s.name, s.zero_blocks = o.pre, o.name, o.zero_blocks
         end
         -- every output is encoded from the merged weights as f16 holds them
         return model, specs, options_of(o, { round = "f16" })

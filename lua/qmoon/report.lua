@@ -66,13 +66,23 @@ local function figures_of(out)
     return tensor.figures(sum), rows
 end
 
+-- What a person should know of an output, found out while writing it.
+local function notices_of(out)
+    local notices = { unpack(out.notices) }
+    if out.zero_blocks_drift and (out.zero_groups or 0) > 0 then
+        notices[#notices + 1] = ("%d blocks of nothing but zeros come back as a small constant, as from bitsandbytes; "
+            .. "--zero-blocks exact writes them so that they stay zeros"):format(out.zero_groups)
+    end
+    return notices
+end
+
 local function entry_of(out)
     local weights, parameters, bits = output.weights(out)
     local total, tensors = figures_of(out)
     local kept, quantised = kept_of(out)
     return { path = out.path, title = out.title, size = output.size(out), weights = weights, parameters = parameters,
              bits = bits, error = total, tensors = tensors, kept = kept, quantised = quantised,
-             zero_groups = out.zero_groups or 0, notices = out.notices, folder = out.folder,
+             zero_groups = out.zero_groups or 0, notices = notices_of(out), folder = out.folder,
              exact_max = not out.title:find "dq" }
 end
 
@@ -139,6 +149,11 @@ function Report:__tostring()
     end
     for _, n in ipairs(self.model.notices) do
         lines[#lines + 1] = " note     " .. n
+    end
+    for _, o in ipairs(self.outputs) do
+        for _, n in ipairs(o.notices) do
+            lines[#lines + 1] = (" note     %s: %s"):format(o.path:match "[^/]+$", n)
+        end
     end
     lines[#lines + 1] = (" done in %s · %s of source read once · peak RAM %s (planned %s) · %d threads"):format(
         text.duration(self.seconds), text.bytes(self.source), text.memory(self.peak), text.memory(self.planned), self.threads)

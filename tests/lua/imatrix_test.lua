@@ -156,6 +156,53 @@ T["metadata says which matrix was used, and what goes without is said"] = functi
     qm.plan(qm.open(out), { { out .. ".gguf", format = "q5_0", imatrix = path, allow_requantize = true } })
 end
 
+-- Type and SHA-256 (16 digits of it) of what llama-quantize --imatrix (llama.cpp 0c1e570) wrote, by file type and tensor.
+local golden = core.json_decode(support.read "tests/fixtures/golden/imatrix-digests.json")
+
+for format, want in pairs(golden) do
+    T["every tensor of " .. format .. " with an importance matrix is llama-quantize's, byte for byte"] = function()
+        local path = tiny_imatrix()
+        for _, threads in ipairs { 1, 3 } do
+            qm.write(qm.open(F16), { { path .. ".gguf", format = format, imatrix = path } }, { force = true, threads = threads })
+            local h, n = core.gguf(path .. ".gguf"), 0
+            for _, t in ipairs(h.tensors) do
+                if want[t.name] then
+                    local digest = core.sha256(h.file:read(t.at, t.size)):sub(1, 16)
+                    support.equal(t.format .. " " .. digest, want[t.name], t.name)
+                    n = n + 1
+                end
+            end
+            support.equal(n, 29, "tensors compared")
+        end
+    end
+end
+
+T["stacked matrices have importances of their own"] = function()
+    local path = saved(file { { "x", { 3, 4, 64 }, qm.randn { 3, 4, 64, seed = 1 }:values() } })
+    local pool, source = core.pool(2), core.gguf(path)
+    local t = source.tensors[1]
+    local function encode(first, rows, importance)
+        local size = core.plane_sizes("q4_0", rows * 64, 64, 0, "x")[1]
+        local to = path .. "-" .. first .. "-" .. rows
+        local out = core.outfile(to, size)
+        core.stream(pool, { source = { file = source.file, format = "f32", rows = rows, cols = 64, at = { t.at + 256 * first } },
+                            sinks = { { format = "q4_0", file = out, at = { 0 }, importance = importance } } })
+        out:finish()
+        return support.read(to)
+    end
+    local all = qm.uniform { 3 * 64, min = 0, max = 9, seed = 2 }:values()
+    local each = {}
+    for matrix = 0, 2 do
+        local list = { unpack(all, 64 * matrix + 1, 64 * matrix + 64) }
+        each[matrix + 1] = encode(4 * matrix, 4, core.tensor({ 64 }, list))
+    end
+    local stacked = encode(0, 12, core.tensor({ 3, 64 }, all))
+    assert(stacked == table.concat(each), "not what the matrices give one by one")
+    assert(stacked ~= encode(0, 12, core.tensor({ 64 }, { unpack(all, 1, 64) })), "all took the first one's")
+    assert(not pcall(encode, 0, 12, core.tensor({ 5 }, { 1, 2, 3, 4, 5 })), "five importances for rows of 64")
+    pool:close()
+end
+
 local function refused(kind, text, bytes, format)
     local path = saved(bytes)
     support.raises(kind, text, qm.plan, qm.open(F16), { { path .. ".gguf", format = format, imatrix = path } })

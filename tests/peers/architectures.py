@@ -337,7 +337,8 @@ class Case:
                          f"{(done.stderr or done.stdout).strip()[-1500:]}")
 
     def quantize(self, source, out, kind):
-        self.run(self.args.qmoon.resolve(), "quantize", source, out, "--type", kind, "--profile", PROFILE, "--name", "x")
+        self.run(self.args.qmoon.resolve(), "quantize", source, out, "--type", kind, "--profile", PROFILE, "--name", "x",
+                 "--force")
 
     def same(self, ours, theirs):
         (a, s), (b, t) = read_gguf(ours), read_gguf(theirs)

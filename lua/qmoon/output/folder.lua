@@ -244,6 +244,8 @@ function folder.plan(model, spec)
             out.copies[item] = { file = first.file, at = first.at }
         end
     end
+    -- a block of zeros is code 0, level -1, and its scale does not come back as 0 from the second level
+    out.zero_blocks_drift = spec.format == "nf4" and spec.double_quant and spec.zero_blocks ~= "exact"
     out.side = side_files(model, view)
     if #shards > 1 then
         table.insert(out.side, 1, { name = "model.safetensors.index.json", bytes = safetensors.index(shards, parameters) })
