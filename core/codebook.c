@@ -97,7 +97,7 @@ static bool levels_allowed(const char *name, const float *level, int count, qm_e
     return true;
 }
 
-/* Codes by ascending level; equal levels stay in order, so that the first of them is used. */
+/* Codes by ascending level.  Of equal levels only the first is used. */
 static void sort_codes(qm_table *t)
 {
     t->ascending = true;
@@ -108,6 +108,11 @@ static void sort_codes(qm_table *t)
         t->code[r] = (uint8_t)i;
         t->ascending = t->ascending && r == i;
     }
+    for (uint32_t r = 1; r < t->count; r++)
+        if (t->level[t->code[r]] == t->level[t->code[r - 1]]) {
+            t->code[r] = t->code[r - 1];
+            t->ascending = false;
+        }
 }
 
 /* The largest f32 that is not above the middle of a and b: f32 values above it are nearer to b. */

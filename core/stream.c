@@ -206,7 +206,7 @@ typedef struct chunk {
     int64_t index, row, rows;
     uint64_t first, n; /* flat index of the first value; how many */
     buffers *b;
-    qm_errsum same; /* of the values against themselves, for all lossless sinks; n == 0 until the first asks */
+    qm_errsum same; /* of the values against themselves, for all exact sinks; n == 0 until it is known */
 } chunk;
 
 static chunk chunk_at(const stream *st, int64_t index, int thread)
@@ -396,11 +396,18 @@ static void group_errors(sink_run *r, const qm_sink *k, const chunk *c, const fl
     }
 }
 
-static void lossless_errors(chunk *c, qm_errsum *sum)
+static void exact_errors(chunk *c, qm_errsum *sum)
 {
     if (c->same.n == 0)
         qm_vec_get()->errors(c->b->x, c->b->x, c->n, &c->same);
     qm_errsum_add(sum, &c->same);
+}
+
+/* Any sink's sums of the values themselves are those of an exact one. */
+static void learn_same(chunk *c, const qm_errsum *e)
+{
+    if (c->same.n == 0)
+        c->same = (qm_errsum){.sum_xx = e->sum_xx, .sum_yy = e->sum_xx, .sum_xy = e->sum_xx, .max_x = e->max_x, .n = e->n};
 }
 
 /* Rows of whole heads, halves interleaved, into b->rows. */
@@ -435,6 +442,9 @@ static void encode(const qm_sink *k, const chunk *c, const float *x, int64_t col
     }
 }
 
+/* A sink that loses nothing; what it adds is no error. */
+static bool is_exact(const stream *st, int index) { return st->sink[index].lossless || st->job->sink[index].add != 0; }
+
 static bool drain(const stream *st, chunk *c, int index, qm_err *e)
 {
     const qm_sink *k = &st->job->sink[index];
@@ -468,17 +478,14 @@ static bool drain(const stream *st, chunk *c, int index, qm_err *e)
             st->sums[c->index].zero_groups[index] =
                 count_zero_groups((const float *)(const void *)plane[1], size / sizeof(float));
     }
-    if (!st->job->want_errors && !k->double_quant)
+    if ((!st->job->want_errors && !k->double_quant) || is_exact(st, index))
         return true;
-    if (r->lossless || k->add != 0) { /* what is added is no error */
-        lossless_errors(c, &r->chunk_error[c->index]);
-        return true;
-    }
     qm_decode(f, (const uint8_t *const *)plane, c->n, &k->codec, c->b->y);
     if (k->double_quant)
         group_errors(r, k, c, (const float *)(const void *)plane[1]);
     else
         qm_vec_get()->errors(c->b->x, c->b->y, c->n, &r->chunk_error[c->index]);
+    learn_same(c, &r->chunk_error[c->index]);
     return true;
 }
 
@@ -551,6 +558,9 @@ static bool work(void *arg, int64_t index, int thread, qm_err *e)
     for (int i = 0; i < job->nsink; i++)
         if (!drain(st, &c, i, e))
             return false;
+    for (int i = 0; job->want_errors && i < job->nsink; i++)
+        if (is_exact(st, i))
+            exact_errors(&c, &st->sink[i].chunk_error[c.index]);
     atomic_fetch_add(&st->done, c.n);
     return true;
 }

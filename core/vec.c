@@ -20,8 +20,6 @@
 #define WIDTH 4
 #endif
 typedef float floats __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
-typedef float half_floats __attribute__((vector_size(2 * WIDTH), aligned(4), may_alias));
-typedef double doubles __attribute__((vector_size(4 * WIDTH)));
 
 #define PASTE(a, b)  a##b
 #define NAMED(level) PASTE(qm_vec_, level)
@@ -216,69 +214,144 @@ static void low_rank(const float *left, size_t left_stride, const float *right, 
     }
 }
 
-/* ---- errors ------------------------------------------------------------------------------------- */
+/* ---- errors -------------------------------------------------------------------------------------
 
-/* Value i goes into partial sum i % LANES, which is lane i % HALF of part i / HALF % PARTS. */
-enum { LANES = 8, HALF = WIDTH / 2, PARTS = LANES / HALF };
+ * Runs of up to 256 values are summed in f32, in 16 lanes, and then added to 16 lanes of doubles: the
+ relative error of a run is
+ * some 1e-7, without direction.  A run whose squares might leave f32's range is summed in double throughout.
+ Which way a run
+ * goes, and the order of every sum, depend on the values alone, so all levels give the same bits.
+ *
+ * With d = y - x, what is summed is x*x, x*d, d*d and d; x*y and y*y follow. */
+enum { LANES = 16, RUN = 256, REGISTERS = LANES / WIDTH, HALVES = 2 * REGISTERS };
+typedef int32_t ints __attribute__((vector_size(4 * WIDTH), may_alias));
+typedef float half_floats __attribute__((vector_size(2 * WIDTH)));
+typedef double doubles __attribute__((vector_size(4 * WIDTH), may_alias));
 
 typedef struct sums {
-    doubles xx[PARTS], yy[PARTS], xy[PARTS], dd[PARTS], d[PARTS];
+    doubles xx[HALVES], xd[HALVES], dd[HALVES], d[HALVES];
+    ints max_x[REGISTERS], max_d[REGISTERS]; /* magnitudes as integers, which orders them */
 } sums;
 
-static inline void accumulate(sums *s, const float *x, const float *y)
+static inline ints larger(ints a, ints b)
 {
-    for (size_t p = 0; p < PARTS; p++) {
-        doubles a = __builtin_convertvector(*(const half_floats *)(x + p * HALF), doubles);
-        doubles b = __builtin_convertvector(*(const half_floats *)(y + p * HALF), doubles);
-        doubles d = b - a;
-        s->xx[p] += a * a;
-        s->yy[p] += b * b;
-        s->xy[p] += a * b;
-        s->dd[p] += d * d;
-        s->d[p] += d;
+    ints above = a > b;
+    return (a & above) | (b & ~above);
+}
+
+static inline void widen(doubles sum[2], floats part)
+{
+    half_floats half[2];
+    memcpy(half, &part, sizeof half);
+    sum[0] += __builtin_convertvector(half[0], doubles);
+    sum[1] += __builtin_convertvector(half[1], doubles);
+}
+
+/* All ones where squares of values of this magnitude, and of smaller ones that matter beside it, may not be
+ * f32s. */
+static inline ints wild(ints magnitude)
+{
+    const int32_t low = 0x26800000, high = 0x5d800000; /* 2^-50, 2^60 */
+    return (magnitude > high) | ((magnitude < low) & (magnitude != 0));
+}
+
+static bool any(const ints *flags)
+{
+    uint64_t word[LANES / 2], all = 0;
+    memcpy(word, flags, sizeof word);
+    for (int i = 0; i < LANES / 2; i++)
+        all |= word[i];
+    return all != 0;
+}
+
+/* n values, a multiple of LANES, RUN at most.  False, and nothing added, when they need care. */
+static inline bool add_run(sums *s, const float *x, const float *y, size_t n)
+{
+    floats xx[REGISTERS] = {0}, xd[REGISTERS] = {0}, dd[REGISTERS] = {0}, d[REGISTERS] = {0};
+    ints max_x[REGISTERS] = {0}, max_d[REGISTERS] = {0}, flags[REGISTERS];
+    for (size_t i = 0; i < n; i += LANES)
+        for (int v = 0; v < REGISTERS; v++) {
+            floats a = *(const floats *)(x + i + v * WIDTH), b = *(const floats *)(y + i + v * WIDTH) - a;
+            xx[v] += a * a;
+            xd[v] += a * b;
+            dd[v] += b * b;
+            d[v] += b;
+            max_x[v] = larger(max_x[v], (ints)a & 0x7fffffff);
+            max_d[v] = larger(max_d[v], (ints)b & 0x7fffffff);
+        }
+    for (int v = 0; v < REGISTERS; v++)
+        flags[v] = wild(max_x[v]) | wild(max_d[v]);
+    if (any(flags))
+        return false;
+    for (int v = 0; v < REGISTERS; v++) {
+        widen(s->xx + 2 * v, xx[v]);
+        widen(s->xd + 2 * v, xd[v]);
+        widen(s->dd + 2 * v, dd[v]);
+        widen(s->d + 2 * v, d[v]);
+        s->max_x[v] = larger(s->max_x[v], max_x[v]);
+        s->max_d[v] = larger(s->max_d[v], max_d[v]);
     }
+    return true;
 }
 
-static double fold(const doubles part[PARTS])
-{
-    double s[LANES];
-    memcpy(s, part, sizeof s);
-    return ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7]));
-}
+static int32_t magnitude(float x) { return (int32_t)(qm_f32_bits(x) & 0x7fffffffu); }
 
-/* Magnitudes are compared as integers, which orders them and lets the compiler use every lane. */
-static uint32_t magnitude(float x) { return qm_f32_bits(x) & 0x7fffffffu; }
-
-static void largest(const float *x, const float *y, size_t n, qm_errsum *run)
+static void add_carefully(sums *s, const float *x, const float *y, size_t n)
 {
-    uint32_t max_x = 0, max_d = 0;
+    double *xx = (double *)s->xx, *xd = (double *)s->xd, *dd = (double *)s->dd, *d = (double *)s->d;
+    int32_t *max_x = (int32_t *)s->max_x, *max_d = (int32_t *)s->max_d;
     for (size_t i = 0; i < n; i++) {
-        uint32_t a = magnitude(x[i]), d = magnitude(y[i] - x[i]);
-        max_x = a > max_x ? a : max_x;
-        max_d = d > max_d ? d : max_d;
+        size_t lane = i % LANES;
+        double a = (double)x[i], b = (double)y[i] - a;
+        int32_t mx = magnitude(x[i]), md = magnitude(y[i] - x[i]);
+        xx[lane] += a * a;
+        xd[lane] += a * b;
+        dd[lane] += b * b;
+        d[lane] += b;
+        max_x[lane] = mx > max_x[lane] ? mx : max_x[lane];
+        max_d[lane] = md > max_d[lane] ? md : max_d[lane];
     }
-    run->max_x = qm_bits_f32(max_x);
-    run->max_d = qm_bits_f32(max_d);
+}
+
+static double fold(const doubles *part)
+{
+    double lane[LANES], sum = 0;
+    memcpy(lane, part, sizeof lane);
+    for (int i = 0; i < LANES; i++)
+        sum += lane[i];
+    return sum;
+}
+
+static double largest(const ints *part)
+{
+    int32_t lane[LANES], most = 0;
+    memcpy(lane, part, sizeof lane);
+    for (int i = 0; i < LANES; i++)
+        most = lane[i] > most ? lane[i] : most;
+    return (double)qm_bits_f32((uint32_t)most);
 }
 
 static void errors(const float *x, const float *y, size_t n, qm_errsum *sum)
 {
     sums s = {0};
-    size_t i = 0;
-    for (; i + LANES <= n; i += LANES)
-        accumulate(&s, x + i, y + i);
-    float rest_x[LANES] = {0}, rest_y[LANES] = {0}; /* zeros add nothing */
-    memcpy(rest_x, x + i, sizeof *x * (n - i));
-    memcpy(rest_y, y + i, sizeof *y * (n - i));
-    accumulate(&s, rest_x, rest_y);
-    qm_errsum run = {.sum_xx = fold(s.xx),
-                     .sum_yy = fold(s.yy),
-                     .sum_xy = fold(s.xy),
-                     .sum_dd = fold(s.dd),
+    for (size_t i = 0, run; i < n; i += run) {
+        run = n - i < RUN ? (n - i) / LANES * LANES : RUN;
+        if (run == 0)
+            run = n - i;
+        else if (add_run(&s, x + i, y + i, run))
+            continue;
+        add_carefully(&s, x + i, y + i, run);
+    }
+    double xx = fold(s.xx), xd = fold(s.xd), dd = fold(s.dd);
+    qm_errsum all = {.sum_xx = xx,
+                     .sum_yy = xx + 2 * xd + dd,
+                     .sum_xy = xx + xd,
+                     .sum_dd = dd,
                      .sum_d = fold(s.d),
+                     .max_x = largest(s.max_x),
+                     .max_d = largest(s.max_d),
                      .n = n};
-    largest(x, y, n, &run);
-    qm_errsum_add(sum, &run);
+    qm_errsum_add(sum, &all);
 }
 
 /* ---- the table ---------------------------------------------------------------------------------- */

@@ -8,8 +8,7 @@
 
 #include "qm.h"
 
-/* Error sums of y against x.  Added up in double, in 8 interleaved partial sums that are
- * folded in a fixed order. */
+/* Error sums of y against x, to about 1e-7 of each; the same bits at every SIMD level. */
 typedef struct qm_errsum {
     double sum_xx; /* sum of x*x */
     double sum_yy;

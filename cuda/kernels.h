@@ -84,13 +84,15 @@ cudaError_t qm_q4_0_encode(const void *x, qm_dtype dtype, uint64_t n, uint8_t *b
 
 /* ---- sums.cuh ----------------------------------------------------------------------------------- */
 
-/* Partial sums, one for every QM_SUMS_RUN values begun; the caller adds them in order (qm_errsum_add). */
+/* Partial sums, one for every QM_SUMS_RUN values begun, which qm_sums_finish adds up. */
 enum { QM_SUMS_RUN = 1 << 16 };
 
 cudaError_t qm_sums_plain(const void *x, qm_dtype dtype, const void *y, qm_dtype other, uint64_t n,
                           qm_errsum *partial, cudaStream_t s);
 cudaError_t qm_sums_nibbles(const void *x, qm_dtype dtype, const qm_nibbles *q, uint64_t n,
                             qm_errsum *partial, cudaStream_t s);
+
+cudaError_t qm_sums_finish(const qm_errsum *partial, uint64_t runs, qm_errsum *sum, cudaStream_t s);
 
 /* Largest magnitude of n values, as the bits of an f32, NaN left out; *most was 0. */
 cudaError_t qm_largest(const void *x, qm_dtype dtype, uint64_t n, uint32_t *most, cudaStream_t s);

@@ -63,11 +63,11 @@ static int fail(lua_State *L)
 
 void **qml_box(lua_State *L, const char *class)
 {
-    void **box = lua_newuserdata(L, sizeof *box);
-    *box = NULL;
+    qml_userdata *box = lua_newuserdata(L, sizeof *box);
+    *box = (qml_userdata){0};
     luaL_getmetatable(L, class);
     lua_setmetatable(L, -2);
-    return box;
+    return &box->object;
 }
 
 void *qml_check(lua_State *L, int arg, const char *class)
@@ -78,9 +78,56 @@ void *qml_check(lua_State *L, int arg, const char *class)
     return *box;
 }
 
+void qml_check_idle(lua_State *L, int arg, const char *class)
+{
+    const qml_userdata *box = luaL_checkudata(L, arg, class);
+    if (box->held > 0)
+        luaL_argerror(L, arg, "is in use by a job that is running");
+}
+
+/* Metatables of boxes have this under the number 1: numbers as keys need no memory, so holds cannot fail. */
+static char box_mark;
+
+static bool is_box(lua_State *L, int index)
+{
+    if (lua_type(L, index) != LUA_TUSERDATA || !lua_getmetatable(L, index))
+        return false;
+    lua_rawgeti(L, -1, 1);
+    bool is = lua_touserdata(L, -1) == &box_mark;
+    lua_pop(L, 2);
+    return is;
+}
+
+void qml_hold(lua_State *L, int index, int by)
+{
+    if (is_box(L, index)) {
+        qml_userdata *box = lua_touserdata(L, index);
+        box->held += by;
+    } else if (lua_istable(L, index)) {
+        for (lua_pushnil(L); lua_next(L, index); lua_pop(L, 1))
+            qml_hold(L, lua_gettop(L), by);
+    }
+}
+
+const char *qml_check_text(lua_State *L, int arg)
+{
+    size_t n;
+    const char *text = luaL_checklstring(L, arg, &n);
+    if (strlen(text) != n)
+        luaL_argerror(L, arg, "has a zero byte in it");
+    return text;
+}
+
+/* Raw: a metatable's __index could hand out a string that nothing else refers to, or close what was read before. */
+static void push_field(lua_State *L, int table, const char *name)
+{
+    lua_pushstring(L, name);
+    lua_rawget(L, table);
+}
+
 void *qml_field_box(lua_State *L, int table, const char *name, const char *class)
 {
-    lua_getfield(L, table, name);
+    push_field(L, table, name);
     void *p = NULL;
     if (!lua_isnil(L, -1)) {
         void **box = luaL_testudata(L, -1, class);
@@ -104,6 +151,8 @@ void qml_class(lua_State *L, const char *class, const luaL_Reg *methods, lua_CFu
     lua_setfield(L, -2, "__name");
     lua_pushboolean(L, 0); /* scripts cannot reach in and swap __gc */
     lua_setfield(L, -2, "__metatable");
+    lua_pushlightuserdata(L, &box_mark);
+    lua_rawseti(L, -2, 1);
     lua_pop(L, 1);
 }
 
@@ -116,7 +165,7 @@ static void wrong_field(lua_State *L, const char *name, const char *want)
 
 const char *qml_field_string(lua_State *L, int table, const char *name, const char *absent)
 {
-    lua_getfield(L, table, name);
+    push_field(L, table, name);
     if (!lua_isnil(L, -1)) {
         if (lua_type(L, -1) != LUA_TSTRING)
             wrong_field(L, name, "string");
@@ -128,7 +177,7 @@ const char *qml_field_string(lua_State *L, int table, const char *name, const ch
 
 double qml_field_number(lua_State *L, int table, const char *name, double absent)
 {
-    lua_getfield(L, table, name);
+    push_field(L, table, name);
     if (!lua_isnil(L, -1)) {
         if (lua_type(L, -1) != LUA_TNUMBER)
             wrong_field(L, name, "number");
@@ -140,7 +189,7 @@ double qml_field_number(lua_State *L, int table, const char *name, double absent
 
 bool qml_field_boolean(lua_State *L, int table, const char *name, bool absent)
 {
-    lua_getfield(L, table, name);
+    push_field(L, table, name);
     if (!lua_isnil(L, -1)) {
         if (!lua_isboolean(L, -1))
             wrong_field(L, name, "boolean");
@@ -198,7 +247,9 @@ void qml_check_shape(lua_State *L, int arg, qm_shape *s)
 
 const qm_format *qml_check_format(lua_State *L, int arg)
 {
-    const char *name = luaL_checkstring(L, arg);
+    if (luaL_testudata(L, arg, QML_FORMAT))
+        return qml_check(L, arg, QML_FORMAT);
+    const char *name = qml_check_text(L, arg);
     const qm_format *f = qm_format_find(name);
     if (!f) {
         qm_err e = {0};
@@ -206,6 +257,26 @@ const qm_format *qml_check_format(lua_State *L, int arg)
         qml_raise(L, &e);
     }
     return f;
+}
+
+uint32_t qml_opt_block(lua_State *L, int arg, uint32_t absent)
+{
+    if (lua_isnoneornil(L, arg))
+        return absent;
+    if (lua_type(L, arg) == LUA_TSTRING && strcmp(lua_tostring(L, arg), "row") == 0)
+        return QM_BLOCK_ROW;
+    double v = lua_type(L, arg) == LUA_TNUMBER ? lua_tonumber(L, arg) : -1;
+    if (!is_size(v) || v >= QM_BLOCK_ROW)
+        luaL_error(L, "a block is a whole number of values, or \"row\"");
+    return (uint32_t)v;
+}
+
+uint32_t qml_field_block(lua_State *L, int table)
+{
+    lua_getfield(L, table, "block");
+    uint32_t block = qml_opt_block(L, lua_gettop(L), 0);
+    lua_pop(L, 1);
+    return block;
 }
 
 int luaopen_qmoon_core(lua_State *L)
@@ -223,6 +294,7 @@ int luaopen_qmoon_core(lua_State *L)
     qml_open_text(L);
     qml_open_files(L);
     qml_open_tensor(L);
+    qml_open_format(L);
     qml_open_stream(L);
     qml_open_source(L);
     qml_open_system(L);

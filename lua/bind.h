@@ -21,10 +21,20 @@
 
 int luaopen_qmoon_core(lua_State *L);
 
+/* What a box is, as memory: the object (NULL once it is closed), and how many jobs that are running use it.  A
+ * progress function may do anything; an object that is held refuses to be closed. */
+typedef struct qml_userdata {
+    void *object;
+    int held;
+} qml_userdata;
+
 /* From bind.c */
 int qml_raise(lua_State *L, const qm_err *e); /* never returns */
 void **qml_box(lua_State *L, const char *class);
 void *qml_check(lua_State *L, int arg, const char *class); /* an open box of that class, or an argument error */
+void qml_check_idle(lua_State *L, int arg, const char *class); /* an argument error if it is held */
+void qml_hold(lua_State *L, int index, int by); /* adds to the holds of a box, and of those in a table of tables */
+const char *qml_check_text(lua_State *L, int arg); /* a string without a zero byte: a path, a name */
 void *qml_field_box(lua_State *L, int table, const char *name, const char *class); /* NULL when the field is nil */
 void qml_class(lua_State *L, const char *class, const luaL_Reg *methods, lua_CFunction gc);
 void qml_functions(lua_State *L, const luaL_Reg *functions); /* into the table on top */
@@ -39,7 +49,12 @@ uint64_t qml_field_size(lua_State *L, int table, const char *name, uint64_t abse
 void qml_push_shape(lua_State *L, const qm_shape *s);
 void qml_check_shape(lua_State *L, int arg, qm_shape *s);
 void qml_push_errsum(lua_State *L, const qm_errsum *s); /* bind_tensor.c */
+/* A format by name, or one made at run time. */
 const qm_format *qml_check_format(lua_State *L, int arg);
+void qml_push_format(lua_State *L, const qm_format *f); /* bind_tensor.c */
+/* A block size: a whole number, "row" (QM_BLOCK_ROW), or nil, which is `absent`. */
+uint32_t qml_opt_block(lua_State *L, int arg, uint32_t absent);
+uint32_t qml_field_block(lua_State *L, int table); /* the field "block"; 0 when it is nil */
 
 /* From bind_source.c.  Fields of a source: `strides` with `shape` (checked to lie in the file; ndim 0 without), `files`
  * of the planes and, behind them, of the nested scales. */
@@ -53,6 +68,7 @@ int qml_view_planes(lua_State *L);
 #define QML_INFILE  "qmoon.infile"
 #define QML_OUTFILE "qmoon.outfile"
 #define QML_TENSOR  "qmoon.tensor"
+#define QML_FORMAT  "qmoon.format"
 #define QML_POOL    "qmoon.pool"
 #define QML_REGEX   "qmoon.regex"
 
@@ -60,6 +76,7 @@ int qml_view_planes(lua_State *L);
 void qml_open_text(lua_State *L);   /* bind_text.c: json, pack, sha256, regex */
 void qml_open_files(lua_State *L);  /* bind_file.c: files, folders, safetensors, gguf */
 void qml_open_tensor(lua_State *L); /* bind_tensor.c: formats, tensors */
+void qml_open_format(lua_State *L); /* bind_format.c: formats made at run time */
 void qml_open_stream(lua_State *L); /* bind_stream.c: pool, stream */
 void qml_open_source(lua_State *L); /* bind_source.c: torch, gather */
 void qml_open_system(lua_State *L); /* bind_system.c: time, terminal, memory, modules */

@@ -29,7 +29,7 @@ static qm_infile *open_infile(lua_State *L, const char *path)
 /* infile(path) -> file; read-only, mapped. */
 static int infile(lua_State *L)
 {
-    open_infile(L, luaL_checkstring(L, 1));
+    open_infile(L, qml_check_text(L, 1));
     return 1;
 }
 
@@ -74,7 +74,7 @@ static int infile_release(lua_State *L)
 
 static int infile_gc(lua_State *L)
 {
-    void **box = lua_touserdata(L, 1);
+    void **box = luaL_checkudata(L, 1, QML_INFILE);
     qm_infile_unref(*box);
     *box = NULL;
     return 0;
@@ -85,7 +85,7 @@ static int infile_gc(lua_State *L)
 /* outfile(path, size) -> file of that size under "<path>.part" until :finish(). */
 static int outfile(lua_State *L)
 {
-    const char *path = luaL_checkstring(L, 1);
+    const char *path = qml_check_text(L, 1);
     uint64_t size = qml_check_size(L, 2, "size");
     void **box = qml_box(L, QML_OUTFILE);
     qm_err e = {0};
@@ -121,12 +121,13 @@ static int outfile_finish(lua_State *L)
 {
     qm_outfile *f = qml_check(L, 1, QML_OUTFILE);
     qm_err e = {0};
+    qml_check_idle(L, 1, QML_OUTFILE);
     if (!qm_outfile_finish(f, &e))
         return qml_raise(L, &e);
     return 0;
 }
 
-static int outfile_drop(lua_State *L)
+static int outfile_gc(lua_State *L)
 {
     void **box = luaL_checkudata(L, 1, QML_OUTFILE);
     if (*box)
@@ -135,10 +136,16 @@ static int outfile_drop(lua_State *L)
     return 0;
 }
 
+static int outfile_drop(lua_State *L)
+{
+    qml_check_idle(L, 1, QML_OUTFILE);
+    return outfile_gc(L);
+}
+
 /* overwrite(path, at, bytes): into a file that is there and at least that long; on disk when this returns. */
 static int overwrite(lua_State *L)
 {
-    const char *path = luaL_checkstring(L, 1);
+    const char *path = qml_check_text(L, 1);
     uint64_t at = qml_check_size(L, 2, "offset");
     size_t n;
     const char *s = luaL_checklstring(L, 3, &n);
@@ -309,7 +316,7 @@ static int read_header(lua_State *L, bool gguf)
 {
     headers h = {0};
     qm_err e = {0};
-    h.file = open_infile(L, luaL_checkstring(L, 1));
+    h.file = open_infile(L, qml_check_text(L, 1));
     if (gguf ? !qm_gguf_read(&h.gguf, h.file, &e) : !qm_st_read(&h.st, h.file, &e))
         return qml_raise(L, &e);
     lua_pushcfunction(L, push_header);
@@ -366,7 +373,7 @@ static int fail_errno(lua_State *L, const char *what, const char *path)
 static int path_stat(lua_State *L)
 {
     struct stat st;
-    if (stat(luaL_checkstring(L, 1), &st) != 0) {
+    if (stat(qml_check_text(L, 1), &st) != 0) {
         if (errno == ENOENT || errno == ENOTDIR)
             return 0;
         return fail_errno(L, "cannot be looked at", lua_tostring(L, 1));
@@ -389,7 +396,7 @@ static int by_name(const struct dirent **a, const struct dirent **b)
 /* list(dir) -> names in byte order, without "." and "..". */
 static int path_list(lua_State *L)
 {
-    const char *path = luaL_checkstring(L, 1);
+    const char *path = qml_check_text(L, 1);
     struct dirent **entry;
     int n = scandir(path, &entry, NULL, by_name), k = 0;
     if (n < 0)
@@ -410,7 +417,7 @@ static int path_list(lua_State *L)
 /* mkdir(path): with its parents; fine when it is there. */
 static int path_mkdir(lua_State *L)
 {
-    const char *path = luaL_checkstring(L, 1);
+    const char *path = qml_check_text(L, 1);
     char *part = lua_newuserdata(L, strlen(path) + 1);
     strcpy(part, path);
     for (char *p = part + 1;; p++) {
@@ -451,7 +458,7 @@ static void sync_folder_of(const char *path)
 /* rename(from, to): and the folder is synced, so that it holds across a power cut. */
 static int path_rename(lua_State *L)
 {
-    const char *from = luaL_checkstring(L, 1), *to = luaL_checkstring(L, 2);
+    const char *from = qml_check_text(L, 1), *to = qml_check_text(L, 2);
     if (rename(from, to) != 0)
         return fail_errno(L, lua_pushfstring(L, "cannot be renamed to %s", to), from);
     sync_folder_of(to);
@@ -462,7 +469,7 @@ static int path_rename(lua_State *L)
  * cannot do that. */
 static int path_exchange(lua_State *L)
 {
-    const char *a = luaL_checkstring(L, 1), *b = luaL_checkstring(L, 2);
+    const char *a = qml_check_text(L, 1), *b = qml_check_text(L, 2);
     bool done = renameat2(AT_FDCWD, a, AT_FDCWD, b, RENAME_EXCHANGE) == 0;
     if (!done && errno != EINVAL && errno != ENOSYS)
         return fail_errno(L, lua_pushfstring(L, "cannot be renamed to %s", b), a);
@@ -499,7 +506,7 @@ static bool remove_tree(const char *path, int depth)
 /* remove_tree(path): a file, or a folder and all in it; links are removed, never followed. */
 static int path_remove_tree(lua_State *L)
 {
-    const char *path = luaL_checkstring(L, 1);
+    const char *path = qml_check_text(L, 1);
     if (!remove_tree(path, 0))
         return fail_errno(L, "cannot be removed", path);
     return 0;
@@ -510,7 +517,7 @@ static int path_remove_tree(lua_State *L)
 static int path_disk_free(lua_State *L)
 {
     char path[PATH_MAX];
-    snprintf(path, sizeof path, "%s", luaL_checkstring(L, 1));
+    snprintf(path, sizeof path, "%s", qml_check_text(L, 1));
     struct statvfs fs;
     struct stat st;
     while (statvfs(path, &fs) != 0 || stat(path, &st) != 0) {
@@ -530,7 +537,7 @@ static int path_disk_free(lua_State *L)
 /* realpath(path) -> absolute path without links. */
 static int path_real(lua_State *L)
 {
-    char *p = realpath(luaL_checkstring(L, 1), NULL);
+    char *p = realpath(qml_check_text(L, 1), NULL);
     if (!p)
         return fail_errno(L, "cannot be found", lua_tostring(L, 1));
     lua_pushstring(L, p);
@@ -540,7 +547,7 @@ static int path_real(lua_State *L)
 
 static int path_writable(lua_State *L)
 {
-    lua_pushboolean(L, access(luaL_checkstring(L, 1), W_OK) == 0);
+    lua_pushboolean(L, access(qml_check_text(L, 1), W_OK) == 0);
     return 1;
 }
 
@@ -568,6 +575,6 @@ void qml_open_files(lua_State *L)
                                          {"writable", path_writable},
                                          {NULL, NULL}};
     qml_class(L, QML_INFILE, in, infile_gc);
-    qml_class(L, QML_OUTFILE, out, outfile_drop);
+    qml_class(L, QML_OUTFILE, out, outfile_gc);
     qml_functions(L, functions);
 }

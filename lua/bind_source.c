@@ -57,7 +57,7 @@ static int push_header(lua_State *L)
  * of a nested tensor; strides (in elements) only where the elements do not lie in order. */
 static int torch(lua_State *L)
 {
-    const char *path = luaL_checkstring(L, 1);
+    const char *path = qml_check_text(L, 1);
     void **box = qml_box(L, QML_INFILE);
     qm_err e = {0};
     *box = qm_infile_open(path, &e);

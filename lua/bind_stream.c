@@ -1,5 +1,7 @@
-/* bind_stream.c: a Lua table becomes a qm_job.  Everything the job points at (tensors, files, strings)
- * is referenced by that table, which stays on the stack while the job runs.
+/* bind_stream.c: a Lua table becomes a qm_job.
+ *
+ * The job points at tensors, files and strings of that table, and while it runs a progress function may do what it likes.
+ * So the table is copied first; the copy, out of everybody's reach, keeps all of it alive, and what can be closed is held.
  */
 #include <math.h>
 #include <stdlib.h>
@@ -12,6 +14,56 @@
 #include "bind.h"
 
 enum { MAX_STEPS = 64 };
+static const int64_t most_values = (int64_t)1 << 53; /* no file holds as many */
+
+enum { JOB_DEPTH = 5 }; /* job.steps[1].row[1] needs 4 */
+
+/* Puts a copy, tables within tables included, in the place of the table on top of the stack.  Raw: what a metatable would
+ * add is not in it. */
+static void copy_table(lua_State *L, int depth)
+{
+    int from = lua_gettop(L), to = from + 1;
+    if (depth == 0)
+        luaL_error(L, "a job's tables are nested too deeply");
+    luaL_checkstack(L, 8, "a job");
+    lua_newtable(L);
+    for (lua_pushnil(L); lua_next(L, from);) {
+        lua_pushvalue(L, -2);
+        lua_insert(L, -2);
+        if (lua_istable(L, -1))
+            copy_table(L, depth - 1);
+        lua_rawset(L, to);
+    }
+    lua_replace(L, from);
+}
+
+/* Runs `body` on (argument 1, a copy of the job in argument `job`, argument 3) with all that it uses held. */
+static int with_job(lua_State *L, int job, lua_CFunction body)
+{
+    luaL_checktype(L, job, LUA_TTABLE);
+    lua_settop(L, 3);
+    lua_pushvalue(L, job);
+    copy_table(L, JOB_DEPTH);
+    lua_replace(L, job);
+    lua_pushcfunction(L, body);
+    for (int i = 1; i <= 3; i++)
+        lua_pushvalue(L, i);
+    luaL_checkstack(L, 8 * JOB_DEPTH, "a job");
+    qml_hold(L, 1, 1);
+    if (job != 1)
+        qml_hold(L, job, 1);
+    int failed = lua_pcall(L, 3, 1, 0);
+    qml_hold(L, 1, -1);
+    if (job != 1)
+        qml_hold(L, job, -1);
+    return failed ? lua_error(L) : 1;
+}
+
+static qm_pool *idle_pool(lua_State *L, int arg)
+{
+    qml_check_idle(L, arg, QML_POOL);
+    return qml_check(L, arg, QML_POOL);
+}
 
 typedef struct job_box {
     qm_job job;
@@ -33,8 +85,13 @@ static const qm_format *field_format(lua_State *L, int table)
 static void read_codec(lua_State *L, int table, qm_codec *c, const qm_format *f, int64_t cols, const char *what)
 {
     qm_err e = {0};
-    if (!qm_codec_init(c, f, cols, (uint32_t)qml_field_size(L, table, "block", 0), what, &e))
+    if (!qm_codec_init(c, f, cols, qml_field_block(L, table), what, &e))
         qml_raise(L, &e);
+    if (!f->encode || !f->decode || f->tensor_range != 0) {
+        qm_fail(&e, QM_EUNSUPPORTED, "%s: %s cannot be streamed: %s", what, f->name,
+                f->tensor_range != 0 ? "it depends on the whole tensor" : "only the functions it was made with can code it");
+        qml_raise(L, &e);
+    }
     c->exact_zero = qml_field_boolean(L, table, "exact_zero", false);
 }
 
@@ -51,6 +108,13 @@ static void read_offsets(lua_State *L, int table, uint64_t at[QM_MAX_PLANES], in
     lua_pop(L, 1);
 }
 
+/* a * b, or -1 when that cannot be a number of values. */
+static int64_t product(int64_t a, int64_t b)
+{
+    int64_t n;
+    return __builtin_mul_overflow(a, b, &n) || n > most_values ? -1 : n;
+}
+
 static void read_source(lua_State *L, int table, qm_source *s)
 {
     s->file = qml_field_box(L, table, "file", QML_INFILE);
@@ -60,6 +124,8 @@ static void read_source(lua_State *L, int table, qm_source *s)
     s->cols = (int64_t)qml_field_size(L, table, "cols", 0);
     if (!s->file)
         luaL_error(L, "source of '%s' has no file", s->name);
+    if (product(s->rows, s->cols) < 0)
+        luaL_error(L, "source of '%s': %f x %f values cannot be counted", s->name, (double)s->rows, (double)s->cols);
     read_codec(L, table, &s->codec, s->format, s->cols, s->name);
     read_offsets(L, table, s->at, qm_format_planes(s->format));
     s->double_quant = qml_field_boolean(L, table, "double_quant", false);
@@ -95,8 +161,8 @@ static void read_step(lua_State *L, int table, qm_step *s, const qm_source *src)
     if (strcmp(kind, "low_rank") == 0) {
         s->kind = QM_STEP_LOW_RANK;
         s->rank = qml_field_size(L, table, "rank", 0);
-        s->left = field_floats(L, table, "left", src->rows * (int64_t)s->rank);
-        s->right = field_floats(L, table, "right", (int64_t)s->rank * src->cols);
+        s->left = field_floats(L, table, "left", product(src->rows, (int64_t)s->rank));
+        s->right = field_floats(L, table, "right", product((int64_t)s->rank, src->cols));
         s->round_delta = qml_field_round(L, table, "round_delta");
     } else if (strcmp(kind, "dora") == 0) {
         s->kind = QM_STEP_DORA;
@@ -113,8 +179,8 @@ static void read_step(lua_State *L, int table, qm_step *s, const qm_source *src)
         lua_getfield(L, table, "row");
         luaL_checktype(L, -1, LUA_TTABLE);
         s->nrow = lua_objlen(L, -1);
-        int64_t *row = lua_newuserdata(L, s->nrow * sizeof *row + 1); /* kept below by the caller's table */
-        lua_setfield(L, table, "row_numbers");
+        int64_t *row = lua_newuserdata(L, s->nrow * sizeof *row + 1);
+        lua_setfield(L, table, "row_numbers"); /* where it is kept */
         for (size_t i = 0; i < s->nrow; i++) {
             lua_rawgeti(L, -1, (int)i + 1);
             row[i] = (int64_t)qml_check_size(L, lua_gettop(L), "row number");
@@ -122,7 +188,7 @@ static void read_step(lua_State *L, int table, qm_step *s, const qm_source *src)
         }
         lua_pop(L, 1);
         s->row = row;
-        s->values = field_floats(L, table, "values", (int64_t)s->nrow * src->cols);
+        s->values = field_floats(L, table, "values", product((int64_t)s->nrow, src->cols));
     } else {
         luaL_error(L, "step of unknown kind '%s'", kind);
     }
@@ -235,19 +301,17 @@ static void push_results(lua_State *L, const job_box *b)
     lua_setfield(L, -2, "sinks");
 }
 
-/* stream(pool, job) -> {ww, dd, sinks = {{error, offset, zero_groups}, …}}.  See core/stream.h for what a
- * job is; field names are the same. */
-static int stream(lua_State *L)
+static int run_stream(lua_State *L)
 {
     qm_pool *pool = qml_check(L, 1, QML_POOL);
-    lua_settop(L, 2);
     job_box *b = lua_newuserdata(L, sizeof *b);
     read_job(L, 2, b);
     for (int i = 0; i < b->job.nsink; i++)
         if (!b->sink[i].file)
             return luaL_error(L, "sink %d has no file", i + 1);
     lua_getfield(L, 2, "progress");
-    if (lua_isfunction(L, -1)) {
+    if (!lua_isnil(L, -1)) {
+        luaL_checktype(L, -1, LUA_TFUNCTION);
         b->L = L;
         b->progress = lua_gettop(L);
         b->job.progress = call_progress;
@@ -265,17 +329,35 @@ static int stream(lua_State *L)
     return 1;
 }
 
-/* stream_memory(job, threads) -> bytes that stream() will take for it.  Needs no open files in the sinks. */
-static int stream_memory(lua_State *L)
+/* stream(pool, job) -> {ww, dd, sinks = {{error, offset, zero_groups}, …}}.  See core/stream.h for what a
+ * job is; field names are the same. */
+static int stream(lua_State *L)
 {
+    idle_pool(L, 1);
+    return with_job(L, 2, run_stream);
+}
+
+static int check_threads(lua_State *L, int arg)
+{
+    double threads = luaL_optnumber(L, arg, 1);
+    if (!(threads >= 1 && threads <= 1024))
+        luaL_argerror(L, arg, "threads must be from 1 to 1024");
+    return (int)threads;
+}
+
+static int measure_stream(lua_State *L)
+{
+    int threads = check_threads(L, 2);
     job_box *b = lua_newuserdata(L, sizeof *b);
     read_job(L, 1, b);
-    lua_pushnumber(L, (double)qm_stream_memory(&b->job, luaL_checkint(L, 2)));
+    lua_pushnumber(L, (double)qm_stream_memory(&b->job, threads));
     return 1;
 }
 
-/* column_norms(pool, job, nstep) -> f32 tensor [cols]. */
-static int column_norms(lua_State *L)
+/* stream_memory(job, threads) -> bytes that stream() will take for it.  Needs no open files in the sinks. */
+static int stream_memory(lua_State *L) { return with_job(L, 1, measure_stream); }
+
+static int run_column_norms(lua_State *L)
 {
     qm_pool *pool = qml_check(L, 1, QML_POOL);
     job_box *b = lua_newuserdata(L, sizeof *b);
@@ -293,13 +375,18 @@ static int column_norms(lua_State *L)
     return 1;
 }
 
+/* column_norms(pool, job, nstep) -> f32 tensor [cols]. */
+static int column_norms(lua_State *L)
+{
+    idle_pool(L, 1);
+    return with_job(L, 2, run_column_norms);
+}
+
 /* ---- pool -------------------------------------------------------------------------------------------- */
 
 static int pool(lua_State *L)
 {
-    int threads = luaL_optint(L, 1, 1);
-    if (threads < 1 || threads > 1024)
-        return luaL_argerror(L, 1, "threads must be from 1 to 1024");
+    int threads = check_threads(L, 1);
     void **box = qml_box(L, QML_POOL);
     qm_err e = {0};
     *box = qm_pool_new(threads, &e);
@@ -318,6 +405,12 @@ static int pool_gc(lua_State *L)
     qm_pool_free(*box);
     *box = NULL;
     return 0;
+}
+
+static int pool_close(lua_State *L)
+{
+    qml_check_idle(L, 1, QML_POOL);
+    return pool_gc(L);
 }
 
 /* ---- synthetic checkpoints ------------------------------------------------------------------------------ */
@@ -343,7 +436,7 @@ static bool fill_work(void *arg, int64_t index, int thread, qm_err *e)
 /* fill_bf16(pool, outfile, at, count, seed, std): random weights straight into a file. */
 static int fill_bf16(lua_State *L)
 {
-    qm_pool *p = qml_check(L, 1, QML_POOL);
+    qm_pool *p = idle_pool(L, 1);
     fill f = {.file = qml_check(L, 2, QML_OUTFILE),
               .at = qml_check_size(L, 3, "offset"),
               .n = qml_check_size(L, 4, "count"),
@@ -357,7 +450,7 @@ static int fill_bf16(lua_State *L)
 
 void qml_open_stream(lua_State *L)
 {
-    static const luaL_Reg methods[] = {{"threads", pool_threads}, {"close", pool_gc}, {NULL, NULL}};
+    static const luaL_Reg methods[] = {{"threads", pool_threads}, {"close", pool_close}, {NULL, NULL}};
     static const luaL_Reg functions[] = {{"pool", pool},
                                          {"stream", stream},
                                          {"stream_memory", stream_memory},

@@ -9,7 +9,7 @@
 
 /* ---- formats -------------------------------------------------------------------------------- */
 
-static void push_format(lua_State *L, const qm_format *f)
+void qml_push_format(lua_State *L, const qm_format *f)
 {
     lua_createtable(L, 0, 12);
     lua_pushstring(L, f->name);
@@ -24,6 +24,8 @@ static void push_format(lua_State *L, const qm_format *f)
     lua_setfield(L, -2, "block_min");
     lua_pushnumber(L, f->block_max);
     lua_setfield(L, -2, "block_max");
+    lua_pushboolean(L, f->any_block);
+    lua_setfield(L, -2, "any_block");
     lua_pushboolean(L, f->over_rows);
     lua_setfield(L, -2, "over_rows");
     lua_pushnumber(L, f->gguf_type);
@@ -55,7 +57,7 @@ static int formats(lua_State *L)
 {
     lua_newtable(L);
     for (int i = 0; qm_formats[i]; i++) {
-        push_format(L, qm_formats[i]);
+        qml_push_format(L, qm_formats[i]);
         lua_rawseti(L, -2, i + 1);
     }
     return 1;
@@ -85,7 +87,7 @@ static int plane_sizes(lua_State *L)
 {
     const qm_format *f = qml_check_format(L, 1);
     uint64_t n = qml_check_size(L, 2, "count"), cols = qml_check_size(L, 3, "cols");
-    uint32_t block = (uint32_t)luaL_optnumber(L, 4, 0);
+    uint32_t block = qml_opt_block(L, 4, 0);
     qm_codec c;
     qm_err e = {0};
     if (!qm_codec_init(&c, f, (int64_t)cols, block, luaL_optstring(L, 5, "tensor"), &e))
@@ -105,7 +107,7 @@ static int levels(lua_State *L)
 {
     const qm_format *f = qml_check_format(L, 1);
     uint32_t bits = f->plane[0].bits, n = 1u << bits;
-    if (!f->over_rows || (bits != 4 && bits != 8))
+    if (!f->over_rows || (bits != 4 && bits != 8) || qm_format_planes(f) != 2 || f->made)
         return luaL_argerror(L, 1, "has no table of levels");
     uint8_t codes[256];
     float value[256], one = 1;
@@ -160,7 +162,10 @@ static int view(lua_State *L)
         return luaL_error(L, "view: neither a format nor an element type is called '%s'", format ? format : "nil");
     if (fmt && qm_format_planes(fmt) != 1)
         return luaL_error(L, "view: format '%s' does not lie in one piece", fmt->name);
-    uint64_t n = (uint64_t)qm_shape_count(&shape), need = n * qm_dtypes[dt].bits / 8;
+    uint64_t n = (uint64_t)qm_shape_count(&shape);
+    if (n / 64 > f->size) /* no element has less than a 64th of a byte; what follows cannot overflow */
+        return luaL_error(L, "view: tensor '%s' does not lie in %s", name, f->path);
+    uint64_t need = n * qm_dtypes[dt].bits / 8;
     if (fmt) {
         qm_codec c;
         int64_t cols = shape.ndim ? shape.dim[shape.ndim - 1] : 1;
@@ -287,7 +292,7 @@ static int quantize(lua_State *L)
     qm_err e = {0};
     if (!lua_isnoneornil(L, 3)) {
         luaL_checktype(L, 3, LUA_TTABLE);
-        o.block = (uint32_t)qml_field_size(L, 3, "block", 0);
+        o.block = qml_field_block(L, 3);
         double offset = qml_field_number(L, 3, "offset", NAN);
         o.offset_given = !isnan(offset);
         o.offset = (float)offset;
@@ -339,12 +344,10 @@ static int values(lua_State *L)
 {
     qm_tensor *t = self(L);
     int64_t n = qm_tensor_count(t);
-    int64_t first = (int64_t)luaL_optnumber(L, 2, 1), last = (int64_t)luaL_optnumber(L, 3, (double)n);
+    double from = luaL_optnumber(L, 2, 1), to = luaL_optnumber(L, 3, (double)n);
+    int64_t first = from >= 1 && from <= (double)n ? (int64_t)from : from < 1 ? 1 : n + 1;
+    int64_t last = to >= 0 && to <= (double)n ? (int64_t)to : to < 0 ? 0 : n;
     qm_err e = {0};
-    if (first < 1)
-        first = 1;
-    if (last > n)
-        last = n;
     float *v = lua_newuserdata(L, (size_t)n * sizeof *v + 1);
     if (!qm_tensor_values(t, v, &e))
         return qml_raise(L, &e);
@@ -434,7 +437,6 @@ static int tensor_text(lua_State *L)
     return 1;
 }
 
-/* Also t:close(): gives the memory back now; Lua's collector does not know how much it is. */
 static int tensor_gc(lua_State *L)
 {
     void **box = luaL_checkudata(L, 1, QML_TENSOR);
@@ -443,9 +445,16 @@ static int tensor_gc(lua_State *L)
     return 0;
 }
 
+/* t:close(): gives the memory back now; Lua's collector does not know how much it is. */
+static int tensor_close(lua_State *L)
+{
+    qml_check_idle(L, 1, QML_TENSOR);
+    return tensor_gc(L);
+}
+
 void qml_open_tensor(lua_State *L)
 {
-    static const luaL_Reg methods[] = {{"info", info},           {"close", tensor_gc},
+    static const luaL_Reg methods[] = {{"info", info},           {"close", tensor_close},
                                                 {"quantize", quantize},
                                        {"dequantize", dequantize}, {"transpose", transpose},
                                        {"plane", plane},         {"values", values},

@@ -64,7 +64,7 @@ static int push_tree(lua_State *L)
 /* json_decode(text, what [, limit]) -> value.  Objects and arrays are tables, null is core.null. */
 static int json_decode(lua_State *L)
 {
-    return with_json(L, (size_t)luaL_optnumber(L, 3, 1 << 30), push_tree);
+    return with_json(L, lua_isnoneornil(L, 3) ? 1 << 30 : qml_check_size(L, 3, "limit"), push_tree);
 }
 
 static int push_keys(lua_State *L)
@@ -211,7 +211,7 @@ static int regex_search(lua_State *L) { return regex_test(L, QM_REGEX_SEARCH); }
 
 static int regex_gc(lua_State *L)
 {
-    void **box = lua_touserdata(L, 1);
+    void **box = luaL_checkudata(L, 1, QML_REGEX);
     qm_regex_free(*box);
     *box = NULL;
     return 0;

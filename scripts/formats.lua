@@ -23,7 +23,9 @@ local function bits(f)
 end
 
 local function group(f)
-    if f.block == 0 then
+    if f.any_block then
+        return f.block == 0 and "row (any)" or ("%d (any)"):format(f.block)
+    elseif f.block == 0 then
         return "row"
     elseif f.block_max > 0 then
         return ("%d (%d-%d)"):format(f.block, f.block_min, f.block_max)

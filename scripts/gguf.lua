@@ -9,8 +9,8 @@ local FORCE = { "force", doc = "replace files that are there" }
 
 local set = {
     name = "gguf set",
-    doc = "Changes metadata. A header that keeps its size on disk is rewritten where it is; otherwise a new file is written, compared\n"
-        .. "with the old one tensor by tensor, and takes its name.",
+    doc = "Changes metadata. A header that keeps its size on disk is rewritten where it is; otherwise a new file is written,\n"
+        .. "compared with the old one tensor by tensor, and takes its name.",
     arguments = {
         { "FILE", doc = "GGUF file" },
         { "KEY=VALUE", optional = true, many = true,
@@ -74,7 +74,8 @@ local merge = {
     doc = "Makes one file of the parts of a model.",
     arguments = { { "FIRST", doc = "the first part" }, { "OUT", doc = "the file to write" } },
     options = {
-        { "clean", doc = "leave out the split.* keys, which llama-gguf-split keeps: the file as it was before it was split" }, FORCE,
+        { "clean", doc = "leave out the split.* keys, which llama-gguf-split keeps: the file as before it was split" },
+        FORCE,
     },
     examples = "  qmoon gguf merge model-00001-of-00003.gguf model.gguf",
 }

@@ -5,15 +5,16 @@ local qm = require "qmoon"
 local cli = require "qmoon.cli"
 local edit = require "qmoon.gguf_edit"
 local json = require "qmoon.json"
+local reading = require "qmoon.source.reading"
 local text = require "qmoon.text"
 
 local o = cli.parse({
     name = "inspect",
     doc = "Lists a model's tensors and metadata from the headers of its files.",
-    arguments = { { "SRC", doc = "model folder, .safetensors or .gguf file (or the first of its parts)" } },
+    arguments = { { "SRC", doc = "model folder, .gguf (the first of its parts), .safetensors, .bin or .pt file" } },
     options = {
         { "tensors", doc = "list every tensor" },
-        { "sha256", doc = "with --json or --tensors: SHA-256 of every tensor's bytes" },
+        { "sha256", doc = "with --json or --tensors: SHA-256 of every tensor's bytes (of bitsandbytes': of its codes)" },
         { "json", doc = "everything, for machines" },
     },
 }, { ... })
@@ -25,7 +26,16 @@ local model = qm.open(o[1])
 local n, bytes = model:size()
 
 local function digest(item)
-    return o.sha256 and core.sha256(item.source.file:read(item.source.at, item.source.size)) or nil
+    return o.sha256 and core.sha256(reading.bytes(item.source)) or nil
+end
+
+local function type_of(item)
+    return item.type_name or item.source.quantised or item.source.dtype
+end
+
+local function offset_of(item)
+    local at = item.source.at
+    return type(at) == "table" and at[1] or at
 end
 
 local function file_name(item)
@@ -50,8 +60,8 @@ end
 if o.json then
     local tensors, metadata = {}, {}
     for i, item in ipairs(model.items) do
-        tensors[i] = { name = item.gguf_name or item.name, type = item.type_name or item.source.dtype,
-                       shape = json.array(item.shape), bytes = item.source.size, offset = item.source.at,
+        tensors[i] = { name = item.gguf_name or item.name, type = type_of(item),
+                       shape = json.array(item.shape), bytes = item.source.size, offset = offset_of(item),
                        file = #names > 1 and file_name(item) or nil, sha256 = digest(item) }
     end
     for i, pair in ipairs(model.gguf and model.gguf.meta or {}) do
@@ -67,9 +77,10 @@ end
 print(" " .. tostring(model))
 local by_type, order = {}, {}
 for _, item in ipairs(model.items) do
-    local t = item.type_name or item.source.dtype
+    local t = type_of(item)
     if not by_type[t] then
-        by_type[t] = { tensors = 0, values = 0, bytes = 0, note = item.source.format and "" or "carried over, not decoded" }
+        by_type[t] = { tensors = 0, values = 0, bytes = 0,
+                       note = item.source.format and "" or "carried over, not decoded" }
         order[#order + 1] = t
     end
     local sums = by_type[t]
@@ -82,6 +93,9 @@ for _, t in ipairs(order) do
                           ("%.4g"):format(8 * sums.bytes / math.max(1, sums.values)), sums.note }
 end
 print(text.table(types))
+for _, notice in ipairs(model.notices) do
+    print(" note " .. notice)
+end
 if #names > 1 then
     local files = { { "file", "tensors", "bytes" } }
     for _, name in ipairs(names) do
@@ -93,10 +107,11 @@ for _, pair in ipairs(model.gguf and model.gguf.meta or {}) do
     print((" %s = %s"):format(pair.key, edit.show(pair)))
 end
 if o.tensors then
-    local rows = { { "tensor", "type", "shape", "bytes", "offset", #names > 1 and "file" or "", o.sha256 and "sha256" or "" } }
+    local rows = { { "tensor", "type", "shape", "bytes", "offset", #names > 1 and "file" or "",
+                     o.sha256 and "sha256" or "" } }
     for _, item in ipairs(model.items) do
-        rows[#rows + 1] = { item.gguf_name or item.name, item.type_name or item.source.dtype, text.shape(item.shape),
-                            ("%.0f"):format(item.source.size), ("%.0f"):format(item.source.at),
+        rows[#rows + 1] = { item.gguf_name or item.name, type_of(item), text.shape(item.shape),
+                            ("%.0f"):format(item.source.size), ("%.0f"):format(offset_of(item)),
                             #names > 1 and file_name(item) or "", digest(item) or "" }
     end
     print(text.table(rows))

@@ -84,11 +84,14 @@ QM_FN void qm_asymmetric_decode(const uint8_t *const plane[], uint32_t n, unsign
 #define QM_INTEGERS_LONGEST (1u << 30)
 
 /* A whole format file. */
-#define QM_SYMMETRIC(id, width, text)                                                                   \
-    QM_INTEGERS_CODE(symmetric, width)                                                                  \
-    const qm_format qm_format_##id = {                                                                  \
-        QM_INTEGERS_SHARED(#id, text), .plane = {{"codes", QM_U8, width, 0}, {"scales", QM_F32, 0, 4}}, \
-        .bound = 0.5001 / ((1 << (width - 1)) - 1), /* half a step */                                   \
+#define QM_SYMMETRIC(id, width, text)                                    \
+    QM_INTEGERS_CODE(symmetric, width)                                   \
+    const qm_format qm_format_##id = {                                   \
+        QM_INTEGERS_SHARED(#id, text),                                   \
+        .plane = {{"codes", QM_U8, width, 0}, {"scales", QM_F32, 0, 4}}, \
+        .bound = 0.5001 / ((1 << (width - 1)) - 1), /* half a step */    \
+        .encode = encode,                                                \
+        .decode = decode,                                                \
     }
 
 #define QM_ASYMMETRIC(id, width, text)                                                           \
@@ -97,12 +100,13 @@ QM_FN void qm_asymmetric_decode(const uint8_t *const plane[], uint32_t n, unsign
         QM_INTEGERS_SHARED(#id, text),                                                           \
         .plane = {{"codes", QM_U8, width, 0}, {"scales", QM_F32, 0, 4}, {"zeros", QM_U8, 0, 1}}, \
         .bound = 1.0002 / ((1 << width) - 1), /* half a step of twice the absmax */              \
+        .encode = encode,                                                                        \
+        .decode = decode,                                                                        \
     }
 
 #define QM_INTEGERS_SHARED(id, text)                                                            \
     .name = id, .doc = text, .source = "ours, after AWQ and GPTQ", .block = 64, .block_min = 1, \
-    .block_max = QM_INTEGERS_LONGEST, .any_block = true, .over_rows = true, .gguf_type = -1,    \
-    .encode = encode, .decode = decode
+    .block_max = QM_INTEGERS_LONGEST, .any_block = true, .over_rows = true, .gguf_type = -1
 
 #define QM_INTEGERS_CODE(kind, width)                                                        \
     QM_FN void encode(const float *x, uint32_t n, const qm_codec *c, uint8_t *const plane[]) \

@@ -15,14 +15,11 @@ enum { BLOCK = 16 };
 
 QM_TABLE float level[8] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6};
 
-/* NaN exceeds nothing: code 0 of its sign. */
+/* Saturates; NaN becomes 0 of its sign. */
 QM_FN uint32_t code_of(float v)
 {
-    static const float middle[7] = {0.25f, 0.75f, 1.25f, 1.75f, 2.5f, 3.5f, 5};
-    uint32_t code = 0;
     float a = qm_abs(v);
-    for (uint32_t i = 0; i < 7; i++)
-        code += a > middle[i] || (a == middle[i] && i % 2);
+    uint32_t code = a <= 6 ? qm_f8_of_magnitude(a, 1, 1) : a > 6 ? 7 : 0;
     return code | (qm_f32_bits(v) >> 31) << 3;
 }
 

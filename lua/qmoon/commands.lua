@@ -30,6 +30,7 @@ commands.pipeline = {
           doc = "nf4: all-zero blocks as bitsandbytes writes them, or so that they decode to zeros" },
         { "pre", kind = "text", value = "NAME", doc = "GGUF: name of the pre-tokenizer, when it is not recognised" },
         { "name", kind = "text", value = "TEXT", doc = "GGUF: general.name" },
+        { "allow-requantize", doc = "without an adapter: take a base that is quantised already" },
     },
     examples = [[
   qmoon pipeline --base Qwen2.5-1.5B-Instruct --adapter adapters --out quantized
@@ -42,7 +43,7 @@ commands.pipeline = {
         end
         local specs = outputs.choose(o.outputs, o.out)
         for _, s in ipairs(specs) do
-            s.pre, s.name, s.zero_blocks = o.pre, o.name, o.zero_blocks
+            s.pre, s.name, s.zero_blocks, s.allow_requantize = o.pre, o.name, o.zero_blocks, o.allow_requantize
         end
         -- every output is encoded from the merged weights as f16 holds them
         return model, specs, options_of(o, { round = "f16" })
@@ -57,7 +58,7 @@ commands.merge = {
         { "adapter", kind = "list", value = "DIR", required = true, doc = "peft adapter folder, or several separated by commas" },
         { "out", kind = "text", value = "DIR", required = true, doc = "folder for the merged checkpoint" },
         { "dtype", kind = "text", value = "TYPE", choices = { "f16", "bf16", "f32", "keep" }, default = "keep",
-          doc = "element type to write; keep: as in the base" },
+          doc = "element type to write; keep: as in the base, which may be quantised (merged weights are quantised again)" },
         { "shard-size", kind = "size", value = "SIZE", default = "5GB", doc = "largest weight file" },
     },
     examples = "  qmoon merge --base Qwen2.5-1.5B --adapter adapters --out merged --dtype f16",
@@ -66,7 +67,8 @@ commands.merge = {
         for _, adapter in ipairs(o.adapter) do
             model = model:merge(adapter)
         end
-        return model, { { path = o.out, format = o.dtype, shard_size = o.shard_size } }, options_of(o)
+        local format = o.dtype == "keep" and model.quantised and "same" or o.dtype
+        return model, { { path = o.out, format = format, shard_size = o.shard_size } }, options_of(o)
     end,
 }
 
@@ -95,14 +97,15 @@ commands.quantize = {
     name = "quantize",
     doc = "Writes a model in another format. OUT ending in .gguf: llama-quantize's types by its rules; otherwise a folder that\n"
         .. "transformers and bitsandbytes load.",
-    arguments = { { "SRC", doc = "model folder, or .gguf file" }, { "OUT", doc = "folder, or .gguf file" } },
+    arguments = { { "SRC", doc = "model folder (16-bit, or of bitsandbytes), .gguf, or one .safetensors, .bin or .pt file" },
+                  { "OUT", doc = "folder, or .gguf file" } },
     options = cli.writing {
         { "type", kind = "text", value = "T", required = true,
-          doc = "for .gguf: llama-quantize's, such as f16 q8_0 q4_0 q4_k_m iq4_xs; for a folder: int8 nf4 fp4 f16 bf16 f32" },
+          doc = "for .gguf: llama-quantize's, such as f16 q8_0 q4_0 q4_k_m iq4_xs; for a folder: int8 nf4 fp4 f16 bf16 f32 keep" },
         { "double-quant", doc = "nf4 and fp4: quantise the scales again" },
         { "block", kind = "integer", value = "N", doc = "nf4 and fp4: values per scale, 32 to 4096 (default: 64)" },
         { "dtype", kind = "text", value = "TYPE", choices = { "f16", "bf16", "f32" },
-          doc = "nf4, fp4, int8: compute type, and what stays unquantised (default: f16)" },
+          doc = "nf4, fp4, int8: compute type, and what stays unquantised (default: f16; of a lone file: as it is)" },
         { "zero-blocks", kind = "text", value = "HOW", choices = { "bnb", "exact" }, default = "bnb",
           doc = "nf4: all-zero blocks as bitsandbytes writes them, or so that they decode to zeros" },
         { "pure", doc = "GGUF: one type for every quantised tensor" },
@@ -113,7 +116,7 @@ commands.quantize = {
         { "leave-output-tensor", doc = "GGUF: output.weight stays as it is" },
         { "no-fallback", doc = "GGUF: fail when a type does not divide the rows of a tensor, instead of taking another" },
         { "profile", kind = "text", value = "NAME", doc = "GGUF: as the llama-quantize of that name; " .. profile_names() },
-        { "allow-requantize", doc = "GGUF: take tensors that are quantised already" },
+        { "allow-requantize", doc = "take tensors that are quantised already" },
         { "pre", kind = "text", value = "NAME", doc = "GGUF: name of the pre-tokenizer, when it is not recognised" },
         { "name", kind = "text", value = "TEXT", doc = "GGUF: general.name" },
         { "shard-size", kind = "size", value = "SIZE", default = "5GB", doc = "largest weight file of a folder" },
@@ -121,7 +124,9 @@ commands.quantize = {
     examples = [[
   qmoon quantize Qwen2.5-1.5B model-q4_0.gguf --type q4_0
   qmoon quantize model.gguf model-q6_k.gguf --type q6_k
-  qmoon quantize Qwen2.5-1.5B model-nf4 --type nf4 --double-quant]],
+  qmoon quantize Qwen2.5-1.5B model-nf4 --type nf4 --double-quant
+  qmoon quantize model-nf4 model-f16 --type f16           what bitsandbytes decodes it to
+  qmoon quantize resnet50.pt resnet50-int8 --type int8]],
     prepare = function(o)
         return Model.open(o[1]), {
             { path = o[2], format = o.type:lower(), double_quant = o.double_quant, block = o.block, dtype = o.dtype,

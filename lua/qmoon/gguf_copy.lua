@@ -1,5 +1,5 @@
---- A new GGUF file whose tensors are those of others, byte for byte: a header, the data copied behind it, and both
---- read again and compared before the file gets its name.
+--- A new GGUF file whose tensors are those of others, byte for byte: a header, the data copied behind it, and
+--- both read again and compared before the file gets its name.
 
 local core = require "qmoon.core"
 local gguf = require "qmoon.gguf"
@@ -50,7 +50,8 @@ function copy.check(path, tensors)
         end
         in_pieces(t, function(done, n)
             if t.file:read(t.at + done, n) ~= h.file:read(written.at + done, n) then
-                core.fail("verify", "%s: tensor '%s' was not copied as it is: is the disk sound?", path, t.name)
+                core.fail("verify", "%s: tensor '%s' was not copied as it is: is the disk sound?", path,
+                    t.name)
             end
         end)
     end

@@ -1,5 +1,5 @@
---- Changing the metadata of a GGUF file: values from words on a command line, and the header written anew.  Tensors
---- are never touched.
+--- Changing the metadata of a GGUF file: values from words on a command line, and the header written anew.
+--- Tensors are never touched.
 
 local core = require "qmoon.core"
 local copy = require "qmoon.gguf_copy"
@@ -10,19 +10,20 @@ local nearest = require "qmoon.nearest"
 
 local edit = {}
 
--- ---- values -----------------------------------------------------------------------------------------------
+-- ---- values -------------------------------------------------------------------------------------------
 
 local EXACT = 2 ^ 53 -- whole numbers beyond are not all numbers of Lua
-local RANGES = { u8 = { 0, 255 }, i8 = { -128, 127 }, u16 = { 0, 65535 }, i16 = { -32768, 32767 }, u32 = { 0, 2 ^ 32 - 1 },
-                 i32 = { -2 ^ 31, 2 ^ 31 - 1 }, u64 = { 0, EXACT }, i64 = { -EXACT, EXACT } }
+local RANGES = { u8 = { 0, 255 }, i8 = { -128, 127 }, u16 = { 0, 65535 }, i16 = { -32768, 32767 },
+                 u32 = { 0, 2 ^ 32 - 1 }, i32 = { -2 ^ 31, 2 ^ 31 - 1 }, u64 = { 0, EXACT },
+                 i64 = { -EXACT, EXACT } }
 local LARGEST = { f32 = 3.4028234663852886e38, f64 = 1.7976931348623157e308 }
 local TYPES = { "u8", "i8", "u16", "i16", "u32", "i32", "u64", "i64", "f32", "f64", "bool", "string" }
 
 local function whole_number(key, kind, value)
     local n, range = tonumber(value), RANGES[kind]
     if not n or n ~= math.floor(n) or n < range[1] or n > range[2] then
-        core.fail("usage", "%s: '%s' is no whole number from %.0f to %.0f, which %s holds", key, tostring(value), range[1],
-            range[2], kind)
+        core.fail("usage", "%s: '%s' is no whole number from %.0f to %.0f, which %s holds", key, tostring(value),
+            range[1], range[2], kind)
     end
     return n
 end
@@ -107,7 +108,8 @@ function edit.show(r)
         for i = 1, math.min(4, #value) do
             shown[i] = edit.show { type = r.elem, value = value[i] }
         end
-        return ("%d x %s: %s%s"):format(#value, r.elem, table.concat(shown, ", "), #value > 4 and ", …" or "")
+        return ("%d x %s: %s%s"):format(#value, r.elem, table.concat(shown, ", "),
+            #value > 4 and ", …" or "")
     elseif r.type == "f32" or r.type == "f64" then
         local finite = value - value == 0
         return finite and json.float_text(r.type == "f32" and json.widen(value) or value) or tostring(value)
@@ -121,7 +123,7 @@ function edit.show(r)
     return line
 end
 
--- ---- keys -------------------------------------------------------------------------------------------------
+-- ---- keys ---------------------------------------------------------------------------------------------
 
 local function keys_of(rows)
     local keys = {}
@@ -155,8 +157,8 @@ end
 
 local function missing(path, rows, key, advice)
     local guess = nearest(key, keys_of(rows))
-    core.fail("usage", "%s: there is no key '%s'%s%s", path, key, guess and (" (did you mean '%s'?)"):format(guess) or "",
-        advice or "")
+    core.fail("usage", "%s: there is no key '%s'%s%s", path, key,
+        guess and (" (did you mean '%s'?)"):format(guess) or "", advice or "")
 end
 
 local function type_of(r)
@@ -216,10 +218,10 @@ function edit.apply(rows, changes, path)
     return list, done
 end
 
--- ---- the file -----------------------------------------------------------------------------------------------
+-- ---- the file -----------------------------------------------------------------------------------------
 
--- The header is replaced where it is.  That is no single step, so the old one lies beside the file, in FILE.header, until
--- the new one has been read back; a run that was killed in between is mended by the next.
+-- The header is replaced where it is.  That is no single step, so the old one lies beside the file, in FILE.header,
+-- until the new one has been read back; a run that was killed in between is mended by the next.
 
 local function save(real, saved, header)
     files.write(saved, core.stat(real).id .. "\n" .. header)
@@ -271,8 +273,8 @@ local function unmoved(tensors, at)
     return #tensors > 0
 end
 
---- Changes metadata of the file at `path`, in place when the header keeps its size on disk, else by a new file that
---- takes its name; with options.out the new file has that name and the old one stays as it is.
+--- Changes metadata of the file at `path`, in place when the header keeps its size on disk, else by a new file
+--- that takes its name; with options.out the new file has that name and the old one stays as it is.
 ---@param path string
 ---@param changes table as edit.apply takes them
 ---@param options? {out: string?, force: boolean?}

@@ -1,32 +1,78 @@
---- A GGUF file as a model folder: config.json, tokenizer files, and the checkpoint's names for its tensors.
+--- A GGUF file as a model folder: config.json, tokenizer files, and where its tensors go in a checkpoint.
 --
 -- GGUF keeps less than a folder does. What it does not say is as transformers has it (the architecture's
--- defaults), and control tokens all become special ones. Files are in transformers 4's style, which all
--- versions read.
+-- defaults); architectures of which that would be wrong are refused. Files are in transformers 4's style, which
+-- all versions read. On the way stacks of experts are cut, interleaved rows put back and ones taken off norms.
 
 local core = require "qmoon.core"
 local arch = require "qmoon.arch"
 local gguf = require "qmoon.gguf"
 local json = require "qmoon.json"
-local pretokenizers = require "qmoon.pretokenizers"
+local rope = require "qmoon.rope"
+local tokenizer = require "qmoon.gguf_tokenizer"
 
 local gguf_model = {}
 
-local CONTROL, USER_DEFINED, BYTE = 3, 4, 6 -- llama.cpp's token types
+local ROPE_FREQS = "rope_freqs.weight"
+
+--- Whether a tensor is what config.json says in other words.
+local function is_constant(a, name)
+    return name == ROPE_FREQS and a.rope_scaling.llama3 == "tensor"
+end
 
 -- ---- tensors --------------------------------------------------------------------------------------
 
---- Tensors with the names they have in a checkpoint; every one the architecture needs must be there.
-local function tensors_of(a, g, fields, what)
+local function shape_of(item, expert)
+    return expert and { unpack(item.shape, 2) } or item.shape
+end
+
+--- One of the checkpoint's tensors as an item of its own: which rows of which item, and what is done to them.
+local function piece(item, row, hf, expert, fields)
+    local shape = shape_of(item, expert)
+    local rows, cols = #shape > 1 and shape[1] or 1, shape[#shape]
+    local heads = row.heads and fields[row.heads]
+    if heads and #shape == 1 then
+        rows, cols = cols, 1
+    end
+    local p = { name = hf, shape = shape, actions = {}, role = row.role, add = row.add and -row.add,
+                source = setmetatable({ shape = shape }, { __index = item.source }) }
+    if expert or heads or row.add then
+        p.part_of = item
+        p.slice = { from = (expert or 0) * rows, rows = rows, cols = cols, interleaved_heads = heads }
+    end
+    return p
+end
+
+local function pieces_of(a, item, fields, what)
+    local name, list = item.gguf_name or item.name, {}
+    local hf, row = arch.to_hf(a, name)
+    if not item.source.format then
+        core.fail("unsupported", "%s: tensor '%s' is %s, which this program cannot decode", what, name, item.source.dtype)
+    elseif not hf then
+        core.fail("unsupported", "%s: tensor '%s' has no place in a model folder of %s", what, name, a.name)
+    elseif not row.stacked then
+        return { piece(item, row, hf, nil, fields) }
+    elseif #item.shape ~= 3 or item.shape[1] ~= fields.num_local_experts then
+        core.fail("corrupt", "%s: tensor '%s' is no stack of %s experts", what, name, tostring(fields.num_local_experts))
+    end
+    for expert = 0, item.shape[1] - 1 do
+        list[#list + 1] = piece(item, row, (arch.to_hf(a, name, expert)), expert, fields)
+    end
+    return list
+end
+
+--- Items with the names they have in a checkpoint; every one the architecture needs must be there.
+---@param items qmoon.Item[] of the GGUF file
+---@return qmoon.Item[]
+local function items_of(a, items, fields, what)
     local list, have = {}, {}
-    for i, t in ipairs(g.tensors) do
-        local hf, module = arch.to_hf(a, t.name)
-        if not hf then
-            core.fail("unsupported", "%s: tensor '%s' has no place in a model folder of %s", what, t.name,
-                a.name)
+    for _, item in ipairs(items) do
+        if not is_constant(a, item.gguf_name) then
+            for _, p in ipairs(pieces_of(a, item, fields, what)) do
+                list[#list + 1] = p
+                have[p.name] = true
+            end
         end
-        list[i] = setmetatable({ hf = hf, role = module.role }, { __index = t })
-        have[hf] = true
     end
     for _, hf in ipairs(arch.required(a, fields)) do
         if not have[hf] then
@@ -58,20 +104,22 @@ local function dtype_of(g)
     return best
 end
 
-local function special_id(meta, name)
-    return gguf.get(meta, ("tokenizer.ggml.%s_token_id"):format(name))
-end
+-- What llama.cpp takes when a file does not say.
+local ABSENT = { rope_theta = 10000 }
+
+-- Fields that only say what others imply.
+local DERIVED = { "rope_dim", "rope_attention_factor", "file_type", "pooling_type" }
 
 --- Config fields from the architecture's metadata rows read backwards; f32 values are marked as floats.
-local function fields_of(a, g, what)
+local function fields_of(a, g)
     local fields = {}
     for key, value in pairs(a.defaults) do
-        fields[key] = value
+        fields[key] = ABSENT[key] or value
     end
     for _, row in ipairs(a.metadata) do
         local value = gguf.get(g.meta, a.name .. "." .. row[1])
         if row[2] == "f32" then
-            local number = value and json.widen(value) or a.defaults[row[3]]
+            local number = value and json.widen(value) or ABSENT[row[3]] or a.defaults[row[3]]
             value = number and json.float(number)
         end
         local outer, inner = row[3]:match "^(.-)%.(.*)$"
@@ -85,24 +133,46 @@ local function fields_of(a, g, what)
     if fields.rope_scaling then
         fields.rope_scaling.type = fields.rope_scaling.rope_type -- the name it had at first
     end
-    local embedding
+    return fields
+end
+
+local function tensor(g, name)
     for _, t in ipairs(g.tensors) do
-        embedding = t.name == "token_embd.weight" and t or embedding
+        if t.name == name then
+            return t
+        end
     end
+end
+
+--- What is in no metadata row: sizes from tensors, factors of rope from theirs.
+local function complete(a, g, fields, what)
+    local embedding = tensor(g, "token_embd.weight")
     if not embedding then
         core.fail("corrupt", "%s: tensor 'token_embd.weight' is missing", what)
     end
     fields.vocab_size = embedding.shape[1]
-    return fields
-end
-
-local function has_tensor(g, name)
-    for _, t in ipairs(g.tensors) do
-        if t.name == name then
-            return true
-        end
+    fields.tie_word_embeddings = not tensor(g, "output.weight")
+    fields.num_key_value_heads = fields.num_key_value_heads or fields.num_attention_heads
+    if a.defaults.head_dim and not gguf.get(g.meta, a.name .. ".attention.key_length") then
+        fields.head_dim = fields.hidden_size / fields.num_attention_heads
     end
-    return false
+    if a.from_gguf then
+        a.from_gguf(fields, function(name)
+            return tensor(g, name) ~= nil
+        end)
+    end
+    local factors = tensor(g, ROPE_FREQS)
+    if factors and is_constant(a, ROPE_FREQS) then
+        local scaling = rope.llama3_of(factors, gguf.get(g.meta, a.name .. ".rope.freq_base") or ABSENT.rope_theta)
+        if not scaling then
+            core.fail("unsupported", "%s: the factors in '%s' are not those of Llama 3's rope scaling", what,
+                ROPE_FREQS)
+        end
+        fields.rope_scaling = scaling
+    end
+    for _, name in ipairs(DERIVED) do
+        fields[name] = nil
+    end
 end
 
 local function config_text(a, g, fields, dtype)
@@ -110,7 +180,7 @@ local function config_text(a, g, fields, dtype)
     fields.model_type = a.model_type
     fields.torch_dtype = dtype
     for field, name in pairs { bos_token_id = "bos", eos_token_id = "eos", pad_token_id = "padding" } do
-        fields[field] = special_id(g.meta, name)
+        fields[field] = tokenizer.special_id(g.meta, name)
     end
     return json.encode(fields, { indent = 2 }) .. "\n"
 end
@@ -118,7 +188,7 @@ end
 local function generation_text(g)
     local settings = {}
     for field, name in pairs { bos_token_id = "bos", eos_token_id = "eos", pad_token_id = "padding" } do
-        settings[field] = special_id(g.meta, name)
+        settings[field] = tokenizer.special_id(g.meta, name)
     end
     for _, s in ipairs(gguf.sampling) do
         local value = gguf.get(g.meta, "general.sampling." .. s[2])
@@ -129,205 +199,55 @@ local function generation_text(g)
     return json.encode(next(settings) and settings or json.object {}, { indent = 2 }) .. "\n"
 end
 
--- ---- tokenizer --------------------------------------------------------------------------------------
-
---- The vocabulary and the tokens that are matched whole. The latter stay out of the vocabulary when their ids
---- just follow it, as in the hub's files; otherwise they must be in it, or the ids would change.
-local function split_vocabulary(tokens, kinds, what)
-    local vocab, added, last, follows = {}, {}, -1, true
-    for i, text in ipairs(tokens) do
-        local kind, id = kinds[i], i - 1
-        if kind == BYTE then
-            core.fail("unsupported", "%s: token %d is a byte: this is no byte-level BPE", what, id)
-        elseif kind == CONTROL or kind == USER_DEFINED or kind == 2 then
-            added[#added + 1] = { id = id, text = text, special = kind ~= USER_DEFINED }
-            follows, last = follows and id == last + 1, id
-        elseif kind == 1 then
-            vocab[#vocab + 1] = { text, id }
-            follows, last = follows and id == last + 1 and #added == 0, id
-        end
-    end
-    if not follows then
-        for _, token in ipairs(added) do
-            vocab[#vocab + 1] = { token.text, token.id }
-        end
-        table.sort(vocab, function(a, b) return a[2] < b[2] end)
-    end
-    return json.object(vocab), added
-end
-
-local function added_fields(token)
-    return { { "content", token.text }, { "lstrip", false }, { "normalized", false }, { "rstrip", false },
-             { "single_word", false }, { "special", token.special } }
-end
-
-local function byte_level(prefix, regex)
-    return json.object { { "type", "ByteLevel" }, { "add_prefix_space", prefix }, { "trim_offsets", true },
-                         { "use_regex", regex } }
-end
-
-local function pre_tokenizer(pre)
-    local steps, last = {}, byte_level(false, false)
-    for _, step in ipairs(pre[2]) do
-        if step == "digits" then
-            steps[#steps + 1] = json.object { { "type", "Digits" }, { "individual_digits", true } }
-        elseif step == "gpt-2" then
-            last = byte_level(false, true)
-        else
-            steps[#steps + 1] = json.object { { "type", "Split" }, { "pattern", { Regex = step } },
-                                              { "behavior", "Isolated" }, { "invert", false } }
-        end
-    end
-    steps[#steps + 1] = last
-    return #steps > 1 and json.object { { "type", "Sequence" }, { "pretokenizers", steps } } or last
-end
-
---- What is put around a text: <bos> A <eos>, as far as the file asks for it.
-local function post_processor(t)
-    local single, pair, used = {}, {}, {}
-    local function special(list, name, type_id)
-        local text = t.special[name]
-        list[#list + 1] = { SpecialToken = json.object { { "id", text }, { "type_id", type_id } } }
-        used[text] = json.object { { "id", text }, { "ids", { t.id[name] } }, { "tokens", { text } } }
-    end
-    for i, sequence in ipairs { "A", "B" } do
-        for _, list in ipairs(i == 1 and { single, pair } or { pair }) do
-            if t.add_bos then
-                special(list, "bos", i - 1)
-            end
-            list[#list + 1] = { Sequence = json.object { { "id", sequence }, { "type_id", i - 1 } } }
-            if t.add_eos then
-                special(list, "eos", i - 1)
-            end
-        end
-    end
-    if next(used) == nil then
-        return byte_level(false, false)
-    end
-    return json.object { { "type", "TemplateProcessing" }, { "single", single }, { "pair", pair },
-                         { "special_tokens", used } }
-end
-
-local function tokenizer_json(t)
-    local added = {}
-    for i, token in ipairs(t.added) do
-        added[i] = json.object(added_fields(token))
-        table.insert(added[i], 1, { "id", token.id })
-    end
-    local null = core.null
-    return json.encode(json.object {
-        { "version", "1.0" }, { "truncation", null }, { "padding", null },
-        { "added_tokens", json.array(added) },
-        { "normalizer", t.pre.normalizer and { type = t.pre.normalizer } or null },
-        { "pre_tokenizer", pre_tokenizer(t.pre) },
-        { "post_processor", post_processor(t) },
-        { "decoder", byte_level(true, true) },
-        { "model", json.object {
-            { "type", "BPE" }, { "dropout", null }, { "unk_token", null },
-            { "continuing_subword_prefix", null }, { "end_of_word_suffix", null },
-            { "fuse_unk", false }, { "byte_fallback", false },
-            { "ignore_merges", t.pre.ignore_merges == true },
-            { "vocab", t.vocab }, { "merges", json.array(t.merges) } } },
-    }, { indent = 2 }) .. "\n"
-end
-
---- One template, or the list of all when there are more.
-local function chat_template(meta)
-    local default, list = gguf.get(meta, "tokenizer.chat_template"), {}
-    for _, name in ipairs(gguf.get(meta, "tokenizer.chat_templates") or {}) do
-        local text = gguf.get(meta, "tokenizer.chat_template." .. name)
-        list[#list + 1] = json.object { { "name", name }, { "template", text } }
-    end
-    if #list == 0 then
-        return default
-    end
-    if default then
-        table.insert(list, 1, json.object { { "name", "default" }, { "template", default } })
-    end
-    return list
-end
-
-local function tokenizer_config(t, meta, context)
-    local decoder = {}
-    for i, token in ipairs(t.added) do
-        decoder[i] = { tostring(token.id), json.object(added_fields(token)) }
-    end
-    local fields = {
-        add_prefix_space = false, clean_up_tokenization_spaces = false, errors = "replace",
-        added_tokens_decoder = json.object(decoder), chat_template = chat_template(meta),
-        model_max_length = context, split_special_tokens = false,
-        tokenizer_class = t.pre.class or "PreTrainedTokenizerFast",
-        add_bos_token = t.add_bos, add_eos_token = t.add_eos, unk_token = t.special.unk or core.null,
-        bos_token = t.special.bos or core.null, eos_token = t.special.eos or core.null,
-        pad_token = t.special.pad,
-    }
-    return json.encode(fields, { indent = 2 }) .. "\n"
-end
-
-local function read_tokenizer(meta, options, what)
-    local model = gguf.get(meta, "tokenizer.ggml.model")
-    local name = options.pre or gguf.get(meta, "tokenizer.ggml.pre")
-    local tokens, kinds = gguf.get(meta, "tokenizer.ggml.tokens"), gguf.get(meta, "tokenizer.ggml.token_type")
-    local merges = gguf.get(meta, "tokenizer.ggml.merges")
-    if model ~= "gpt2" or not tokens or not kinds or not merges or #kinds ~= #tokens then
-        core.fail("unsupported", "%s: of tokenizer '%s' no files can be made yet, only of a whole gpt2 one",
-            what, tostring(model))
-    end
-    local pre = pretokenizers.named(tostring(name))
-    if not pre then
-        core.fail("unsupported", "%s: pre-tokenizer '%s' is unknown; give one that cuts alike with --pre NAME",
-            what, tostring(name))
-    end
-    local t = { pre = pre, merges = merges, special = {}, id = {},
-                add_bos = gguf.get(meta, "tokenizer.ggml.add_bos_token"),
-                add_eos = gguf.get(meta, "tokenizer.ggml.add_eos_token") }
-    t.vocab, t.added = split_vocabulary(tokens, kinds, what)
-    for short, long in pairs { bos = "bos", eos = "eos", pad = "padding", unk = "unknown" } do
-        local id = special_id(meta, long)
-        t.id[short], t.special[short] = id, id and tokens[id + 1]
-    end
-    if t.add_bos and not t.special.bos or t.add_eos and not t.special.eos then
-        core.fail("corrupt", "%s: a token is to be added to every text, but there is none of that kind", what)
-    end
-    return t
-end
-
-local function tokenizer_files(t, meta, context)
-    return {
-        { name = "tokenizer.json", text = tokenizer_json(t) },
-        { name = "tokenizer_config.json", text = tokenizer_config(t, meta, context) },
-        { name = "vocab.json", text = json.encode(t.vocab) .. "\n" },
-        { name = "merges.txt", text = "#version: 0.2\n" .. table.concat(t.merges, "\n") .. "\n" },
-    }
-end
-
 -- ---- all of it --------------------------------------------------------------------------------------
+
+--- GGUF tensors as the items of a model that was opened for nothing else.
+local function plain_items(g)
+    local items = {}
+    for i, t in ipairs(g.tensors) do
+        items[i] = { name = t.name, gguf_name = t.name, shape = t.shape, actions = {},
+                     source = { format = t.format, dtype = t.type_name } }
+    end
+    return items
+end
+
+local function notices_of(a)
+    for _, row in ipairs(a.rows) do
+        if row.add then
+            return { "norms are stored with one added to them, which was taken off again; of values below 2^-16 the last bits "
+                .. "are lost" }
+        end
+    end
+    return {}
+end
 
 --- What a model folder made of a GGUF file holds.
 ---
---- options: dtype = torch's name for config.json instead of the file's own, pre = name of the pre-tokenizer.
+--- options: dtype = torch's name for config.json instead of the file's own, pre = name of the pre-tokenizer,
+--- items = of the opened model.
 ---@param g table from core.gguf
 ---@param what string names the file in messages
 ---@param options? table
----@return table model {arch, fields, config = text, files = {{name, text}, …} with config.json, tensors =
----    those of g with hf and role}
+---@return table model {arch, fields, config = text, files = {{name, text}, …} with config.json, items, notices}
 function gguf_model.read(g, what, options)
     options = options or {}
-    local name = gguf.get(g.meta, "general.architecture")
-    local a = name and arch.named(name)
+    local a = arch.of_gguf(g.meta)
     if not a then
-        core.fail("unsupported", "%s: architecture '%s' is not one this program can make a model folder of",
-            what, tostring(name))
+        core.fail("unsupported", "%s: architecture '%s' is not one this program can make a model folder of", what,
+            tostring((gguf.get(g.meta, "general.architecture"))))
+    elseif a.unsaid then
+        core.fail("unsupported", "%s: no model folder is made of a GGUF file of %s, which does not say %s", what, a.name,
+            a.unsaid)
     end
-    local fields = fields_of(a, g, what)
-    fields.tie_word_embeddings = not has_tensor(g, "output.weight")
-    local tensors = tensors_of(a, g, fields, what)
-    local context = fields.max_position_embeddings
+    local fields = fields_of(a, g)
+    complete(a, g, fields, what)
+    local items = items_of(a, options.items or plain_items(g), fields, what)
+    local files = tokenizer.files(g.meta, { pre = options.pre, context = fields.max_position_embeddings,
+                                            class = a.tokenizer_class }, what)
     local config = config_text(a, g, fields, options.dtype or dtype_of(g))
-    local files = tokenizer_files(read_tokenizer(g.meta, options, what), g.meta, context)
     table.insert(files, 1, { name = "config.json", text = config })
     table.insert(files, 2, { name = "generation_config.json", text = generation_text(g) })
-    return { arch = a, fields = fields, config = config, files = files, tensors = tensors }
+    return { arch = a, fields = fields, config = config, files = files, items = items, notices = notices_of(a) }
 end
 
 return gguf_model

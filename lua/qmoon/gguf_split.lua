@@ -26,7 +26,7 @@ function split.name(stem, i, n)
     return ("%s-%05d-of-%05d.gguf"):format(stem, i, n)
 end
 
---- What comes before "-00001-of-0000N.gguf" in the name of part `i` of `n`, or nil when it is named otherwise.
+--- What comes before "-00001-of-0000N.gguf" in the name of part `i` of `n`; nil when it is named otherwise.
 ---@param path string
 ---@param i integer
 ---@param n integer
@@ -40,17 +40,19 @@ end
 local function parts_of(h, path)
     local count, no = gguf.get(h.meta, COUNT) or 1, gguf.get(h.meta, NO) or 0
     if type(count) ~= "number" or type(no) ~= "number" or count > MOST or count > 1 and no >= count then
-        core.fail("corrupt", "%s: %s and %s make no sense: part %s of %s", path, NO, COUNT, tostring(no), tostring(count))
+        core.fail("corrupt", "%s: %s and %s make no sense: part %s of %s", path, NO, COUNT, tostring(no),
+            tostring(count))
     end
     if count <= 1 then
         return 1
     end
     local stem = split.stem(path, no + 1, count)
     if not stem then
-        core.fail("usage", "%s: is part %d of %d, so its name must end in %s: that is how the others are found", path, no + 1,
-            count, split.name("", no + 1, count))
+        core.fail("usage", "%s: is part %d of %d, so its name must end in %s: that is how the others are found",
+            path, no + 1, count, split.name("", no + 1, count))
     elseif no > 0 then
-        core.fail("usage", "%s: is part %d of %d; name the first, %s", path, no + 1, count, split.name(stem, 1, count))
+        core.fail("usage", "%s: is part %d of %d; name the first, %s", path, no + 1, count,
+            split.name(stem, 1, count))
     end
     return count, stem
 end
@@ -62,8 +64,8 @@ local function read_part(first, path, i, count)
     local h = core.gguf(path)
     local no, same = gguf.get(h.meta, NO), gguf.get(h.meta, COUNT)
     if no ~= i - 1 or same ~= count then
-        core.fail("corrupt", "%s: says that it is part %s of %s, not %d of %d", path, no and no + 1 or "?", tostring(same), i,
-            count)
+        core.fail("corrupt", "%s: says that it is part %s of %s, not %d of %d", path, no and no + 1 or "?",
+            tostring(same), i, count)
     end
     if gguf.get(h.meta, TENSORS) ~= gguf.get(first.meta, TENSORS) then
         core.fail("corrupt", "%s: belongs to a model of %s tensors, and %s to one of %s", path,
@@ -83,8 +85,8 @@ local function take_tensors(h, whole, where)
     end
 end
 
---- As core.gguf, of all parts when there are several: the metadata of the first, the tensors of all of them in order,
---- each with `file`; and parts = {path, …}.
+--- As core.gguf, of all parts when there are several: the metadata of the first, the tensors of all of them in
+--- order, each with `file`; and parts = {path, …}.
 ---@param path string the file, or the first of its parts
 ---@return table
 function split.read(path)
@@ -98,7 +100,8 @@ function split.read(path)
     end
     local total = gguf.get(first.meta, TENSORS)
     if count > 1 and total and total ~= #whole then
-        core.fail("corrupt", "%s: the model has %s tensors, its %d parts have %d", path, tostring(total), count, #whole)
+        core.fail("corrupt", "%s: the model has %s tensors, its %d parts have %d", path, tostring(total), count,
+            #whole)
     end
     first.tensors, first.parts = whole, parts
     return first
@@ -108,8 +111,8 @@ end
 
 local ALIGNMENT = 32 -- what sizes are rounded to when they are added up, whatever the file's own is
 
---- The tensors in groups, one for each part. A part is begun when the next tensor would take it past max_size (the
---- header does not count), or has a number that max_tensors divides.
+--- The tensors in groups, one for each part.  A part is begun when the next tensor would take it past max_size
+--- (the header does not count), or has a number that max_tensors divides.
 ---@param tensors table[] {name, size}
 ---@param options {max_size: number?, max_tensors: integer?, no_tensor_first_split: boolean?}
 ---@return table[][]
@@ -124,8 +127,8 @@ function split.cut(tensors, options)
             or options.max_tensors and i > 1 and (i - 1) % options.max_tensors == 0
         if full then
             if #parts[#parts] == 0 then
-                core.fail("usage", "tensor '%s' alone takes %.0f bytes; a part of at most %.0f would be empty: choose a larger "
-                    .. "--max-size", t.name, bytes, options.max_size)
+                core.fail("usage", "tensor '%s' alone takes %.0f bytes; a part of at most %.0f would be empty: "
+                    .. "choose a larger --max-size", t.name, bytes, options.max_size)
             end
             parts[#parts + 1], size = {}, 0
         end
@@ -133,7 +136,8 @@ function split.cut(tensors, options)
         size = size + bytes
     end
     if #parts > MOST then
-        core.fail("usage", "%d parts; GGUF counts to %d: choose a larger --max-size or --max-tensors", #parts, MOST)
+        core.fail("usage", "%d parts; GGUF counts to %d: choose a larger --max-size or --max-tensors", #parts,
+            MOST)
     end
     return parts
 end
@@ -158,7 +162,7 @@ local function part_keys(rows, i, n, tensors)
     return rows
 end
 
--- ---- writing --------------------------------------------------------------------------------------------
+-- ---- writing ------------------------------------------------------------------------------------------
 
 --- Refuses to write over what is read, and over anything else without force.
 local function check_outputs(h, paths, force)
@@ -181,7 +185,8 @@ local function check_space(path, h)
     end
     local free = core.disk_free((files.split(path)))
     if need > free then
-        core.fail("nofit", "%s: %s are to be written and %s are free", path, text.bytes(need), text.bytes(free))
+        core.fail("nofit", "%s: %s are to be written and %s are free", path, text.bytes(need),
+            text.bytes(free))
     end
 end
 
@@ -228,8 +233,8 @@ function split.write(path, stem, options)
     return parts
 end
 
---- Makes one file of the parts of a model.  As llama-gguf-split leaves it: with the split.* keys of the first part and a
---- count of 0; with options.clean they go, and what was split before is again as it was.
+--- Makes one file of the parts of a model.  As llama-gguf-split leaves it: with the split.* keys of the first part
+--- and a count of 0; with options.clean they go, and what was split before is again as it was.
 ---@param first string the first part
 ---@param out string
 ---@param options? {force: boolean?, clean: boolean?}

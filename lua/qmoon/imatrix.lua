@@ -1,14 +1,14 @@
 --- Importance matrices: for every column of a weight, the mean square of the inputs it was multiplied with.
 --
 -- llama.cpp's two files.  As GGUF: tensors NAME.in_sum2 [matrices x columns] with sums of squares and NAME.counts
--- [matrices x 1] with how many there were, and metadata imatrix.datasets, imatrix.chunk_count, imatrix.chunk_size.
--- Before that, as .dat:
+-- [matrices x 1] with how many there were, and metadata imatrix.datasets, .chunk_count, .chunk_size.  Before
+-- that, as .dat:
 --
 --   | i32 entries | per entry: i32 n, n bytes of name, i32 calls, i32 values, f32 x values |
 --   | i32 chunks, i32 n, n bytes of data set |                                              may be missing
 --
--- where values are divided by the number of calls.  A matrix that was never used (an expert nobody asked) weighs all
--- columns alike.  Source: llama.cpp, common/imatrix-loader.cpp and tools/quantize.
+-- where values are divided by the number of calls.  A matrix that was never used (an expert nobody asked) weighs
+-- all columns alike.  Source: llama.cpp, common/imatrix-loader.cpp and tools/quantize.
 
 local ffi = require "ffi"
 local core = require "qmoon.core"
@@ -31,19 +31,20 @@ end
 
 --- Adds an entry whose values lie in the file, all of them finite.
 local function add(m, name, entry)
-    local view = core.view(m.file, { name = name, dtype = "f32", shape = { entry.count }, at = entry.at, size = 4 * entry.count })
+    local view = core.view(m.file, { name = name, dtype = "f32", shape = { entry.count }, at = entry.at,
+                                     size = 4 * entry.count })
     local s = view:stats()
     view:close()
     if s.nan + s.inf > 0 then
-        corrupt(m.path, "entry '%s' has %d values that are not finite: the run that measured it went wrong; make it again", name,
-            s.nan + s.inf)
+        corrupt(m.path, "entry '%s' has %d values that are not finite: the run that measured it went wrong; make "
+            .. "it again", name, s.nan + s.inf)
     elseif m.entries[name] then
         corrupt(m.path, "there are two entries '%s'", name)
     end
     m.entries[name], m.count = entry, m.count + 1
 end
 
--- ---- GGUF form --------------------------------------------------------------------------------------------
+-- ---- GGUF form ----------------------------------------------------------------------------------------
 
 local function elements(shape)
     local n = 1
@@ -72,8 +73,8 @@ local function read_gguf(m)
     local datasets = gguf.get(h.meta, "imatrix.datasets")
     m.chunks = gguf.get(h.meta, "imatrix.chunk_count")
     if not datasets or not m.chunks or not gguf.get(h.meta, "imatrix.chunk_size") then
-        core.fail("unsupported", "%s: a GGUF file, but no importance matrix: imatrix.datasets, .chunk_count or .chunk_size is not "
-            .. "there", m.path)
+        core.fail("unsupported", "%s: a GGUF file, but no importance matrix: imatrix.datasets, .chunk_count or "
+            .. ".chunk_size is not there", m.path)
     end
     m.dataset = type(datasets) == "table" and datasets[1] or nil
     local parts, names = { in_sum2 = {}, counts = {} }, {}
@@ -97,17 +98,19 @@ local function read_gguf(m)
         if n == 0 or matrices == 0 or n % matrices ~= 0 then
             corrupt(m.path, "entry '%s' has %d values for %d matrices", name, n, matrices)
         end
-        add(m, name, { at = s.at, count = n, matrices = matrices, divisors = divisors_of(m, name, c), unused = 1 })
+        add(m, name, { at = s.at, count = n, matrices = matrices, divisors = divisors_of(m, name, c),
+                       unused = 1 })
     end
 end
 
--- ---- the form before ----------------------------------------------------------------------------------------
+-- ---- the form before ----------------------------------------------------------------------------------
 
 local function read_dat(m)
     local at, size = 0, m.file:size()
     local function take(n, what)
         if n > size - at then
-            corrupt(m.path, "ends at byte %.0f, in the middle of %s: it is cut short, or no importance matrix", size, what)
+            corrupt(m.path, "ends at byte %.0f, in the middle of %s: it is cut short, or no importance matrix",
+                size, what)
         end
         at = at + n
         return m.file:read(at - n, n)
@@ -147,7 +150,7 @@ local function read_dat(m)
     end
 end
 
--- ---- both ---------------------------------------------------------------------------------------------------
+-- ---- both ---------------------------------------------------------------------------------------------
 
 --- Reads either form.  Values stay in the file until they are asked for, but all of them have been looked at.
 ---@param path string
@@ -163,8 +166,8 @@ function imatrix.read(path)
     return m
 end
 
---- The entry for a tensor of this shape, or nil: there is none, or it is of another size, which is only borne with the
---- token embeddings.
+--- The entry for a tensor of this shape, or nil: there is none, or it is of another size, which is only borne with
+--- the token embeddings.
 ---@param name string
 ---@param shape integer[] torch order
 ---@return table? entry
@@ -180,8 +183,8 @@ function Imatrix:entry(name, shape)
     elseif name == "token_embd.weight" then
         return nil, "size"
     end
-    core.fail("fail", "%s: entry '%s' has %d values, and the tensor %d: it was measured with another model", self.path, name,
-        e.count, want)
+    core.fail("fail", "%s: entry '%s' has %d values, and the tensor %d: it was measured with another model",
+        self.path, name, e.count, want)
 end
 
 --- The importances of an entry: one for each column, of matrix `index` (from 0) or of all of them in order.

@@ -32,15 +32,21 @@ function qm.plan(model, outputs, options)
     return require("qmoon.write").plan(model, outputs, options)
 end
 
---- Every number format there is: list of {name, doc, block, planes, …}.
+--- Every number format there is: list of {name, doc, block, planes, …}, those made with a name at run time last.
 ---@return table[]
 function qm.formats()
-    return core.formats()
+    return require("qmoon.formats").list()
 end
 
 local tensors = require "qmoon.tensor"
 for _, name in ipairs { "tensor", "randn", "uniform", "student_t", "error", "compare" } do
     qm[name] = tensors[name]
 end
+
+local codebooks = require "qmoon.codebook"
+for _, name in ipairs { "codebook", "kmeans", "quantile_codebook" } do
+    qm[name] = codebooks[name]
+end
+qm.format = require("qmoon.function_format").format
 
 return qm

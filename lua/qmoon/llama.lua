@@ -25,9 +25,9 @@ llama.metadata = {
     rope.keys,
 }
 
--- Code Llama fills in the middle with tokens that no file of its says the purpose of.
-local CODE_LLAMA, GRANITE = 32016, 49152 -- known by the sizes of their vocabularies
-local CODE_TOKENS = { { "prefix", 32007 }, { "suffix", 32008 }, { "middle", 32009 }, { "eot", 32010 } }
+-- Two families are known by the sizes of their vocabularies: Code Llama, whose <EOT> no file of its names, and
+-- IBM's small Granites.
+local CODE_LLAMA, EOT, GRANITE = 32016, 32010, 49152
 
 --- Rows before and after the vocabulary's.
 function llama.tokenizer_rows(fields, tokenizer_config)
@@ -37,9 +37,7 @@ function llama.tokenizer_rows(fields, tokenizer_config)
         before[1] = { key = "tokenizer.ggml.add_space_prefix", type = "bool", value = space }
     end
     if fields.vocab_size == CODE_LLAMA then
-        for i, token in ipairs(CODE_TOKENS) do
-            after[i] = { key = ("tokenizer.ggml.%s_token_id"):format(token[1]), type = "u32", value = token[2] }
-        end
+        after[1] = { key = "tokenizer.ggml.eot_token_id", type = "u32", value = EOT }
     elseif fields.vocab_size == GRANITE then
         after[1] = { key = "tokenizer.ggml.add_bos_token", type = "bool", value = false }
     end

@@ -10,6 +10,7 @@ local actions = require "qmoon.lora.actions"
 local config = require "qmoon.lora.config"
 local keys = require "qmoon.lora.keys"
 local shapes = require "qmoon.lora.shapes"
+local checkpoint = require "qmoon.source.checkpoint"
 
 local M = {}
 
@@ -53,14 +54,14 @@ local function no_adapter(dir)
         .. "wrote", dir)
 end
 
-local function no_weights(dir)
-    if core.stat(dir .. "/adapter_model.bin") then
-        core.fail("unsupported", "%s/adapter_model.bin: pickled weights can run code and are not read; "
-            .. "convert them: safetensors.torch.save_file(torch.load(file, weights_only=True), "
-            .. "'adapter_model.safetensors')", dir)
+local function weights_file(dir)
+    for _, name in ipairs { "adapter_model.safetensors", "adapter_model.bin" } do
+        if core.stat(dir .. "/" .. name) then
+            return dir .. "/" .. name
+        end
     end
-    core.fail("fail", "%s: no adapter_model.safetensors beside adapter_config.json; is the download "
-        .. "complete?", dir)
+    core.fail("fail", "%s: neither adapter_model.safetensors nor adapter_model.bin beside adapter_config.json; is the "
+        .. "download complete?", dir)
 end
 
 --- Opens the folder of a peft adapter: its options, and the names and shapes of its tensors.
@@ -72,17 +73,14 @@ function M.open(dir)
         core.fail("fail", "%s: no such folder; --adapter takes the folder of a peft adapter", dir)
     elseif not core.stat(dir .. "/adapter_config.json") then
         no_adapter(dir)
-    elseif not core.stat(dir .. "/adapter_model.safetensors") then
-        no_weights(dir)
     end
     local what = dir .. "/adapter_config.json"
     local text = core.infile(what)
-    local adapter = { path = dir .. "/adapter_model.safetensors" }
+    local adapter = { path = weights_file(dir) }
     adapter.config = config.read(text:read(0, text:size()), what)
-    local header = core.safetensors(adapter.path)
-    adapter.file, adapter.tensors = header.file, header.tensors
+    adapter.tensors = checkpoint.file(adapter.path)
     for _, t in ipairs(adapter.tensors) do
-        t.file = header.file
+        adapter.file = t.file
         if not Context.DTYPES[t.dtype] then
             core.fail("unsupported", "%s: tensor '%s' is %s; adapters of f32, f16 and bf16 are merged",
                 adapter.path, t.name, t.dtype)

@@ -5,23 +5,27 @@
 
 local core = require "qmoon.core"
 local arch = require "qmoon.arch"
+local bnb = require "qmoon.source.bnb"
+local checkpoint = require "qmoon.source.checkpoint"
 local config = require "qmoon.config"
-local files = require "qmoon.files"
 local json = require "qmoon.json"
 local text = require "qmoon.text"
+local torch = require "qmoon.source.torch"
 
 ---@class qmoon.Item an output tensor and where it comes from
 ---@field name string its name in a checkpoint folder
 ---@field shape integer[]
----@field source table {file, name, format or nil, dtype, shape, at, size}
+---@field source table {file, name, format or nil, dtype, shape, at, size, strides?, rows?, cols?}; of a quantised
+---              weight at is a list, and there are quantised ("nf4+dq"), parts, and what core/stream.h's qm_source has
 ---@field actions table[] merge actions of qmoon.lora, in order
 
 ---@class qmoon.Model
 ---@field path string
----@field kind "folder"|"safetensors"|"gguf"
+---@field kind "folder"|"gguf"|"file"
 ---@field config table? as qmoon.config has it
 ---@field items qmoon.Item[] in the order they are written
 ---@field notices string[] what the user should know
+---@field quantised string? "nf4+dq", when weights are quantised by bitsandbytes
 local Model = {}
 Model.__index = Model
 
@@ -41,7 +45,7 @@ function Model.extent(shape)
 end
 
 local function item_of(t, file)
-    local source = { file = file, name = t.name, shape = t.shape, at = t.at, size = t.size,
+    local source = { file = file, name = t.name, shape = t.shape, at = t.at, size = t.size, strides = t.strides,
                      dtype = t.dtype or t.format or t.type_name:lower(),
                      format = t.format or (FLOATS[t.dtype] and t.dtype or nil) }
     return { name = t.name, shape = t.shape, source = source, actions = {} }
@@ -59,81 +63,6 @@ end
 
 -- ---- opening --------------------------------------------------------------------------------------
 
---- Shards named by an index: every one must be there, and agree with the index on what it holds.
-local function indexed_shards(dir, index_name)
-    local what = dir .. "/" .. index_name
-    local index = core.json_decode(files.read(what), what)
-    if type(index) ~= "table" or type(index.weight_map) ~= "table" then
-        core.fail("corrupt", "%s: there is no weight_map in it", what)
-    end
-    local names, seen = {}, {}
-    for tensor, shard in pairs(index.weight_map) do
-        if type(shard) ~= "string" or shard == "" or shard:find "[/\\%z]" or shard:find("..", 1, true) then
-            core.fail("corrupt", "%s: tensor '%s' is said to be in '%s', which is no plain file name", what, tensor,
-                tostring(shard))
-        end
-        if not seen[shard] then
-            seen[shard] = true
-            names[#names + 1] = shard
-        end
-    end
-    table.sort(names)
-    for _, shard in ipairs(names) do
-        if not core.stat(dir .. "/" .. shard) then
-            core.fail("fail", "%s: shard '%s' is missing; download it again into the same folder", dir, shard)
-        end
-    end
-    return names, index.weight_map, what
-end
-
-local function check_against_index(map, found, what)
-    for tensor, shard in pairs(map) do
-        if found[tensor] ~= shard then
-            core.fail("corrupt", "%s: tensor '%s' is said to be in '%s', but it is %s", what, tensor, shard,
-                found[tensor] and ("in '%s'"):format(found[tensor]) or "not there; download that shard again")
-        end
-    end
-end
-
-local function read_shards(dir, shards, map, what)
-    local items, found = {}, {}
-    for _, shard in ipairs(shards) do
-        local h = core.safetensors(dir .. "/" .. shard)
-        for _, t in ipairs(h.tensors) do
-            if found[t.name] then
-                core.fail("corrupt", "%s: tensor '%s' is both in '%s' and in '%s'", dir, t.name, found[t.name], shard)
-            end
-            found[t.name] = shard
-            if not map or map[t.name] then
-                items[#items + 1] = item_of(t, h.file)
-            end
-        end
-    end
-    if map then
-        check_against_index(map, found, what)
-    end
-    return items
-end
-
-local INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
-
-local function folder_items(dir)
-    if core.stat(dir .. "/" .. INDEX) then
-        return read_shards(dir, indexed_shards(dir, INDEX))
-    elseif core.stat(dir .. "/" .. SINGLE) then
-        return read_shards(dir, { SINGLE })
-    end
-    for _, name in ipairs(core.list(dir)) do
-        if name:find "^pytorch_model.*%.bin$" then
-            core.fail("unsupported", "%s: weights are in PyTorch's pickle format (%s); convert them to safetensors first",
-                dir, name)
-        elseif name:find "^model%-%d+%-of%-%d+%.safetensors$" then
-            core.fail("fail", "%s: there are shards (%s) but no %s; download it too", dir, name, INDEX)
-        end
-    end
-    core.fail("fail", "%s: no model.safetensors and no %s in this folder", dir, INDEX)
-end
-
 -- Names in the order people count: layer 2 before layer 10.
 local function in_order(items)
     local key = {}
@@ -148,40 +77,116 @@ local function in_order(items)
     return items
 end
 
+--- Items of tensors {name, dtype, shape, at, size, file}, the quantised ones put together.
+local function items_of(tensors, path, quantization, dtype)
+    local left, sources, notice = bnb.collect(tensors, path, quantization, dtype)
+    local items = {}
+    for _, t in ipairs(left) do
+        items[#items + 1] = item_of(t, t.file)
+    end
+    for _, s in ipairs(sources) do
+        items[#items + 1] = { name = s.name, shape = s.shape, source = s, actions = {} }
+    end
+    return in_order(items), sources, { notice }
+end
+
+local function note_quantised(m, sources)
+    if sources[1] then
+        m.quantised = sources[1].quantised
+        m.notices[#m.notices + 1] = ("%d weights are %s of bitsandbytes: their values are those that it decodes them to"):format(
+            #sources, m.quantised)
+    end
+    return m
+end
+
+-- GPT-2 and its kin keep their linear weights turned round; quantised, they lie the usual way.
+local TURNED = { gpt2 = true, ["openai-gpt"] = true, imagegpt = true, decision_transformer = true }
+
+local SHORT = { float32 = "f32", float16 = "f16", bfloat16 = "bf16" }
+
+local function open_checkpoint(path)
+    local c = config.read(path)
+    local quantization = type(c.raw.quantization_config) == "table" and c.raw.quantization_config or {}
+    local tied, tensors = nil, checkpoint.folder(path)
+    if c.fields.tie_word_embeddings then
+        tensors, tied = checkpoint.without_tied_head(tensors)
+    end
+    local items, sources, notices = items_of(tensors, path, next(quantization) and quantization or false, SHORT[c.fields.dtype])
+    if sources[1] and not next(quantization) then
+        core.fail("corrupt", "%s: tensor '%s' is %s of bitsandbytes, but config.json has no quantization_config", path,
+            sources[1].name, sources[1].quantised)
+    elseif sources[1] and TURNED[c.fields.model_type] then
+        core.fail("unsupported", "%s: quantised %s weights lie the other way round than in its 16-bit checkpoints; load it with "
+            .. "transformers", path, c.fields.model_type)
+    end
+    notices[#notices + 1] = tied
+    return note_quantised(new { path = path, kind = "folder", config = c, items = items, notices = notices }, sources)
+end
+
+--- One file without a config: convolutions and stacks of matrices are rows all the same.  A convolution's filters are
+--- [out, in, height, width] and make `out` rows; experts are [E, out, in] and make E * out.
+local function as_rows(item)
+    local shape, s = item.shape, item.source
+    if #shape > 2 and not s.rows then
+        local n, rows, cols = Model.extent(shape)
+        if n > 0 and item.name:find "weight$" and not item.name:find "expert" then
+            rows, cols = shape[1], n / shape[1]
+        end
+        s.rows, s.cols = rows, cols
+    end
+end
+
+local function open_file(path)
+    local folder, tensors, notice = core.stat(path).type == "dir"
+    if folder then
+        tensors = checkpoint.folder(path)
+    else
+        tensors, notice = checkpoint.file(path)
+    end
+    local items, sources, notices = items_of(tensors, path)
+    for _, item in ipairs(items) do
+        as_rows(item)
+    end
+    notices[#notices + 1] = notice
+    local shared = checkpoint.shared(tensors)
+    if shared > 0 then
+        notices[#notices + 1] = ("%d tensors are others under another name; each is written on its own"):format(shared)
+    end
+    return note_quantised(new { path = path, kind = "file", items = items, notices = notices }, sources)
+end
+
 local function open_folder(path)
-    if core.stat(path .. "/adapter_config.json") and not core.stat(path .. "/config.json") then
+    if core.stat(path .. "/config.json") then
+        return open_checkpoint(path)
+    elseif core.stat(path .. "/adapter_config.json") then
         core.fail("fail", "%s: this is a LoRA adapter, not a model; open its base model and merge it: "
             .. "qm.open(base):merge(adapter)", path)
+    elseif core.stat(path .. "/quantization.json") then -- of a file without a config, quantised by this program
+        return open_file(path)
     end
-    local c = config.read(path)
-    if type(c.raw.quantization_config) == "table" then
-        core.fail("unsupported", "%s: the model is already quantised (%s); open the 16-bit model it was made from",
-            path, tostring(c.raw.quantization_config.quant_method))
-    end
-    return new { path = path, kind = "folder", config = c, items = in_order(folder_items(path)) }
+    return open_checkpoint(path)
 end
 
 -- Tensors get the names they have in a checkpoint folder, where the architecture is known.
 local function open_gguf(path)
     local h = require("qmoon.gguf_split").read(path)
-    local a
-    for _, pair in ipairs(h.meta) do
-        if pair.key == "general.architecture" then
-            a = arch.named(pair.value)
-        end
-    end
+    local a = arch.of_gguf(h.meta)
     local items = {}
     for i, t in ipairs(h.tensors) do
         local item = item_of(t, t.file)
         item.gguf_name, item.type_name = t.name, t.type_name
-        item.name = a and arch.to_hf(a, t.name) or t.name
+        local hf, row = nil, nil
+        if a then
+            hf, row = arch.to_hf(a, t.name)
+        end
+        item.name = hf and not row.stacked and hf or t.name
         items[i] = item
     end
     return new { path = path, kind = "gguf", gguf = h, items = items }
 end
 
---- Opens a model: a folder with config.json and safetensors, a .gguf file (or the first of its parts), or one
---- .safetensors file.
+--- Opens a model: a folder with config.json and safetensors or PyTorch's .bin, 16-bit or quantised by bitsandbytes; a
+--- .gguf file (or the first of its parts); or one .safetensors, .bin, .pt, .pth or .ckpt file.
 ---@param path string
 ---@return qmoon.Model
 function Model.open(path)
@@ -192,15 +197,10 @@ function Model.open(path)
         return open_folder((path:gsub("(.)/+$", "%1")))
     elseif path:find "%.gguf$" then
         return open_gguf(path)
-    elseif path:find "%.safetensors$" then
-        local h = core.safetensors(path)
-        local items = {}
-        for _, t in ipairs(h.tensors) do
-            items[#items + 1] = item_of(t, h.file)
-        end
-        return new { path = path, kind = "safetensors", items = in_order(items) }
+    elseif path:find "%.safetensors$" or torch.is_name(path) then
+        return open_file(path)
     end
-    core.fail("unsupported", "%s: not a model folder, and neither .safetensors nor .gguf", path)
+    core.fail("unsupported", "%s: not a model folder, and none of .safetensors, .gguf, .bin, .pt, .pth, .ckpt", path)
 end
 
 -- ---- merging ----------------------------------------------------------------------------------------
@@ -276,7 +276,8 @@ function Model:merge(adapter)
     adapter = folder and lora.open(folder) or adapter
     local plan = lora.plan(adapter, described(self))
     local n = #(self.adapters or {}) + 1
-    local m = { path = self.path, kind = self.kind, config = self.config, items = merged_items(self, plan, n),
+    local m = { path = self.path, kind = self.kind, config = self.config, quantised = self.quantised,
+                items = merged_items(self, plan, n),
                 notices = copy_list(self.notices), adapters = copy_list(self.adapters) }
     for _, notice in ipairs(plan.notices) do
         m.notices[#m.notices + 1] = notice

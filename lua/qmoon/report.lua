@@ -66,6 +66,14 @@ local function figures_of(out)
     return tensor.figures(sum), rows
 end
 
+local function kept_text(kept)
+    local words = {}
+    for _, k in ipairs(kept) do
+        words[#words + 1] = ("%s (%s)"):format(k.why, text.count(k.parameters))
+    end
+    return table.concat(words, ", ")
+end
+
 -- What a person should know of an output, found out while writing it.
 local function notices_of(out)
     local notices = { unpack(out.notices) }
@@ -76,6 +84,24 @@ local function notices_of(out)
     return notices
 end
 
+-- How much is quantised, what was taken as rows for it, and what was left and why.
+local function coverage_of(out, parameters, quantised, kept)
+    local counts, words = {}, { ("%.2f %% of %s parameters quantised"):format(100 * quantised / parameters, text.count(parameters)) }
+    for _, row in ipairs(out.rows) do
+        if row.reshaped then
+            local c = counts[row.reshaped] or { tensors = 0, parameters = 0 }
+            counts[row.reshaped] = c
+            c.tensors, c.parameters = c.tensors + 1, c.parameters + row.count
+        end
+    end
+    for _, shape in ipairs { "[out, in x kernel]", "[E x out, in]" } do
+        local c = counts[shape]
+        words[#words + 1] = c and ("%d as rows %s (%s)"):format(c.tensors, shape, text.count(c.parameters)) or nil
+    end
+    words[#words + 1] = #kept > 0 and "left: " .. kept_text(kept) or nil
+    return table.concat(words, " · ")
+end
+
 local function entry_of(out)
     local weights, parameters, bits = output.weights(out)
     local total, tensors = figures_of(out)
@@ -83,6 +109,7 @@ local function entry_of(out)
     return { path = out.path, title = out.title, size = output.size(out), weights = weights, parameters = parameters,
              bits = bits, error = total, tensors = tensors, kept = kept, quantised = quantised,
              zero_groups = out.zero_groups or 0, notices = notices_of(out), folder = out.folder,
+             coverage = out.coverage and coverage_of(out, parameters, quantised, kept),
              exact_max = not out.title:find "dq" }
 end
 
@@ -100,14 +127,6 @@ function report.of(result)
 end
 
 -- ---- text -------------------------------------------------------------------------------------------------------
-
-local function kept_text(entry)
-    local words = {}
-    for _, k in ipairs(entry.kept) do
-        words[#words + 1] = ("%s (%s)"):format(k.why, text.count(k.parameters))
-    end
-    return table.concat(words, ", ")
-end
 
 local function number(x, form)
     return x == math.huge and "exact" or form:format(x)
@@ -147,6 +166,9 @@ function Report:__tostring()
     if merged then
         lines[#lines + 1] = " LoRA     " .. merged
     end
+    for _, o in ipairs(self.outputs) do
+        lines[#lines + 1] = o.coverage and (" coverage %s"):format(o.coverage) or nil
+    end
     for _, n in ipairs(self.model.notices) do
         lines[#lines + 1] = " note     " .. n
     end
@@ -184,7 +206,10 @@ function Report:markdown()
         add_line("")
         add_line("## %s", o.path:match "[^/]+$")
         add_line("")
-        add_line("%s; left unquantised: %s.", o.title, #o.kept > 0 and kept_text(o) or "nothing")
+        add_line("%s; left unquantised: %s.", o.title, #o.kept > 0 and kept_text(o.kept) or "nothing")
+        if o.coverage then
+            add_line("Coverage: %s.", o.coverage)
+        end
         for _, n in ipairs(o.notices) do
             add_line("%s.", n)
         end
@@ -226,7 +251,7 @@ function Report:json(with_times)
         outputs[i] = { path = o.path, format = o.title, size = o.size, weight_bytes = o.weights, parameters = o.parameters,
                        bits_per_weight = o.bits, ratio = o.weights / self.source, error = error_object(o.error),
                        max_is_bound = not o.exact_max, zero_groups = o.zero_groups, unquantised = json.array(kept),
-                       quantised_parameters = o.quantised, tensors = json.array(tensors), notices = json.array(o.notices) }
+                       quantised_parameters = o.quantised, coverage = o.coverage, tensors = json.array(tensors), notices = json.array(o.notices) }
     end
     local seconds, peak, planned
     if with_times then

@@ -3,6 +3,8 @@
 -- A tensor is never changed; every method gives a new one.  tostring(t) is one line.
 
 local core = require "qmoon.core"
+local formats = require "qmoon.formats"
+local plain = require "qmoon.function_format".plain
 local text = require "qmoon.text"
 
 local tensor = {}
@@ -14,38 +16,30 @@ local tensor = {}
 ---@field transpose fun(self): qmoon.Tensor
 local methods = core.tensor_methods
 
--- "nf4", "nf4:dq", "nf4:128", "nf4:128:dq" -> name, options
-local function parse_format(spec)
-    local name, rest = spec:match "^([^:]+):?(.*)$"
-    local options = {}
-    for word in (rest or ""):gmatch "[^:]+" do
-        if word == "dq" then
-            options.double_quant = true
-        elseif word:find "^%d+$" then
-            options.block = tonumber(word)
-        else
-            core.fail("usage", "format '%s': '%s' is neither a block size nor dq", spec, word)
-        end
+-- Only functions can decode a tensor that functions encoded; the methods in C are given its values.
+for _, name in ipairs { "dequantize", "transpose", "values", "stats", "errors" } do
+    local method = methods[name]
+    methods[name] = function(self, other, ...)
+        return method(plain(self), name == "errors" and plain(other) or other, ...)
     end
-    return name, options
 end
 
 local quantize = methods.quantize
 
---- A quantised copy.  format: a name of qm.formats(), with block size and double quantisation as in "nf4:128:dq",
---- or as options.
----@param format string
----@param options? {block: integer?, double_quant: boolean?, exact_zero: boolean?, offset: number?}
+--- A quantised copy.  format: a name of qm.formats(), with a block size (or "row") and double quantisation as in
+--- "nf4:128:dq", or as options; or what qm.codebook, qm.kmeans, qm.quantile_codebook and qm.format return.
+---@param format qmoon.FormatSpec
+---@param options? {block: integer|"row"|nil, double_quant: boolean?, exact_zero: boolean?, offset: number?}
 ---@return qmoon.Tensor
 function methods:quantize(format, options)
-    if type(format) ~= "string" then
-        error("quantize: a format's name is needed, such as \"nf4\"", 2)
+    if not format then
+        error("quantize: a format is needed, such as \"nf4\"", 2)
     end
-    local name, from_name = parse_format(format)
-    for k, v in pairs(options or {}) do
-        from_name[k] = v
+    local resolved, merged = formats.resolve(format, options)
+    if type(resolved) == "table" then
+        return resolved:quantize(self, merged)
     end
-    return quantize(self, name, from_name)
+    return quantize(plain(self), resolved, merged)
 end
 
 --- The bytes of the codes of a quantised tensor (of the blocks, where codes and scales lie together).
@@ -149,14 +143,14 @@ end
 
 --- One row of figures per format; tostring gives a table.
 ---@param t qmoon.Tensor
----@param formats string[]
+---@param list qmoon.FormatSpec[]
 ---@return table
-function tensor.compare(t, formats)
+function tensor.compare(t, list)
     local rows = {}
-    for i, format in ipairs(formats) do
+    for i, format in ipairs(list) do
         local q = t:quantize(format)
         local info, e = q:info(), tensor.error(t, q)
-        e.format, e.block, e.bits = format, info.block, info.bits
+        e.format, e.block, e.bits = formats.label(format), info.block, info.bits
         rows[i] = e
     end
     return setmetatable(rows, { __tostring = function()

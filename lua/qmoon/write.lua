@@ -7,7 +7,7 @@
 local core = require "qmoon.core"
 local files = require "qmoon.files"
 local output = require "qmoon.output"
-local Model = require "qmoon.model"
+local reading = require "qmoon.source.reading"
 local text = require "qmoon.text"
 
 local write = {}
@@ -25,7 +25,7 @@ local write = {}
 local function round_of(plan, out, item)
     local r = plan.options.round or out.round or out.dtype
     if r == "keep" then
-        r = item.source.format
+        r = item.source.dtype
     end
     return (r == "f16" or r == "bf16") and r or "none"
 end
@@ -48,30 +48,12 @@ local function sink_groups(plan, item)
     return order
 end
 
---- The rows of a source that a slice names: {from, rows, cols, interleaved_heads}. A vector may be taken as rows
---- of one value.
-local function sliced(source, size, slice)
-    if slice then
-        local row = size / (source.rows * source.cols / slice.cols)
-        source.at[1] = source.at[1] + slice.from * row
-        source.rows, source.cols, source.interleaved_heads = slice.rows, slice.cols, slice.interleaved_heads
-    end
-    return source
-end
-
-local function source_of(item, slice)
-    local s = item.source
-    local _, rows, cols = Model.extent(s.shape)
-    local source = { file = s.file, name = s.name, format = s.format, rows = rows, cols = cols, at = { s.at } }
-    return sliced(source, s.size, slice)
-end
-
 --- The job of core.stream for one group of sinks; `steps` may be nil when only its memory is asked for.
 local function job_of(plan, item, group, steps, source)
-    local job = { source = source or source_of(item, group.slice), round = group.round, steps = steps, sinks = {},
+    local job = { source = source or reading.of(item.source, group.slice), round = group.round, steps = steps, sinks = {},
                   keep_nonfinite = plan.options.keep_nonfinite or false, errors = plan.options.errors ~= false }
     -- what torch adds to f16 is f16
-    local half = group.round == "f16" or group.round == "none" and job.source.format == "f16"
+    local half = group.round == "f16" or group.round == "none" and (job.source.round or job.source.format) == "f16"
     for i, s in ipairs(group.sinks) do
         local spec = s.spec
         job.sinks[i] = { format = spec.format, block = spec.block, double_quant = spec.double_quant,
@@ -218,14 +200,14 @@ end
 --- Steps of core.stream for an item's actions, with the adapter's tensors loaded; and the source, which a
 --- "replace" action changes.
 local function steps_of(plan, item, group, pool)
-    local round, source, steps = group.round, source_of(item, group.slice), {}
+    local round, source, steps = group.round, reading.of(item.source, group.slice), {}
     for i, a in ipairs(item.actions) do
         local step
         if a.kind == "replace" then
             local t = a.tensor
-            local _, rows, cols = Model.extent(t.shape)
-            source = { file = t.file, name = t.name, format = t.dtype, rows = rows, cols = cols, at = { t.at } }
-            source, steps = sliced(source, t.size, group.slice), {}
+            source = reading.of({ file = t.file, name = t.name, format = t.dtype, shape = t.shape, at = t.at, size = t.size,
+                                  strides = t.strides }, group.slice)
+            steps = {}
         elseif a.kind == "low_rank" then
             step = { kind = "low_rank", left = load_ref(a.left), right = load_ref(a.right), rank = a.rank,
                      scale = a.scale, round_delta = a.round_delta and a.round_delta[round] and round or nil }
@@ -278,7 +260,7 @@ local function write_side(out)
     for _, s in ipairs(out.side) do
         local path = part_of(out) .. "/" .. s.name
         core.mkdir(parent(path))
-        files.write(path, s.bytes or files.read(s.from))
+        files.write(path, s.bytes or s.late and s.late() or files.read(s.from))
     end
 end
 
@@ -336,15 +318,6 @@ end
 
 -- ---- running -------------------------------------------------------------------------------------------------
 
-local COPY = 2 ^ 20
-
-local function copy_bytes(item, to, at)
-    local s = item.source
-    for done = 0, s.size - 1, COPY do
-        to:write(at + done, s.file:read(s.at + done, math.min(COPY, s.size - done)))
-    end
-end
-
 --- Errors of what a sink wrote, added to those of the other parts of its tensor.
 local function note_result(out, tensor, result)
     out.errors = out.errors or {}
@@ -386,7 +359,7 @@ local function run_item(plan, item, pool, progress)
     for _, out in ipairs(plan.outputs) do
         local copy = out.copies[item]
         if copy then
-            copy_bytes(item, out.open[copy.file], copy.at)
+            reading.copy(item.source, out.open[copy.file], copy)
         end
     end
     for i, group in ipairs(sink_groups(plan, item)) do

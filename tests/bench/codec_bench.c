@@ -9,6 +9,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "../../core/codebook.h"
 #include "../../core/cpu.h"
 #include "../../core/format.h"
 
@@ -86,7 +87,7 @@ static bool bench(const qm_format *f, const float *values)
         qm_cpu_limit(level);
         memcpy(r.x, values, sizeof(float) * COUNT);
         double encode = gigabytes(&r, encode_once), decode = gigabytes(&r, decode_once);
-        printf("%-9s %-7s %8.2f %8.2f\n", f->name, qm_simd_names[level], encode, decode);
+        printf("%-11s %-7s %8.2f %8.2f\n", f->name, qm_simd_names[level], encode, decode);
     }
     qm_cpu_limit(QM_AVX512);
     for (int i = 0; i < QM_MAX_PLANES; i++)
@@ -95,15 +96,33 @@ static bool bench(const qm_format *f, const float *values)
     return true;
 }
 
+/* A codebook of evenly spaced levels, as qm.codebook makes it. */
+static bool bench_codebook(int count, const float *values, int argc, char **argv)
+{
+    char name[32];
+    float level[256];
+    qm_err e = {0};
+    snprintf(name, sizeof name, "codebook%d", count);
+    for (int i = 0; i < count; i++)
+        level[i] = 2 * (float)i / (float)(count - 1) - 1;
+    const qm_format *f = qm_codebook_new(name, level, count, 64, &e);
+    bool ok = f && (!chosen(name, argc, argv) || bench(f, values));
+    qm_format_unref(f);
+    return ok;
+}
+
 int main(int argc, char **argv)
 {
     float *values = malloc(sizeof(float) * COUNT);
     if (!values)
         return 1;
     fill(values, COUNT);
-    printf("format    level     encode   decode   GB/s of bf16, one thread\n");
+    printf("format      level     encode   decode   GB/s of bf16, one thread\n");
     for (const qm_format *const *f = qm_formats; *f; f++)
         if (chosen((*f)->name, argc, argv) && !bench(*f, values))
+            return 1;
+    for (int count = 2; count <= 256; count *= 2)
+        if (!bench_codebook(count, values, argc, argv))
             return 1;
     free(values);
     return 0;

@@ -155,7 +155,7 @@ end
 local LANES = 2
 local lanes
 
--- n = 1, 2, … 6, then every 1.4 times as many, until a run did not get that far.
+-- n = 1, 2, … 6, then 1.5 times as many each time, until a run did not get that far.
 local function sweep(form, verify, before)
     lanes = lanes or { support.scratch(), support.scratch() }
     local n, failed = 1, 0
@@ -163,7 +163,7 @@ local function sweep(form, verify, before)
         local runs = {}
         for i = 1, LANES do
             runs[i] = { fault = form:format(n), out = lanes[i], old = n % 2 == 1, before = before }
-            n = n < 6 and n + 1 or math.ceil(n * 1.4)
+            n = n < 6 and n + 1 or math.ceil(n * 1.5)
         end
         run_all(runs)
         local ended = false

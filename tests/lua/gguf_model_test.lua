@@ -41,8 +41,8 @@ return {
         local header, _, size = gguf.header(metadata, gguf.typed(tensors, plan))
         with_folder({ ["x.gguf"] = header .. ("\0"):rep(size - #header) }, function(dir)
             local model = gguf_model.read(core.gguf(dir .. "/x.gguf"), "x.gguf")
-            same(model.tensors[1].hf, tensors[1].hf, "names")
-            same(#model.tensors, #tensors, "tensors")
+            same(model.items[1].name, tensors[1].hf, "names")
+            same(#model.items, #tensors, "tensors")
             local files = {}
             for _, f in ipairs(model.files) do
                 files[f.name] = f.text
@@ -80,9 +80,9 @@ return {
         refuse({}, {}, "architecture 'nil'")
         refuse({ { key = "general.architecture", type = "string", value = "nosuch" } }, {}, "'nosuch'")
         refuse({ name }, {}, "token_embd.weight")
-        local embedding = { name = "token_embd.weight", shape = { 8, 4 }, size = 64, type_name = "F16" }
+        local embedding = { name = "token_embd.weight", shape = { 8, 4 }, size = 64, type_name = "F16", format = "f16" }
         refuse({ name }, { embedding }, "output_norm.weight")
         refuse({ name }, { embedding, { name = "rope_freqs.weight", shape = { 4 }, size = 16,
-            type_name = "F32" } }, "rope_freqs")
+            type_name = "F32", format = "f32" } }, "rope_freqs")
     end,
 }

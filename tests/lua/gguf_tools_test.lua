@@ -7,7 +7,8 @@ local qm = require "qmoon"
 local split = require "qmoon.gguf_split"
 local support = dofile "tests/lua/support.lua"
 
-local F16, KINDS, TINY = "tests/fixtures/golden/merged-f16.gguf", "tests/fixtures/kinds.gguf", "tests/fixtures/tiny-qwen2"
+local F16, KINDS = "tests/fixtures/golden/merged-f16.gguf", "tests/fixtures/kinds.gguf"
+local TINY = "tests/fixtures/tiny-qwen2"
 
 local function sha256_of(path)
     return core.sha256(support.read(path))
@@ -49,7 +50,7 @@ end
 
 local T = {}
 
--- ---- split and merge -----------------------------------------------------------------------------------------
+-- ---- split and merge ----------------------------------------------------------------------------------
 
 -- SHA-256 of what llama-gguf-split (llama.cpp 0c1e570) makes of merged-f16.gguf
 local BY_SIZE = { -- --split-max-size 2M
@@ -125,12 +126,13 @@ T["what is there is not written over, and never what is read"] = function()
     support.equal(sha256_of(first), BY_SIZE[1], "the first part")
 end
 
--- ---- split models as sources -----------------------------------------------------------------------------------
+-- ---- split models as sources --------------------------------------------------------------------------
 
 T["a split model is quantised to the bytes that the whole one gives"] = function()
     local dir = folder()
     split.write(F16, dir .. "/m", { max_size = 2e6 })
-    qm.write(qm.open(dir .. "/m-00001-of-00004.gguf"), { { dir .. "/a.gguf", format = "q4_k_m" }, { dir .. "/f", format = "f16" } })
+    qm.write(qm.open(dir .. "/m-00001-of-00004.gguf"),
+        { { dir .. "/a.gguf", format = "q4_k_m" }, { dir .. "/f", format = "f16" } })
     qm.write(qm.open(F16), { { dir .. "/b.gguf", format = "q4_k_m" }, { dir .. "/g", format = "f16" } })
     assert(support.read(dir .. "/a.gguf") == support.read(dir .. "/b.gguf"), "GGUF differs")
     assert(support.read(dir .. "/f/model.safetensors") == support.read(dir .. "/g/model.safetensors"), "folder differs")
@@ -163,7 +165,7 @@ T["parts that do not belong together are named"] = function()
     support.raises("usage", "-00002-of-00004.gguf", qm.open, dir .. "/renamed.gguf")
 end
 
--- ---- metadata ----------------------------------------------------------------------------------------------------
+-- ---- metadata -----------------------------------------------------------------------------------------
 
 T["a header that keeps its size is changed where it is"] = function()
     local path = copy_of(F16)
@@ -266,6 +268,17 @@ T["values that do not fit, keys that are not there: one line, and the file as it
     assert(support.read(path) == before, "something has changed")
 end
 
+T["bytes are written over inside a file only"] = function()
+    local path = copy_of(KINDS)
+    local size = core.stat(path).size
+    core.overwrite(path, size - 3, "end")
+    support.equal(support.read(path):sub(-4), "\0end", "the last bytes")
+    support.raises("fail", path, core.overwrite, path, size - 2, "end")
+    support.raises("fail", path, core.overwrite, path, 2 ^ 52, "")
+    support.raises("fail", "nowhere", core.overwrite, "nowhere", 0, "")
+    support.equal(core.stat(path).size, size, "size")
+end
+
 T["a run killed while it rewrote the header is mended by the next"] = function()
     local path = copy_of(F16)
     local whole = support.read(path)
@@ -286,7 +299,7 @@ T["a run killed while it rewrote the header is mended by the next"] = function()
     support.equal(support.read(path .. ".header"), "mine")
 end
 
--- ---- back to a folder ----------------------------------------------------------------------------------------
+-- ---- back to a folder ---------------------------------------------------------------------------------
 
 T["folder to GGUF to folder: weights and tokenizer are the same"] = function()
     for _, dtype in ipairs { "f32", "f16", "bf16" } do
@@ -309,7 +322,8 @@ T["every GGUF type this program can decode goes back to a folder"] = function()
     for _, f in ipairs(core.formats()) do
         if f.gguf_name and f.block > 1 then
             local path, back = ("%s/%s.gguf"):format(dir, f.name), ("%s/%s"):format(dir, f.name)
-            qm.write(qm.open(F16), { { path, format = "q8_0", tensor_types = { { ".", f.name } }, token_embedding_type = f.name } })
+            qm.write(qm.open(F16),
+                { { path, format = "q8_0", tensor_types = { { ".", f.name } }, token_embedding_type = f.name } })
             qm.write(qm.open(path), { { back, format = "f32" } })
             local source, out = qm.open(path), qm.open(back)
             for _, item in ipairs(source.items) do
@@ -342,7 +356,7 @@ T["a type that nobody here decodes is shown, and refused by name when it must be
     support.equal(names_in(dir), "x.gguf", "files")
 end
 
--- ---- llama-quantize's options ------------------------------------------------------------------------------------
+-- ---- llama-quantize's options -------------------------------------------------------------------------
 
 local function type_of(path, name)
     for _, t in ipairs(core.gguf(path).tensors) do
@@ -373,13 +387,16 @@ T["types of single tensors, profiles, and no fallback"] = function()
     assert(status == 2 and text:find("llama.cpp-2025-11", 1, true), text)
     status, text = support.run(("quantize %s %s.f --type f16 --imatrix x"):format(F16, path))
     assert(status == 2 and text:find("imatrix goes with GGUF types", 1, true), text)
+    status, text = support.run(("quantize %s %s --force --type f16 --leave-output-tensor"):format(TINY, path))
+    assert(status == 2 and text:find("goes with quantised types", 1, true), text)
     status, text = support.run(("quantize %s %s --force --type q4_0 --tensor-type attn_v"):format(F16, path))
     assert(status == 2 and text:find("REGEX=TYPE", 1, true), text)
 end
 
 T["a type that does not divide the rows is a fallback, or an error when that is asked for"] = function()
     local base, dir = support.scratch(), folder()
-    require("qmoon.synth").model({ hidden = 96, ffn = 160, layers = 2, heads = 3, kv = 1, vocab = 600, tied = true }, base, { seed = 3 })
+    require("qmoon.synth").model({ hidden = 96, ffn = 160, layers = 2, heads = 3, kv = 1, vocab = 600, tied = true },
+        base, { seed = 3 })
     qm.write(qm.open(base), { { dir .. "/a.gguf", format = "q4_k_m" } })
     support.equal(type_of(dir .. "/a.gguf", "blk.0.attn_k.weight"), "Q5_0", "fallback")
     support.raises("unsupported", { "attn_k.weight", "Q4_K_M" }, qm.write, qm.open(base),
@@ -387,7 +404,7 @@ T["a type that does not divide the rows is a fallback, or an error when that is 
     support.equal(names_in(dir), "a.gguf", "files")
 end
 
--- ---- the command -------------------------------------------------------------------------------------------------
+-- ---- the command --------------------------------------------------------------------------------------
 
 T["qmoon gguf: set, split, merge, and how they fail"] = function()
     local path = copy_of(F16)

@@ -8,7 +8,7 @@ local support = dofile "tests/lua/support.lua"
 
 local F16 = "tests/fixtures/golden/merged-f16.gguf"
 
--- ---- files by hand -------------------------------------------------------------------------------------------
+-- ---- files by hand ------------------------------------------------------------------------------------
 
 --- .dat of entries {name, calls, values}, with chunks and data set when they are given.
 local function dat(entries, chunks, dataset)
@@ -113,7 +113,7 @@ T["files that are broken are said to be, wherever they end"] = function()
     broken("no importance matrix", support.read(F16), "unsupported")
 end
 
--- ---- what it does to a file --------------------------------------------------------------------------------------
+-- ---- what it does to a file ---------------------------------------------------------------------------
 
 --- Whole numbers that every language makes alike: the "minimal standard" generator of Park and Miller.
 local function generator(seed)
@@ -148,22 +148,25 @@ T["metadata says which matrix was used, and what goes without is said"] = functi
     for i = #meta - 4, #meta do
         last[#last + 1] = ("%s %s %s"):format(meta[i].key, meta[i].type, tostring(meta[i].value))
     end
-    support.equal(table.concat(last, "\n"), table.concat({ "general.file_type u32 2", "quantize.imatrix.file string " .. path:sub(1, 127),
-        "quantize.imatrix.dataset string wiki.txt", "quantize.imatrix.entries_count u32 27", "quantize.imatrix.chunks_count u32 12" },
-        "\n"), "metadata")
-    assert(report:markdown():find("2 tensors are not in", 1, true) and report:markdown():find("blk.2.attn_k.weight", 1, true))
+    support.equal(table.concat(last, "\n"), table.concat({ "general.file_type u32 2",
+        "quantize.imatrix.file string " .. path:sub(1, 127), "quantize.imatrix.dataset string wiki.txt",
+        "quantize.imatrix.entries_count u32 27", "quantize.imatrix.chunks_count u32 12" }, "\n"), "metadata")
+    local said = report:markdown()
+    assert(said:find("2 tensors are not in", 1, true) and said:find("blk.2.attn_k.weight", 1, true), said)
     -- once more with the same matrix: its keys make way for the new ones
     qm.plan(qm.open(out), { { out .. ".gguf", format = "q5_0", imatrix = path, allow_requantize = true } })
 end
 
--- Type and SHA-256 (16 digits of it) of what llama-quantize --imatrix (llama.cpp 0c1e570) wrote, by file type and tensor.
+-- Type and SHA-256 (16 digits of it) of what llama-quantize --imatrix (llama.cpp 0c1e570) wrote, by file type and
+-- tensor.
 local golden = core.json_decode(support.read "tests/fixtures/golden/imatrix-digests.json")
 
 for format, want in pairs(golden) do
     T["every tensor of " .. format .. " with an importance matrix is llama-quantize's, byte for byte"] = function()
         local path = tiny_imatrix()
         for _, threads in ipairs { 1, 3 } do
-            qm.write(qm.open(F16), { { path .. ".gguf", format = format, imatrix = path } }, { force = true, threads = threads })
+            qm.write(qm.open(F16), { { path .. ".gguf", format = format, imatrix = path } },
+                { force = true, threads = threads })
             local h, n = core.gguf(path .. ".gguf"), 0
             for _, t in ipairs(h.tensors) do
                 if want[t.name] then
@@ -185,7 +188,8 @@ T["stacked matrices have importances of their own"] = function()
         local size = core.plane_sizes("q4_0", rows * 64, 64, 0, "x")[1]
         local to = path .. "-" .. first .. "-" .. rows
         local out = core.outfile(to, size)
-        core.stream(pool, { source = { file = source.file, format = "f32", rows = rows, cols = 64, at = { t.at + 256 * first } },
+        core.stream(pool, { source = { file = source.file, format = "f32", rows = rows, cols = 64,
+                                       at = { t.at + 256 * first } },
                             sinks = { { format = "q4_0", file = out, at = { 0 }, importance = importance } } })
         out:finish()
         return support.read(to)

@@ -247,7 +247,7 @@ T["folders that are no adapter"] = function()
     raises("fail", "no such folder", lora.open, support.scratch())
     raises("fail", "no adapter_config.json", lora.open, folder { ["x.txt"] = "" })
     local config = '{"peft_type": "LORA"}'
-    raises("unsupported", { "adapter_model.bin", "save_file" }, lora.open,
+    raises("corrupt", { "adapter_model.bin", "torch.save" }, lora.open,
         folder { ["adapter_config.json"] = config, ["adapter_model.bin"] = "PK" })
     raises("fail", "adapter_model.safetensors", lora.open, folder { ["adapter_config.json"] = config })
     raises("corrupt", "adapter_config.json", lora.open, adapter_folder('{"r": 1, "r": 2}', {}))

@@ -12,6 +12,10 @@ function support.scratch()
         local pipe = io.popen "mktemp -d /tmp/qmoon-test-XXXXXX"
         support.root = pipe:read "*l"
         pipe:close()
+        support.sweeper = newproxy(true) -- collected when the run ends
+        getmetatable(support.sweeper).__gc = function()
+            pcall(core.remove_tree, support.root)
+        end
     end
     counter = counter + 1
     return ("%s/%d"):format(support.root, counter)

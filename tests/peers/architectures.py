@@ -39,6 +39,9 @@ QUANTIZED = ["q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q2_k", "q3_k_s", "q3_k_m",
              "q5_k_m", "q6_k", "iq4_nl", "iq4_xs", "mxfp4_moe"]
 FEW = ["q4_0", "q4_k_m", "q6_k", "iq4_xs"]
 
+# GGUF files of these become folders again.
+BACK = ["qwen2", "qwen3", "llama2", "llama3", "mistral", "mixtral", "gemma"]
+
 # Guessed from names of folders and their parents by the converter, of the folder alone by us.
 GUESSED = {"general.basename", "general.finetune", "general.version", "general.organization", "general.size_label"}
 
@@ -189,7 +192,7 @@ class Shape:
         torch.manual_seed(seed)
         folder.mkdir(parents=True)
         fields = dict(max_position_embeddings=1024, **self.fields)
-        fields.setdefault("vocab_size", self.tokenizer(folder))
+        fields = {"vocab_size": self.tokenizer(folder), **fields}
         config = self.config(dtype=self.dtype, **fields)
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         with torch.no_grad():
@@ -267,6 +270,7 @@ def shapes():
     yield Shape("llama2 narrow", t.LlamaConfig, dict(NARROW, rope_parameters=linear, tie_word_embeddings=True),
                 plain_pieces, torch.float16)
     yield Shape("llama2 fast", t.LlamaConfig, dict(UNEVEN), fast_pieces)
+    yield Shape("llama2 code", t.LlamaConfig, dict(UNEVEN, vocab_size=32016), code_pieces)
     yield Shape("llama3 wide", t.LlamaConfig, dict(WIDE, rope_parameters=LLAMA3), llama3_bytes)
     yield Shape("llama3 narrow", t.LlamaConfig, dict(NARROW, attention_bias=True, mlp_bias=True, head_dim=32,
                                                      rope_parameters=LLAMA3), llama3_bytes, shard="100KB")
@@ -299,6 +303,11 @@ def shapes():
     yield Shape("qwen3moe narrow", t.Qwen3MoeConfig, dict(NARROW, head_dim=16, **QWEN_FIVE), byte_level, torch.float32)
 
 
+def code_pieces(folder):
+    llama_pieces(folder)
+    return 32016
+
+
 def llama3_bytes(folder):
     return byte_level(folder, "llama-bpe")
 
@@ -323,6 +332,13 @@ def read_gguf(path):
     return metadata, {tensor.name: tensor for tensor in reader.tensors}
 
 
+def dims(tensor):
+    shape = tensor.shape.tolist()
+    while len(shape) > 1 and shape[-1] == 1:
+        shape.pop()
+    return shape
+
+
 class Case:
     def __init__(self, shape, seed, args, converter, work):
         self.shape, self.args, self.converter, self.seed = shape, args, converter, seed
@@ -341,6 +357,8 @@ class Case:
                  "--force")
 
     def same(self, ours, theirs):
+        """A note on how alike the files are.  The quantiser drops ones at the end of a shape, the converter keeps them;
+        q8_0 is for both to write, and we write what the quantiser does."""
         (a, s), (b, t) = read_gguf(ours), read_gguf(theirs)
         same_names(f"{ours.name}: keys", set(a) - GUESSED, set(b) - GUESSED)
         for key in b:
@@ -349,14 +367,15 @@ class Case:
         same_names(f"{ours.name}: tensors", s, t)
         for name, tensor in t.items():
             same(f"{ours.name}: {name}: type", s[name].tensor_type.name, tensor.tensor_type.name)
-            same(f"{ours.name}: {name}: shape", s[name].shape.tolist(), tensor.shape.tolist())
+            same(f"{ours.name}: {name}: shape", dims(s[name]), dims(tensor))
             same_array(f"{ours.name}: {name}", np.frombuffer(s[name].data.tobytes(), "u1"),
                        np.frombuffer(tensor.data.tobytes(), "u1"))
         shared = [key for key in a if key in b]
         order = shared == [key for key in b if key in a], list(s) == list(t)
         if ours.read_bytes() == theirs.read_bytes():
             return "whole file"
-        return "keys" * (not order[0]) + "tensors" * (not order[1]) + " in another order" if not all(order) else "equal"
+        moved = [what for what, kept in zip(("keys", "tensors"), order) if not kept]
+        return " and ".join(moved) + " in another order" if moved else "equal"
 
 
 def checks(case, few):
@@ -380,14 +399,17 @@ def checks(case, few):
         return ", ".join(notes)
 
     def back(_):
-        """GGUF -> folder -> GGUF: the file it came from."""
+        """GGUF -> folder -> GGUF is the file it came from, and transformers computes the same from that folder."""
         ours, folder, again = (case.work / n for n in ("ours-f32.gguf", "back", "again.gguf"))
-        case.run(case.args.qmoon.resolve(), "quantize", ours, folder, "--type", "f32")
+        case.run(case.args.qmoon.resolve(), "quantize", ours, folder, "--type", "f32", "--force", "--pre", case.pre())
         case.quantize(folder, again, "f32")
+        same_logits(folder, case.folder, case.shape.dtype)
         return case.same(again, ours)
 
     for kind in CONVERTED:
         yield f"convert {kind}", lambda c, k=kind: convert(k)
+    if case.shape.name.split()[0] in BACK:
+        yield "back to a folder, and the same file from that", back
     for kind in FEW if few else QUANTIZED:
         yield f"llama-quantize {kind}", lambda c, k=kind: requantize(k)
 

@@ -3,6 +3,7 @@
 #include <math.h>
 #include <stdlib.h>
 
+#include "../../core/codebook.h"
 #include "../../core/cpu.h"
 #include "../../core/format.h"
 #include "test.h"
@@ -295,6 +296,48 @@ TEST(registry_errors_stay_within_the_bound)
                 check_bound(*f, &c, x, count, families[v].name);
             }
     }
+    free(x);
+}
+
+/* Codebooks are formats, too: every number of bits, full and not, in and out of order. */
+static const qm_format *codebook(int count, bool in_order)
+{
+    qm_err e = {0};
+    float level[256];
+    state = (uint32_t)count;
+    for (int i = 0; i < count; i++)
+        level[i] = in_order ? -1.0f + 2.0f * ((float)i + 0.4f * uniform()) / (float)count : uniform();
+    const qm_format *f = qm_codebook_new("made", level, count, 64, &e);
+    CHECKF(f, "%s", e.msg);
+    return f;
+}
+
+static void check_codebook(const qm_format *f, const float *x, const char *what)
+{
+    static const uint32_t block[] = {1, 8, 31, 32, 64, 96, 100, 2048};
+    for (size_t b = 0; b < sizeof block / sizeof *block; b++) {
+        qm_codec c = {.block = block[b], .table = f->table};
+        for (int l = 0; l < LENGTHS; l++)
+            check_levels(f, &c, x, lengths[l], what);
+    }
+}
+
+TEST(registry_every_level_writes_the_same_codebooks)
+{
+    static const int counts[] = {2, 3, 4, 7, 8, 13, 16, 21, 32, 64, 100, 129, 256};
+    float *x = malloc(sizeof *x * LONGEST);
+    for (size_t i = 0; i < sizeof counts / sizeof *counts; i++)
+        for (int in_order = 0; in_order < 2; in_order++) {
+            const qm_format *f = codebook(counts[i], in_order);
+            for (int v = 0; v < FAMILIES; v += 2 + (int)i % 3) {
+                fill(&families[v], x, LONGEST);
+                check_codebook(f, x, families[v].name);
+            }
+            qm_codec c = {.block = 64, .table = f->table};
+            fill(&families[0], x, LONGEST);
+            check_bound(f, &c, x, 5000, families[0].name);
+            qm_format_unref(f);
+        }
     free(x);
 }
 

@@ -163,13 +163,12 @@ static void elementwise(const qm_vec *v, const char *level)
 
 TEST(vec_adds_and_scales) { each_level(elementwise); }
 
-/* The sums as vec.h promises them: value i in partial sum i % 8, folded in a fixed order. */
-static double folded(const float *x, const float *y, size_t n, double (*term)(double, double))
+static double total(const float *x, const float *y, size_t n, double (*term)(double, double))
 {
-    double s[8] = {0};
+    double s = 0;
     for (size_t i = 0; i < n; i++)
-        s[i % 8] += term(x[i], y[i]);
-    return ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7]));
+        s += term(x[i], y[i]);
+    return s;
 }
 
 static double term_xx(double x, double y) { return (void)y, x * x; }
@@ -177,30 +176,46 @@ static double term_yy(double x, double y) { return (void)x, y * y; }
 static double term_xy(double x, double y) { return x * y; }
 static double term_dd(double x, double y) { return (y - x) * (y - x); }
 static double term_d(double x, double y) { return y - x; }
+static double term_abs_d(double x, double y) { return fabs(y - x); }
 
-static void sums(const qm_vec *v, const char *level)
+static bool about(double a, double b, double scale) { return fabs(a - b) <= 1e-6 * fabs(scale); }
+
+/* Against plain sums in double, and against the scalar level bit for bit; scale takes the values to where
+ * their squares leave f32's range. */
+static void sums_scaled(const qm_vec *v, const char *level, float scale)
 {
     float x[333], y[333];
     uint32_t s = 11;
     for (size_t i = 0; i < 333; i++)
-        x[i] = noise(&s), y[i] = x[i] + 0.01f * noise(&s);
-    for (size_t n = 0; n <= 333; n += n < 40 ? 1 : 37) {
-        qm_errsum e = {0};
+        x[i] = scale * noise(&s), y[i] = x[i] + scale * 0.01f * noise(&s);
+    for (size_t n = 0; n <= 333; n += n < 70 ? 1 : 37) {
+        qm_errsum e = {0}, plain = {0};
         float max_x = 0, max_d = 0;
         for (size_t i = 0; i < n; i++) {
             max_x = fmaxf(max_x, fabsf(x[i]));
             max_d = fmaxf(max_d, fabsf(y[i] - x[i]));
         }
         v->errors(x, y, n, &e);
+        qm_vec_scalar.errors(x, y, n, &plain);
+        CHECKF(memcmp(&e, &plain, sizeof e) == 0, "%s: %zu values of about %g", level, n, (double)scale);
         CHECKF(e.n == n && e.max_x == (double)max_x && e.max_d == (double)max_d, "%s: %zu", level, n);
-        CHECKF(e.sum_xx == folded(x, y, n, term_xx) && e.sum_yy == folded(x, y, n, term_yy)
-                   && e.sum_xy == folded(x, y, n, term_xy) && e.sum_dd == folded(x, y, n, term_dd)
-                   && e.sum_d == folded(x, y, n, term_d),
-               "%s: %zu", level, n);
+        double xx = total(x, y, n, term_xx), dd = total(x, y, n, term_dd);
+        CHECKF(about(e.sum_xx, xx, xx) && about(e.sum_dd, dd, dd)
+                   && about(e.sum_yy, total(x, y, n, term_yy), xx)
+                   && about(e.sum_xy, total(x, y, n, term_xy), xx)
+                   && about(e.sum_d, total(x, y, n, term_d), total(x, y, n, term_abs_d)),
+               "%s: %zu values of about %g", level, n, (double)scale);
         qm_errsum twice = e;
         v->errors(x, y, n, &twice);
         CHECK(twice.n == 2 * n && twice.sum_dd == 2 * e.sum_dd && twice.max_d == e.max_d);
     }
+}
+
+static void sums(const qm_vec *v, const char *level)
+{
+    const float scales[] = {1, 0.02f, 1e-14f, 1e-25f, 1e-38f, 1e20f, 1e38f};
+    for (size_t i = 0; i < sizeof scales / sizeof *scales; i++)
+        sums_scaled(v, level, scales[i]);
 }
 
 TEST(vec_errors_are_summed_in_a_fixed_order) { each_level(sums); }

@@ -157,15 +157,29 @@ static void encode(const float *x, size_t n, const qm_codec *c, uint8_t *const p
 
 /* ---- decoding ----------------------------------------------------------------------------------- */
 
-/* Eight codes in the low bits of their lanes. */
-ALWAYS __m256i codes8(const uint8_t *in, uint32_t bits)
+/* Byte `at` of `size` bytes and those behind it, eight codes in all, as one number. */
+ALWAYS uint64_t packed8(const uint8_t *codes, size_t at, size_t size, uint32_t bits)
+{
+    uint64_t packed = 0;
+    if (at + 8 <= size) {
+        memcpy(&packed, codes + at, 8);
+        return __builtin_bswap64(packed) >> (64 - 8 * bits);
+    }
+    for (uint32_t i = 0; i < bits; i++)
+        packed = packed << 8 | codes[at + i];
+    return packed;
+}
+
+/* Eight codes from byte `at`, each in the low bits of its lane. */
+ALWAYS __m256i codes8(const uint8_t *codes, size_t at, size_t size, uint32_t bits)
 {
     if (bits == 4)
-        return _mm256_and_si256(qm_nibbles8(in), _mm256_set1_epi32(15));
-    uint64_t packed = 0, each = 0x0101010101010101u * ((1u << bits) - 1);
-    memcpy(&packed, in, bits);
-    uint64_t codes = __builtin_bswap64(_pdep_u64(__builtin_bswap64(packed) >> (64 - 8 * bits), each));
-    return _mm256_cvtepu8_epi32(_mm_cvtsi64_si128((long long)codes));
+        return _mm256_and_si256(qm_nibbles8(codes + at), _mm256_set1_epi32(15));
+    if (bits == 8)
+        return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(codes + at)));
+    uint64_t each = 0x0101010101010101u * ((1u << bits) - 1);
+    uint64_t bytes = __builtin_bswap64(_pdep_u64(packed8(codes, at, size, bits), each));
+    return _mm256_cvtepu8_epi32(_mm_cvtsi64_si128((long long)bytes));
 }
 
 /* Up to sixteen levels are scaled once a block; of more, each weight's. */
@@ -176,7 +190,7 @@ ALWAYS void decode_block(const qm_table *t, const uint8_t *codes, uint32_t n, fl
     qm_levels8 scaled = {_mm256_mul_ps(_mm256_loadu_ps(t->level), s),
                          _mm256_mul_ps(_mm256_loadu_ps(t->level + 8), s)};
     for (uint32_t i = 0; i < n; i += 8) {
-        __m256i code = codes8(codes + i / 8 * bits, bits);
+        __m256i code = codes8(codes, (size_t)(i / 8) * bits, (size_t)(n / 8) * bits, bits);
         __m256 v = bits <= 3   ? _mm256_permutevar8x32_ps(scaled.low, code)
                    : bits == 4 ? qm_look_up8(scaled, code)
                                : _mm256_mul_ps(_mm256_i32gather_ps(t->level, code, sizeof(float)), s);

@@ -1,9 +1,6 @@
 --- Gemma: norms that count from one, and a head that is always the embedding.
 -- Sources: transformers' GemmaConfig (defaults), llama.cpp's tensor and metadata names.
 
--- CodeGemma fills in the middle with these; the converter names them for every Gemma.
-local CODE_TOKENS = { { "prefix", 67 }, { "suffix", 69 }, { "middle", 68 }, { "eot", 107 } }
-
 return {
     name = "gemma",
     model_type = "gemma",
@@ -60,13 +57,12 @@ return {
 
     rope_scaling = {},
     tokenizer = { "spm" },
+    tokenizer_class = "GemmaTokenizer",
 
     tokenizer_rows = function()
-        local after = {}
-        for i, token in ipairs(CODE_TOKENS) do
-            after[i] = { key = ("tokenizer.ggml.%s_token_id"):format(token[1]), type = "u32", value = token[2] }
-        end
-        after[#after + 1] = { key = "tokenizer.ggml.add_space_prefix", type = "bool", value = false }
-        return {}, after
+        return {}, {
+            { key = "tokenizer.ggml.eot_token_id", type = "u32", value = 107 }, -- CodeGemma's <end_of_turn>
+            { key = "tokenizer.ggml.add_space_prefix", type = "bool", value = false },
+        }
     end,
 }

@@ -93,4 +93,5 @@ return {
     tokenizer_rows = function()
         return {}, { { key = "tokenizer.ggml.add_space_prefix", type = "bool", value = false } }
     end,
+    unsaid = "query_pre_attn_scalar",
 }

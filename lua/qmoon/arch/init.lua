@@ -16,6 +16,9 @@
 --   constants       function(fields): list of {name, values}, tensors that are in no checkpoint
 --   tokenizer       kinds of tokenizer.lua in the order they are looked for; { "bpe" } when absent
 --   tokenizer_rows  function(fields, tokenizer_config): metadata rows before the vocabulary, and after it
+--   tokenizer_class transformers' name of the tokenizer that goes with tokenizer.model
+--   unsaid          what config.json needs and GGUF files do not say: no folder is made of them
+--   from_gguf       function(fields, has): config fields that show in which tensors a GGUF file has
 --   moe             true when GGUF has one name for this and for a model without experts
 --
 -- Fields of a row of `metadata`: only = rope scaling it goes with, first = true puts it before general.type,
@@ -182,6 +185,18 @@ function arch.named(name, experts)
         end
     end
     return found
+end
+
+--- The architecture of a GGUF file, or nil.
+---@param meta table[] rows {key, value}
+---@return table?
+function arch.of_gguf(meta)
+    local of = {}
+    for _, row in ipairs(meta) do
+        of[row.key] = row.value
+    end
+    local name = of["general.architecture"]
+    return name and arch.named(name, of[tostring(name) .. ".expert_count"])
 end
 
 --- The architecture whose table has the most of these names, and how many.

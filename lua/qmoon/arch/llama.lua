@@ -58,4 +58,9 @@ return {
 
     tokenizer = { "spm", "hf", "bpe" },
     tokenizer_rows = llama.tokenizer_rows,
+    tokenizer_class = "LlamaTokenizer",
+
+    from_gguf = function(fields, has)
+        fields.attention_bias, fields.mlp_bias = has "blk.0.attn_q.bias", has "blk.0.ffn_up.bias"
+    end,
 }

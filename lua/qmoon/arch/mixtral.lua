@@ -56,4 +56,5 @@ return {
     rope_scaling = { linear = "keys", yarn = "keys" },
     tokenizer = { "spm", "hf", "bpe" },
     tokenizer_rows = llama.tokenizer_rows,
+    tokenizer_class = "LlamaTokenizer",
 }

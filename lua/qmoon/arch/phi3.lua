@@ -84,4 +84,5 @@ return {
     end,
 
     tokenizer = { "phi3", "bpe" },
+    unsaid = "how its rope factors came about",
 }

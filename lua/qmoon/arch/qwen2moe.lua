@@ -81,4 +81,5 @@ return {
 
     rope_scaling = { linear = "keys", yarn = "keys" },
     tokenizer = { "bpe" },
+    unsaid = "norm_topk_prob",
 }

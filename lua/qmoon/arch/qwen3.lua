@@ -62,4 +62,8 @@ return {
 
     rope_scaling = { linear = "keys", yarn = "keys" },
     tokenizer = { "spm", "bpe" },
+
+    from_gguf = function(fields, has)
+        fields.attention_bias = has "blk.0.attn_q.bias"
+    end,
 }

@@ -78,4 +78,5 @@ return {
 
     rope_scaling = { linear = "keys", yarn = "keys" },
     tokenizer = { "bpe" },
+    unsaid = "norm_topk_prob",
 }

@@ -21,8 +21,8 @@ local LONGEST_NUMBER = 24
 local TORCH = { f16 = "float16", bf16 = "bfloat16", f32 = "float32" }
 
 --- Python's json.dumps of the quant_state, in bitsandbytes' key order.
-local function quant_state(spec, shape, block, offset)
-    local members = { { "quant_type", spec.format }, { "blocksize", block }, { "dtype", TORCH[spec.dtype] },
+local function quant_state(spec, dtype, shape, block, offset)
+    local members = { { "quant_type", spec.format }, { "blocksize", block }, { "dtype", TORCH[dtype] },
                       { "shape", json.array(shape) } }
     if spec.double_quant then
         members[5] = { "nested_blocksize", NESTED }
@@ -36,7 +36,8 @@ local function four_bit(item, spec)
     local n, _, cols = Model.extent(item.shape)
     local sizes, block = core.plane_sizes(spec.format, n, cols, spec.block or 0, item.name)
     local groups = math.ceil(n / block)
-    local text = quant_state(spec, item.shape, block, 0)
+    local dtype = spec.dtype == "keep" and item.source.dtype or spec.dtype
+    local text = quant_state(spec, dtype, item.shape, block, 0)
     local state_size = spec.double_quant and #text - #"0.0" + LONGEST_NUMBER or #text
     local name = item.name
     local parts = {
@@ -53,7 +54,7 @@ local function four_bit(item, spec)
         sink.double_quant = true
         sink.title = spec.format .. "+dq"
         function sink.late(result)
-            local bytes = quant_state(spec, item.shape, block, result.offset)
+            local bytes = quant_state(spec, dtype, item.shape, block, result.offset)
             return { { state.at, bytes .. (" "):rep(state_size - #bytes) } }
         end
     else
@@ -66,7 +67,7 @@ local function eight_bit(item)
     local module = item.name:gsub("%.weight$", "")
     return {
         { name = item.name, dtype = "i8", shape = item.shape },
-        { name = module .. ".SCB", dtype = "f32", shape = { item.shape[1] } },
+        { name = module .. ".SCB", dtype = "f32", shape = { item.source.rows or item.shape[1] } },
         { name = module .. ".weight_format", dtype = "u8", shape = {}, bytes = "\0" },
     }, { format = "int8" }
 end

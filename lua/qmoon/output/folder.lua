@@ -7,14 +7,13 @@ local config = require "qmoon.config"
 local files = require "qmoon.files"
 local json = require "qmoon.json"
 local Model = require "qmoon.model"
-local safetensors = require "qmoon.output.safetensors"
+local assemble = require "qmoon.output.assemble"
 local bnb = require "qmoon.output.bnb"
 
 local folder = {}
 
-folder.formats = { f16 = true, bf16 = true, f32 = true, keep = true, int8 = true, nf4 = true, fp4 = true }
-
-local DEFAULT_SHARD = 5e9
+-- keep: floats as they are in the source.  same: quantised as the source is, tensor by tensor.
+folder.formats = { f16 = true, bf16 = true, f32 = true, keep = true, int8 = true, nf4 = true, fp4 = true, same = true }
 
 local function torch_name(dtype)
     for _, d in ipairs(core.dtypes()) do
@@ -37,8 +36,9 @@ local function folder_of(model, spec)
     if model.kind == "folder" then
         return { arch = model.config.arch, config = model.config.text, raw = model.config.raw }
     end
-    local g = require("qmoon.gguf_model").read(model.gguf, model.path, { pre = spec.pre })
-    return { arch = g.arch, config = g.config, raw = core.json_decode(g.config), files = g.files }
+    local g = require("qmoon.gguf_model").read(model.gguf, model.path, { pre = spec.pre, items = model.items })
+    return { arch = g.arch, config = g.config, raw = core.json_decode(g.config), files = g.files, items = g.items,
+             notices = g.notices }
 end
 
 local function side_files(model, view)
@@ -74,33 +74,17 @@ end
 
 -- ---- tensors --------------------------------------------------------------------------------------------
 
-local FLOAT = { f32 = true, f16 = true, bf16 = true }
-
 -- Integers, booleans and the like are carried over; they are no weights.
-local function plain_dtype(item, spec)
+local function plain_parts(item, dtype)
     local source = item.source
-    if not source.format then
-        if source.dtype:find "^f" then
-            core.fail("unsupported", "%s: tensor '%s' is %s, which is not converted; only f32, f16 and bf16 are",
-                source.file:path(), source.name, source.dtype)
-        elseif not torch_name(source.dtype) then
-            core.fail("unsupported", "%s: tensor '%s' is %s, which this program cannot decode", source.file:path(), source.name,
-                source.dtype)
-        end
-        return nil
+    if not source.format and source.dtype:find "^f" then
+        core.fail("unsupported", "%s: tensor '%s' is %s, which is not converted; only f32, f16 and bf16 are",
+            source.file:path(), source.name, source.dtype)
+    elseif not source.format and not torch_name(source.dtype) then
+        core.fail("unsupported", "%s: tensor '%s' is %s, which this program cannot decode", source.file:path(), source.name,
+            source.dtype)
     end
-    if spec.dtype == "keep" then
-        return FLOAT[source.format] and source.format or "f16"
-    end
-    return spec.dtype
-end
-
--- One tensor in one piece.
-local function plain_parts(item, spec)
-    local dtype = plain_dtype(item, spec)
-    local part = { name = item.name, dtype = dtype or item.source.dtype, shape = item.shape, plane = dtype and 1 }
-    part.size = safetensors.size(part.dtype, item.shape)
-    return { part }, dtype and { format = dtype }
+    return assemble.plain(item, dtype)
 end
 
 --- Why a tensor stays as it is in a bitsandbytes checkpoint, or nil when it is quantised: transformers
@@ -132,6 +116,23 @@ local REASONS = { embedding = "embedding", output = "output head", norm = "norm"
 
 -- ---- config ---------------------------------------------------------------------------------------------
 
+--- quantization_config of the source for a merge that keeps it, with the modules that are in 16 bit now named.
+local function kept_quantization(raw, skip)
+    local q = raw.quantization_config
+    if type(q.llm_int8_skip_modules) ~= "table" then
+        return nil
+    end
+    local all, seen = {}, {}
+    for _, list in ipairs { q.llm_int8_skip_modules, skip } do
+        for _, name in ipairs(list) do
+            if not seen[name] then
+                all[#all + 1], seen[name] = name, true
+            end
+        end
+    end
+    return json.encode(json.array(all))
+end
+
 local function config_text(view, spec, skip)
     local raw = view.raw
     local dtype = torch_name(spec.dtype)
@@ -143,23 +144,39 @@ local function config_text(view, spec, skip)
             edits[2] = { "torch_dtype", json.encode(dtype) }
         end
     end
-    if spec.quantised then
-        edits[#edits + 1] = { "quantization_config", bnb.config(spec, dtype, skip) }
+    if spec.same then
+        local modules = kept_quantization(raw, skip)
+        edits[#edits + 1] = modules and { "quantization_config", config.edit(config.member(view.config, "quantization_config"),
+            { { "llm_int8_skip_modules", modules } }) } or nil
+    else
+        edits[#edits + 1] = { "quantization_config", spec.quantised and bnb.config(spec, dtype, skip) or nil }
     end
     return config.edit(view.config, edits)
 end
 
 -- ---- planning ------------------------------------------------------------------------------------------
 
---- Everything written for one item, as parts that stay in one file, and the sink that fills them.
+--- How a weight is quantised when it is quantised as in the source.
+local function same_spec(item)
+    local s = item.source
+    return { format = s.format, block = s.block, double_quant = s.double_quant, dtype = s.dtype }
+end
+
+--- Everything written for one item, as parts that stay in one file, the sink that fills them, and why it is not
+--- quantised.
 local function item_parts(view, item, spec)
-    local why = spec.quantised and why_kept(view.arch, item)
+    if spec.same and item.source.quantised then
+        if #item.actions == 0 then
+            return assemble.carried(item)
+        end
+        return bnb.parts(item, same_spec(item))
+    end
+    local why = spec.quantised and (why_kept(view.arch, item) or spec.same and "not quantised in the source")
     if not spec.quantised or why then
-        local parts, sink = plain_parts(item, spec)
+        local parts, sink = plain_parts(item, spec.dtype)
         return parts, sink, why and (REASONS[why] or why)
     end
-    local parts, sink = bnb.parts(item, spec)
-    return parts, sink, nil
+    return bnb.parts(item, spec)
 end
 
 local function skip_list(rows)
@@ -179,26 +196,22 @@ end
 
 local function resolve(spec, model)
     local s = setmetatable({}, { __index = spec })
-    s.quantised = spec.format == "int8" or spec.format == "nf4" or spec.format == "fp4"
-    s.dtype = s.quantised and (spec.dtype or "f16") or spec.format
-    if s.quantised and not (FLOAT[s.dtype]) then
-        core.fail("usage", "%s: dtype must be f16, bf16 or f32 for what stays unquantised, not '%s'", spec.path, s.dtype)
-    elseif s.format == "int8" and (spec.double_quant or spec.block) then
-        core.fail("usage", "%s: int8 has one scale a row; double_quant and block go with nf4 and fp4", spec.path)
-    elseif not s.quantised and (spec.double_quant or spec.block) then
-        core.fail("usage", "%s: %s has no scales; double_quant and block go with nf4 and fp4", spec.path, s.format)
+    s.same = spec.format == "same"
+    if s.same and not model.quantised then
+        core.fail("usage", "%s: its weights are not quantised, so there is no quantisation to keep; name a format", model.path)
     end
-    if model.kind == "safetensors" then
-        core.fail("unsupported", "%s: a checkpoint folder needs a config.json; open the folder, not the file", model.path)
-    end
+    s.quantised = assemble.check(spec) or s.same
+    s.dtype = s.same and "keep" or s.quantised and (spec.dtype or "f16") or spec.format
     return s
 end
 
-local function title(spec)
-    if not spec.quantised then
+local function title(spec, model)
+    if spec.same then
+        return model.quantised .. " (bnb)"
+    elseif not spec.quantised then
         return spec.format == "keep" and "as it is" or spec.format
     end
-    return ("%s%s%s (bnb)"):format(spec.format, spec.block and ":" .. spec.block or "", spec.double_quant and "+dq" or "")
+    return assemble.title(spec) .. " (bnb)"
 end
 
 ---@param model qmoon.Model
@@ -207,51 +220,19 @@ end
 function folder.plan(model, spec)
     spec = resolve(spec, model)
     local view = folder_of(model, spec)
-    local out = { path = spec.path, folder = true, title = title(spec), files = {}, sinks = {}, copies = {}, rows = {},
-                  notices = {}, format = spec.format, dtype = spec.dtype }
-    local groups, where, parameters = {}, {}, 0
-    for _, item in ipairs(model.items) do
-        local parts, sink, why = item_parts(view, item, spec)
-        local bytes = 0
-        for _, p in ipairs(parts) do
-            bytes = bytes + p.size
-        end
-        local count = Model.extent(item.shape)
-        parameters = parameters + count
-        out.rows[#out.rows + 1] = { name = item.name, type = sink and sink.title or sink and sink.format or parts[1].dtype,
-                                    bytes = bytes, count = count, why = why, shape = item.shape, item = item }
-        groups[#groups + 1] = parts
-        where[item] = { parts = parts, sink = sink }
-    end
-    local shards = safetensors.shards(groups, spec.shard_size or DEFAULT_SHARD)
-    for i, tensors in ipairs(shards) do
-        local header, size = safetensors.layout(tensors)
-        local file = { name = safetensors.name(i, #shards), size = size, writes = { { 0, header } } }
-        for _, t in ipairs(tensors) do
-            t.file = i
-            if t.bytes then
-                file.writes[#file.writes + 1] = { t.at, t.bytes }
-            end
-        end
-        out.files[i] = file
-    end
-    for item, w in pairs(where) do
-        local first = w.parts[1]
-        if w.sink then
-            bnb.place(w.sink, w.parts)
-            out.sinks[item] = w.sink
-        else
-            out.copies[item] = { file = first.file, at = first.at }
-        end
-    end
+    local out = { path = spec.path, folder = true, title = title(spec, model), files = {}, sinks = {}, copies = {}, rows = {},
+                  side = {}, notices = view.notices or {}, format = spec.format, dtype = spec.dtype }
+    assemble.fill(out, view.items or model.items, spec.shard_size, function(item)
+        return item_parts(view, item, spec)
+    end)
     -- a block of zeros is code 0, level -1, and its scale does not come back as 0 from the second level
-    out.zero_blocks_drift = spec.format == "nf4" and spec.double_quant and spec.zero_blocks ~= "exact"
-    out.side = side_files(model, view)
-    if #shards > 1 then
-        table.insert(out.side, 1, { name = "model.safetensors.index.json", bytes = safetensors.index(shards, parameters) })
-    end
+    local nf4_dq = spec.same and model.quantised == "nf4+dq" or spec.format == "nf4" and spec.double_quant
+    out.zero_blocks_drift = nf4_dq and spec.zero_blocks ~= "exact"
     out.skip = spec.quantised and skip_list(out.rows) or nil
     table.insert(out.side, 1, { name = "config.json", bytes = config_text(view, spec, out.skip) })
+    for _, s in ipairs(side_files(model, view)) do
+        out.side[#out.side + 1] = s
+    end
     return out
 end
 

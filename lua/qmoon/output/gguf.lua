@@ -34,6 +34,16 @@ local function type_options(meta, what, spec, imatrix)
     return options
 end
 
+--- The converter, which makes f32, f16 and bf16 of a folder, has none of llama-quantize's choices.
+local function refuse_choices(spec)
+    for _, key in ipairs { "imatrix", "output_tensor_type", "token_embedding_type", "leave_output_tensor",
+                           "tensor_types" } do
+        if spec[key] then
+            core.fail("usage", "%s: %s goes with quantised types, not %s", spec.path, key, spec.format)
+        end
+    end
+end
+
 --- The float type of the GGUF file that stands, unwritten, between folder and quantised file.
 local function float_between(model, spec)
     local dtype = spec.round or (model.adapters and "f16")
@@ -66,6 +76,7 @@ local function from_folder(model, spec, imatrix)
         notes[#notes + 1] = note
     end
     if CONVERTED[wanted] then
+        refuse_choices(spec)
         return list, plan, meta, notes
     end
     for i, t in ipairs(list) do
@@ -208,7 +219,7 @@ end
 function output.plan(model, spec)
     if spec.double_quant or spec.block then
         core.fail("usage", "%s: block and double_quant go with nf4 and fp4 folders; GGUF types have blocks of their own", spec.path)
-    elseif model.kind == "safetensors" then
+    elseif model.kind == "file" then
         core.fail("unsupported", "%s: a GGUF file needs the model's config and tokenizer; open the folder", model.path)
     end
     local imatrix = spec.imatrix

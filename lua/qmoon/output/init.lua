@@ -14,8 +14,9 @@
 ---                                        importance = {count, load() -> f32 tensor}: how much each column counts,
 ---                                        slice = {from, rows, cols} takes some of the item's rows, round comes
 ---                                        instead of the output's own, errors are counted under tensor, if given
----@field copies table<qmoon.Item, table>  items carried over byte for byte: {file, at}
----@field side {name:string, bytes:string?, from:string?}[]  small files beside (folders only)
+---@field copies table<qmoon.Item, table>  items carried over byte for byte: {file, at}, or {file, parts = {{from, at}}}
+---@field side {name:string, bytes:string?, from:string?, size:integer?, late:function?}[]  small files beside (folders
+---                                        only): bytes, a copy, or size bytes that late() gives once all is written
 ---@field rows {name:string, type:string, bytes:integer, count:integer, why:string?}[]  one per tensor written
 ---@field notices string[]
 
@@ -25,13 +26,54 @@ local nearest = require "qmoon.nearest"
 local output = {}
 
 local GGUF_ONLY = { "imatrix", "output_tensor_type", "token_embedding_type", "leave_output_tensor", "tensor_types", "profile",
-                    "no_fallback", "pure", "allow_requantize" }
+                    "no_fallback", "pure" }
 
 local function refuse_gguf_options(spec)
     for _, key in ipairs(GGUF_ONLY) do
         if spec[key] then
             core.fail("usage", "%s: %s goes with GGUF types, in a file whose name ends in .gguf", spec.path, key)
         end
+    end
+end
+
+local function check_format(path, format)
+    local formats = require("qmoon.output.folder").formats
+    if not formats[format] then
+        local known = {}
+        for name in pairs(formats) do
+            known[#known + 1] = name
+        end
+        table.sort(known)
+        local guess = nearest(format, known)
+        core.fail("unsupported", "%s: no folder is written as '%s'%s; there are %s, and GGUF types for a name ending in .gguf",
+            path, format, guess and (" (did you mean '%s'?)"):format(guess) or "", table.concat(known, " "))
+    end
+end
+
+local FLOAT = { f32 = true, f16 = true, bf16 = true }
+
+--- Weights that bitsandbytes quantised and that are quantised once more: what that costs is said, and a folder of them
+--- is written only when something was merged in, or on request.
+local function note_requantised(model, spec, out)
+    local again, carried = 0, 0
+    for _, item in ipairs(model.quantised and model.items or {}) do
+        local sinks = out.sinks[item] or {}
+        if item.source.quantised then
+            carried = carried + (out.copies[item] and 1 or 0)
+            for _, sink in ipairs(sinks.format and { sinks } or sinks) do
+                again = again + (FLOAT[sink.format] and 0 or 1)
+            end
+        end
+    end
+    if again > 0 and out.folder and not model.adapters and not spec.allow_requantize then
+        core.fail("usage", "%s: its weights are %s already; quantising them again costs quality: start from the original, or allow "
+            .. "it with --allow-requantize", model.path, model.quantised)
+    elseif again > 0 then
+        out.notices[#out.notices + 1] = ("%d weights were %s and are quantised a second time; errors are against the %s values, to "
+            .. "which add what the first time cost"):format(again, model.quantised, model.adapters and "merged" or "dequantised")
+    end
+    if carried > 0 then
+        out.notices[#out.notices + 1] = ("%d weights that nothing was merged into are carried over byte for byte"):format(carried)
     end
 end
 
@@ -48,22 +90,16 @@ function output.plan(model, spec)
         core.fail("usage", "%s: an output needs a format: { %q, format = \"nf4\" }", path, path)
     end
     spec = setmetatable({ path = (path:gsub("(.)/+$", "%1")) }, { __index = spec })
+    local out
     if path:find "%.gguf$" then
-        return require("qmoon.output.gguf").plan(model, spec)
+        out = require("qmoon.output.gguf").plan(model, spec)
+    else
+        refuse_gguf_options(spec)
+        check_format(path, spec.format)
+        out = require(model.kind == "file" and "qmoon.output.bare" or "qmoon.output.folder").plan(model, spec)
     end
-    refuse_gguf_options(spec)
-    local folder = require "qmoon.output.folder"
-    if not folder.formats[spec.format] then
-        local known = {}
-        for name in pairs(folder.formats) do
-            known[#known + 1] = name
-        end
-        table.sort(known)
-        local guess = nearest(spec.format, known)
-        core.fail("unsupported", "%s: no folder is written as '%s'%s; there are %s, and GGUF types for a name ending in .gguf",
-            path, spec.format, guess and (" (did you mean '%s'?)"):format(guess) or "", table.concat(known, " "))
-    end
-    return folder.plan(model, spec)
+    note_requantised(model, spec, out)
+    return out
 end
 
 --- Sum of the sizes of all its files.
@@ -75,7 +111,7 @@ function output.size(o)
         n = n + f.size
     end
     for _, s in ipairs(o.side) do
-        n = n + (s.bytes and #s.bytes or core.stat(s.from).size)
+        n = n + (s.size or s.bytes and #s.bytes or core.stat(s.from).size)
     end
     return n
 end

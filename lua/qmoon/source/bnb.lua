@@ -170,7 +170,7 @@ end
 
 function Checkpoint:eight_bit(scales)
     local module = scales.name:match "^(.*)%.SCB$"
-    local t = self.by_name[module .. ".weight"]
+    local t = self.by_name[module .. ".weight"] or self.by_name[module]
     if not t then
         self:fail(scales, "belongs to '%s.weight', which is not there; is a shard missing?", module)
     elseif t.dtype ~= "i8" then

@@ -1,0 +1,235 @@
+/* sums.cuh: error sums of one tensor against another, and largest magnitudes, in one reading.
+ *
+ * Eight values in a row are multiplied and added in f32 (which costs the eighth digit of the result), all
+ * further sums are in double.  Where f32 would overflow, or squares fall below its normal numbers, or there is
+ * a NaN, those eight are done in double as well.
+ *
+ * Each run of QM_SUMS_RUN values is added up by one block of threads, in an order that depends on nothing
+ * else: a thread takes every 256th vector of eight, then threads are added in pairs, then warps in order.
+ * Runs are added in the same way at the end. */
+#ifndef QM_SUMS_CUH
+#define QM_SUMS_CUH
+
+enum { SUMS_THREADS = 256, SUMS_TURNS = QM_SUMS_RUN / (SUMS_THREADS * 8) };
+
+struct sums {
+    double xx, yy, xy, dd, d;
+    uint32_t max_d, max_x; /* bits of magnitudes, which order them; a NaN is the largest of all */
+
+    __device__ void add_value(float x, float y)
+    {
+        double a = x, b = y, off = b - a;
+        xx = __fma_rn(a, a, xx);
+        yy = __fma_rn(b, b, yy);
+        xy = __fma_rn(a, b, xy);
+        dd = __fma_rn(off, off, dd);
+        d += off;
+        max_d = max(max_d, __float_as_uint(y - x) & 0x7fffffffu);
+        max_x = max(max_x, __float_as_uint(x) & 0x7fffffffu);
+    }
+
+    __device__ void add_eight(const float x[8], const float y[8])
+    {
+        float vxx = 0, vyy = 0, vxy = 0, vdd = 0, vd = 0, most_x = 0, most_d = 0;
+#pragma unroll
+        for (int k = 0; k < 8; k++) {
+            float off = y[k] - x[k];
+            vxx = __fmaf_rn(x[k], x[k], vxx);
+            vyy = __fmaf_rn(y[k], y[k], vyy);
+            vxy = __fmaf_rn(x[k], y[k], vxy);
+            vdd = __fmaf_rn(off, off, vdd);
+            vd += off;
+            most_x = fmaxf(most_x, fabsf(x[k]));
+            most_d = fmaxf(most_d, fabsf(off));
+        }
+        if (most_x >= 0x1p-40f && vxx + vyy < 0x1p120f) {
+            add_sums({vxx, vyy, vxy, vdd, vd, __float_as_uint(most_d), __float_as_uint(most_x)});
+            return;
+        }
+#pragma unroll
+        for (int k = 0; k < 8; k++)
+            add_value(x[k], y[k]);
+    }
+
+    __device__ void add_sums(sums o)
+    {
+        xx += o.xx, yy += o.yy, xy += o.xy, dd += o.dd, d += o.d;
+        max_d = max(max_d, o.max_d), max_x = max(max_x, o.max_x);
+    }
+};
+
+/* All threads' sums; thread 0 has them. */
+__device__ inline sums sums_of_threads(sums s)
+{
+    __shared__ sums warp[SUMS_THREADS / 32];
+    for (int half = 16; half; half /= 2) {
+        sums o = {__shfl_down_sync(~0u, s.xx, half),    __shfl_down_sync(~0u, s.yy, half),
+                  __shfl_down_sync(~0u, s.xy, half),    __shfl_down_sync(~0u, s.dd, half),
+                  __shfl_down_sync(~0u, s.d, half),     __shfl_down_sync(~0u, s.max_d, half),
+                  __shfl_down_sync(~0u, s.max_x, half)};
+        s.add_sums(o);
+    }
+    if (threadIdx.x % 32 == 0)
+        warp[threadIdx.x / 32] = s;
+    __syncthreads();
+    for (int i = 1; i < SUMS_THREADS / 32 && threadIdx.x == 0; i++)
+        s.add_sums(warp[i]);
+    return s;
+}
+
+__device__ inline void sums_to(sums s, uint64_t n, qm_errsum *to)
+{
+    *to = {s.xx, s.yy, s.xy, s.dd, s.d, __uint_as_float(s.max_d), __uint_as_float(s.max_x), n};
+}
+
+/* What the second tensor's values come from: fetch brings vector i into registers, get decodes it. */
+template <qm_dtype D> struct plain_values {
+    typedef eight<D> raw;
+    struct tables {};
+    const void *y;
+    __device__ void prepare(tables &) const {}
+    __device__ raw fetch(uint64_t i) const { return load_eight<D>(y, i); }
+    __device__ void get(const tables &, raw v, uint64_t, float x[8]) const { unpack(v, x); }
+    __device__ float one(const tables &, uint64_t i) const { return load_one(y, D, i); }
+};
+
+template <bool NESTED> struct nibble_values {
+    typedef uint32_t raw;
+    typedef nibble_tables tables;
+    qm_nibbles q;
+    uint32_t shift; /* vector of eight -> group */
+    __device__ void prepare(tables &t) const { fill_tables<NESTED>(t, q); }
+    __device__ raw fetch(uint64_t i) const { return __ldcs((const uint32_t *)q.codes + i); }
+    __device__ void get(const tables &t, raw word, uint64_t i, float x[8]) const
+    {
+        float scale = scale_at<NESTED>(t, q, i >> shift);
+#pragma unroll
+        for (int k = 0; k < 8; k++)
+            x[k] = nibble_value(t, word, k, scale);
+    }
+    __device__ float one(const tables &t, uint64_t i) const
+    {
+        return nibble_value(t, q.codes[i / 2], i % 2, scale_at<NESTED>(t, q, i / 8 >> shift));
+    }
+};
+
+template <qm_dtype D, class Y>
+__global__ void __launch_bounds__(SUMS_THREADS)
+    sums_of_run(const void *__restrict__ x, const __grid_constant__ Y y, uint64_t n, qm_errsum *partial)
+{
+    __shared__ typename Y::tables t;
+    constexpr int AHEAD = 4;
+    const uint64_t start = (uint64_t)blockIdx.x * QM_SUMS_RUN, left = n - start;
+    const uint64_t first = start / 8 + threadIdx.x, vectors = n / 8;
+    y.prepare(t);
+    sums s = {};
+    for (int turn = 0; turn < SUMS_TURNS; turn += AHEAD) {
+        eight<D> v[AHEAD];
+        typename Y::raw w[AHEAD];
+#pragma unroll
+        for (int u = 0; u < AHEAD; u++) {
+            uint64_t i = first + (turn + u) * SUMS_THREADS;
+            if (i < vectors) {
+                v[u] = load_eight<D>(x, i);
+                w[u] = y.fetch(i);
+            }
+        }
+#pragma unroll
+        for (int u = 0; u < AHEAD; u++) {
+            uint64_t i = first + (turn + u) * SUMS_THREADS;
+            if (i >= vectors)
+                break;
+            float a[8], b[8];
+            unpack(v[u], a);
+            y.get(t, w[u], i, b);
+            s.add_eight(a, b);
+        }
+    }
+    if (threadIdx.x == 0 && left <= QM_SUMS_RUN) /* what does not fill a vector */
+        for (uint64_t i = vectors * 8; i < n; i++)
+            s.add_value(load_one(x, D, i), y.one(t, i));
+    s = sums_of_threads(s);
+    if (threadIdx.x == 0)
+        sums_to(s, left < QM_SUMS_RUN ? left : QM_SUMS_RUN, partial + blockIdx.x);
+}
+
+static __global__ void __launch_bounds__(SUMS_THREADS) sums_of_partials(const qm_errsum *partial, uint64_t runs, qm_errsum *sum)
+{
+    sums s = {};
+    __shared__ uint64_t n;
+    if (threadIdx.x == 0)
+        n = 0;
+    __syncthreads();
+    uint64_t mine = 0;
+    for (uint64_t i = threadIdx.x; i < runs; i += SUMS_THREADS) {
+        const qm_errsum &p = partial[i];
+        s.add_sums({p.sum_xx, p.sum_yy, p.sum_xy, p.sum_dd, p.sum_d, __float_as_uint((float)p.max_d),
+                    __float_as_uint((float)p.max_x)});
+        mine += p.n;
+    }
+    atomicAdd((unsigned long long *)&n, (unsigned long long)mine);
+    __syncthreads();
+    s = sums_of_threads(s);
+    if (threadIdx.x == 0)
+        sums_to(s, n, sum);
+}
+
+cudaError_t qm_sums_finish(const qm_errsum *partial, uint64_t runs, qm_errsum *sum, cudaStream_t s)
+{
+    sums_of_partials<<<1, SUMS_THREADS, 0, s>>>(partial, runs, sum);
+    return cudaGetLastError();
+}
+
+template <class Y>
+static cudaError_t launch_sums(const void *x, qm_dtype dtype, Y y, uint64_t n, qm_errsum *partial, cudaStream_t s)
+{
+    unsigned runs = (unsigned)((n + QM_SUMS_RUN - 1) / QM_SUMS_RUN);
+    switch (dtype) {
+    case QM_F32: sums_of_run<QM_F32, Y><<<runs, SUMS_THREADS, 0, s>>>(x, y, n, partial); break;
+    case QM_F16: sums_of_run<QM_F16, Y><<<runs, SUMS_THREADS, 0, s>>>(x, y, n, partial); break;
+    case QM_BF16: sums_of_run<QM_BF16, Y><<<runs, SUMS_THREADS, 0, s>>>(x, y, n, partial); break;
+    default: return cudaErrorInvalidValue;
+    }
+    return cudaGetLastError();
+}
+
+cudaError_t qm_sums_plain(const void *x, qm_dtype dtype, const void *y, qm_dtype other, uint64_t n,
+                          qm_errsum *partial, cudaStream_t s)
+{
+    switch (other) {
+    case QM_F32: return launch_sums(x, dtype, plain_values<QM_F32>{y}, n, partial, s);
+    case QM_F16: return launch_sums(x, dtype, plain_values<QM_F16>{y}, n, partial, s);
+    case QM_BF16: return launch_sums(x, dtype, plain_values<QM_BF16>{y}, n, partial, s);
+    default: return cudaErrorInvalidValue;
+    }
+}
+
+cudaError_t qm_sums_nibbles(const void *x, qm_dtype dtype, const qm_nibbles *q, uint64_t n,
+                            qm_errsum *partial, cudaStream_t s)
+{
+    uint32_t shift = 0;
+    while (q->block >> shift > 8)
+        shift++;
+    return q->nested ? launch_sums(x, dtype, nibble_values<true>{*q, shift}, n, partial, s)
+                     : launch_sums(x, dtype, nibble_values<false>{*q, shift}, n, partial, s);
+}
+
+/* ---- largest magnitude -------------------------------------------------------------------------- */
+
+static __global__ void largest_of(const void *x, qm_dtype dtype, uint64_t n, uint32_t *most)
+{
+    uint32_t mine = 0;
+    for (uint64_t i = (uint64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (uint64_t)gridDim.x * blockDim.x) {
+        uint32_t m = __float_as_uint(load_one(x, dtype, i)) & 0x7fffffffu;
+        mine = m <= 0x7f800000u && m > mine ? m : mine;
+    }
+    atomicMax(most, mine);
+}
+
+cudaError_t qm_largest(const void *x, qm_dtype dtype, uint64_t n, uint32_t *most, cudaStream_t s)
+{
+    largest_of<<<1024, 256, 0, s>>>(x, dtype, n, most);
+    return cudaGetLastError();
+}
+
+#endif
