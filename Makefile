@@ -48,9 +48,11 @@ SAY = @printf '  %-6s %s\n'
 
 all: $(BUILD)/qmoon
 
-$(BUILD)/qmoon: $(CORE_OBJ) $(HOST_OBJ)
+include cuda/build.mk
+
+$(BUILD)/qmoon: $(CORE_OBJ) $(HOST_OBJ) $(CUDA_OBJ)
 	$(SAY) LINK $@
-	$(CC) $(CFLAGS) -pie -Wl,-E -o $@ $(CORE_OBJ) $(HOST_OBJ) $(LIBS)
+	$(CC) $(CFLAGS) -pie -Wl,-E -o $@ $(CORE_OBJ) $(HOST_OBJ) $(CUDA_OBJ) $(CUDA_LIBS) $(LIBS)
 
 $(BUILD)/unit: $(CORE_OBJ) $(call obj,$(UNIT))
 	$(CC) $(CFLAGS) -pie -o $@ $^ -Wl,-Bstatic -lpcre2-8 -Wl,-Bdynamic -lcjson -lm

@@ -91,7 +91,7 @@ int64_t qm_shape_count(const qm_shape *s)
 {
     int64_t count = 1;
     for (int i = 0; i < s->ndim; i++)
-        if (s->dim[i] < 0 || __builtin_mul_overflow(count, s->dim[i], &count))
+        if (s->dim[i] < 0 || __builtin_mul_overflow(count, s->dim[i], &count) || count > QM_MAX_VALUES)
             return -1;
     return count;
 }

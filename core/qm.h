@@ -81,7 +81,10 @@ typedef struct qm_shape {
     int64_t dim[QM_MAX_DIMS]; /* row-major, dim[ndim-1] contiguous */
 } qm_shape;
 
-/* Product of the dimensions (1 for a scalar), or -1 when it overflows or one is negative. */
+/* More values than any tensor has.  Sizes in bytes and bits computed from a count cannot overflow then. */
+#define QM_MAX_VALUES ((int64_t)1 << 53)
+
+/* Product of the dimensions (1 for a scalar), or -1 when it is more than QM_MAX_VALUES or one is negative. */
 int64_t qm_shape_count(const qm_shape *s);
 
 /* "[4096 x 4100]"; "[]" for a scalar.  Returns buf. */

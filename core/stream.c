@@ -15,17 +15,12 @@
  * and a chunk's writes (64 KiB of 4-bit codes) are still long enough for the kernel. */
 enum { CHUNK = 128 * 1024 };
 
-/* What double quantisation needs to know of each group once the whole tensor has been seen. */
-typedef struct group_stat {
-    float absmax;
-    float sum_xy, sum_yy, max_d;
-} group_stat;
-
 /* One sink while a job runs. */
 typedef struct sink_run {
     uint64_t buffer_size[QM_MAX_PLANES]; /* of a chunk */
-    group_stat *group;                   /* double_quant: one per group of the tensor */
-    uint64_t groups;
+    uint64_t groups; /* double_quant: of the tensor; what is known of each when all have been seen: */
+    float *absmax;   /*   the first-level scale */
+    qm_groupsum *sum;
     qm_errsum *chunk_error; /* one per chunk, added up in chunk order: the sum must not depend on threads */
     bool lossless;
 } sink_run;
@@ -74,23 +69,32 @@ static int64_t rows_per_restart(const qm_format *f, const qm_codec *c, int64_t c
     return f->over_rows && cols > 0 ? c->block / gcd(c->block, cols) : 1;
 }
 
-static int64_t lcm(int64_t a, int64_t b) { return a / gcd(a, b) * b; }
+/* Least common multiple; `most` when it is more than that. */
+static int64_t lcm(int64_t a, int64_t b, int64_t most)
+{
+    int64_t m;
+    return __builtin_mul_overflow(a / gcd(a, b), b, &m) || m > most ? most : m;
+}
 
 static int64_t chunk_rows(const qm_job *job)
 {
     const qm_source *s = &job->source;
-    int64_t step = rows_per_restart(s->format, &s->codec, s->cols);
+    if (s->rows == 0 || s->cols == 0)
+        return 1;
+    int64_t step = lcm(1, rows_per_restart(s->format, &s->codec, s->cols), s->rows);
     if (s->interleaved_heads)
-        step = lcm(step, s->rows / s->interleaved_heads);
-    if (s->double_quant) /* a chunk begins with a nested group, too */
-        step = lcm(step, QM_DOUBLE_QUANT_BLOCK * s->codec.block / gcd(QM_DOUBLE_QUANT_BLOCK * s->codec.block, s->cols));
+        step = lcm(step, s->rows / s->interleaved_heads, s->rows);
+    if (s->double_quant) { /* a chunk begins with a nested group, too */
+        int64_t nested = (int64_t)QM_DOUBLE_QUANT_BLOCK * s->codec.block;
+        step = lcm(step, nested / gcd(nested, s->cols), s->rows);
+    }
     for (int i = 0; i < job->nsink; i++) {
         const qm_sink *k = &job->sink[i];
-        step = lcm(step, rows_per_restart(k->format, &k->codec, s->cols));
+        step = lcm(step, rows_per_restart(k->format, &k->codec, s->cols), s->rows);
         if (k->interleave_heads) /* whole heads */
-            step = lcm(step, s->rows / k->interleave_heads);
+            step = lcm(step, s->rows / k->interleave_heads, s->rows);
     }
-    int64_t fit = s->cols > 0 ? CHUNK / s->cols / step * step : step;
+    int64_t fit = CHUNK / s->cols / step * step;
     return fit > step ? fit : step;
 }
 
@@ -107,7 +111,7 @@ static void measure(stream *st, qm_job *job, int threads, sink_run *sinks)
     const qm_source *s = &job->source;
     *st = (stream){.job = job, .threads = threads, .sink = sinks};
     st->chunk_rows = chunk_rows(job);
-    st->chunks = s->rows ? (s->rows + st->chunk_rows - 1) / st->chunk_rows : 0;
+    st->chunks = s->cols ? (s->rows + st->chunk_rows - 1) / st->chunk_rows : 0;
     int64_t rows = s->rows < st->chunk_rows ? s->rows : st->chunk_rows;
     uint64_t n = (uint64_t)(rows * s->cols);
     for (int i = 0; i < qm_format_planes(s->format); i++)
@@ -139,11 +143,11 @@ static uint64_t chunk_values(const stream *st)
 
 static uint64_t memory_of(const stream *st)
 {
-    uint64_t per_thread = st->raw_total + st->absmax_total + 2 * sizeof(float) * chunk_values(st) + st->plane_total
-                          + st->rows_total;
+    uint64_t per_thread = st->raw_total + st->absmax_total + 2 * sizeof(float) * chunk_values(st)
+                          + st->plane_total + st->rows_total;
     uint64_t total = (uint64_t)st->threads * per_thread + (uint64_t)st->chunks * sizeof(chunk_sums);
     for (int k = 0; k < st->job->nsink; k++)
-        total += st->sink[k].groups * (sizeof(group_stat) + 2 * sizeof(float))
+        total += st->sink[k].groups * (sizeof(qm_groupsum) + 3 * sizeof(float))
                  + (uint64_t)st->chunks * sizeof(qm_errsum);
     return total;
 }
@@ -171,7 +175,8 @@ static void release(stream *st)
     free(st->buf);
     free(st->sums);
     for (int k = 0; st->sink && k < st->job->nsink; k++) {
-        free(st->sink[k].group);
+        free(st->sink[k].absmax);
+        free(st->sink[k].sum);
         free(st->sink[k].chunk_error);
     }
 }
@@ -190,10 +195,13 @@ static bool allocate(stream *st, qm_err *e)
     for (int k = 0; ok && k < st->job->nsink; k++) {
         sink_run *r = &st->sink[k];
         ok = (r->chunk_error = calloc((size_t)st->chunks + 1, sizeof *r->chunk_error))
-             && (!r->groups || (r->group = malloc(r->groups * sizeof *r->group)));
+             && (!r->groups
+                 || ((r->absmax = malloc(r->groups * sizeof *r->absmax))
+                     && (r->sum = malloc(r->groups * sizeof *r->sum))));
     }
     if (!ok) {
-        qm_fail(e, QM_ENOFIT, "%s: out of memory: %" PRIu64 " bytes to work on this tensor; try fewer --threads",
+        qm_fail(e, QM_ENOFIT,
+                "%s: out of memory: %" PRIu64 " bytes to work on this tensor; try fewer --threads",
                 st->job->source.name, memory_of(st));
         release(st);
     }
@@ -219,7 +227,10 @@ static chunk chunk_at(const stream *st, int64_t index, int thread)
     return c;
 }
 
-static const qm_infile *plane_file(const qm_source *s, int i) { return s->plane_file[i] ? s->plane_file[i] : s->file; }
+static const qm_infile *plane_file(const qm_source *s, int i)
+{
+    return s->plane_file[i] ? s->plane_file[i] : s->file;
+}
 
 /* First-level scales of a double-quantised chunk, which begins with a nested group. */
 static bool load_absmax(const qm_source *s, const chunk *c, uint8_t *codes, qm_err *e)
@@ -248,7 +259,8 @@ static void raw_planes(const qm_source *s, const chunk *c, const uint8_t *plane[
         plane[1] = (const uint8_t *)c->b->absmax;
 }
 
-/* Where row i of a chunk of whole heads goes: a head's first half to the even places, its second to the odd. */
+/* Where row i of a chunk of whole heads goes: a head's first half to the even places, its second to the odd.
+ */
 static int64_t interleaved_row(int64_t i, int64_t head_rows)
 {
     int64_t half = head_rows / 2, j = i % head_rows;
@@ -277,7 +289,8 @@ static bool load(const stream *st, const chunk *c, qm_err *e)
     const qm_source *s = &st->job->source;
     uint8_t *raw = c->b->raw;
     if (s->strided.shape.ndim) {
-        if (!qm_strided_read(&s->strided, s->file, s->at[0], s->format->plane[0].bits / 8, c->first, c->n, raw, e))
+        if (!qm_strided_read(&s->strided, s->file, s->at[0], s->format->plane[0].bits / 8, c->first, c->n,
+                             raw, e))
             return false;
         decode_source(s, c, c->b->x);
         return true;
@@ -340,10 +353,18 @@ static void apply(const stream *st, const chunk *c, int nstep)
     for (int i = 0; i < nstep; i++) {
         const qm_step *s = &st->job->step[i];
         switch (s->kind) {
-        case QM_STEP_LOW_RANK: step_low_rank(s, c, cols); break;
-        case QM_STEP_DORA: step_dora(s, c, cols); break;
-        case QM_STEP_ROWS: step_rows(s, c, cols); break;
-        case QM_STEP_ADD: step_add(s, c); break;
+        case QM_STEP_LOW_RANK:
+            step_low_rank(s, c, cols);
+            break;
+        case QM_STEP_DORA:
+            step_dora(s, c, cols);
+            break;
+        case QM_STEP_ROWS:
+            step_rows(s, c, cols);
+            break;
+        case QM_STEP_ADD:
+            step_add(s, c);
+            break;
         }
         qm_round_values(s->round_after, c->b->x, c->n);
     }
@@ -367,10 +388,11 @@ static bool check_finite(const stream *st, const chunk *c, qm_err *e)
         return true;
     const char *what = isnan(c->b->x[i]) ? "NaN" : "infinite";
     bool narrow = st->job->round == QM_ROUND_F16 && !isnan(c->b->x[i]);
-    return qm_fail(e, QM_EFAIL, "%s: tensor '%s' is %s at row %" PRId64 ", column %" PRId64 "%s", s->file->path,
-                   s->name, what, c->row + (int64_t)i / s->cols, (int64_t)i % s->cols,
-                   narrow ? " once rounded to f16 (largest value 65504); write bf16 or f32 instead (--dtype bf16)"
-                          : "; mend the model, or pass --keep-nonfinite to carry it over");
+    return qm_fail(
+        e, QM_EFAIL, "%s: tensor '%s' is %s at row %" PRId64 ", column %" PRId64 "%s", s->file->path, s->name,
+        what, c->row + (int64_t)i / s->cols, (int64_t)i % s->cols,
+        narrow ? " once rounded to f16 (largest value 65504); write bf16 or f32 instead (--dtype bf16)"
+               : "; mend the model, or pass --keep-nonfinite to carry it over");
 }
 
 /* ---- sinks --------------------------------------------------------------------------------------- */
@@ -383,17 +405,12 @@ static uint64_t count_zero_groups(const float *absmax, uint64_t n)
     return zeros;
 }
 
-/* Errors of a double-quantised sink wait for the second level: per group, what is needed then. */
-static void group_errors(sink_run *r, const qm_sink *k, const chunk *c, const float *absmax)
+/* The error of a double-quantised sink changes with the second level: per group, what is needed then. */
+static void keep_groups(const sink_run *r, const qm_sink *k, const chunk *c, const void *absmax)
 {
-    uint64_t block = k->codec.block, g = c->first / block;
-    for (uint64_t i = 0; i < c->n; i += block, g++, absmax++) {
-        size_t n = (size_t)(c->n - i < block ? c->n - i : block);
-        qm_errsum sum = {0};
-        qm_vec_get()->errors(c->b->x + i, c->b->y + i, n, &sum);
-        r->group[g] = (group_stat){*absmax, (float)sum.sum_xy, (float)sum.sum_yy, (float)sum.max_d};
-        qm_errsum_add(&r->chunk_error[c->index], &sum);
-    }
+    uint64_t block = k->codec.block, g = c->first / block, n = (c->n + block - 1) / block;
+    memcpy(r->absmax + g, absmax, n * sizeof *r->absmax);
+    qm_vec_get()->group_sums(c->b->x, c->b->y, c->n, block, r->sum + g);
 }
 
 static void exact_errors(chunk *c, qm_errsum *sum)
@@ -407,7 +424,8 @@ static void exact_errors(chunk *c, qm_errsum *sum)
 static void learn_same(chunk *c, const qm_errsum *e)
 {
     if (c->same.n == 0)
-        c->same = (qm_errsum){.sum_xx = e->sum_xx, .sum_yy = e->sum_xx, .sum_xy = e->sum_xx, .max_x = e->max_x, .n = e->n};
+        c->same = (qm_errsum){
+            .sum_xx = e->sum_xx, .sum_yy = e->sum_xx, .sum_xy = e->sum_xx, .max_x = e->max_x, .n = e->n};
 }
 
 /* Rows of whole heads, halves interleaved, into b->rows. */
@@ -443,7 +461,10 @@ static void encode(const qm_sink *k, const chunk *c, const float *x, int64_t col
 }
 
 /* A sink that loses nothing; what it adds is no error. */
-static bool is_exact(const stream *st, int index) { return st->sink[index].lossless || st->job->sink[index].add != 0; }
+static bool is_exact(const stream *st, int index)
+{
+    return st->sink[index].lossless || st->job->sink[index].add != 0;
+}
 
 static bool drain(const stream *st, chunk *c, int index, qm_err *e)
 {
@@ -475,23 +496,22 @@ static bool drain(const stream *st, chunk *c, int index, qm_err *e)
         if (!later && !qm_outfile_write(k->file, k->at[i] + before, bytes, size, e))
             return false;
         if (i == 1 && f->over_rows)
-            st->sums[c->index].zero_groups[index] =
-                count_zero_groups((const float *)(const void *)plane[1], size / sizeof(float));
+            st->sums[c->index].zero_groups[index] = count_zero_groups((const float *)(const void *)plane[1],
+                                                                      size / sizeof(float));
     }
     if ((!st->job->want_errors && !k->double_quant) || is_exact(st, index))
         return true;
     qm_decode(f, (const uint8_t *const *)plane, c->n, &k->codec, c->b->y);
     if (k->double_quant)
-        group_errors(r, k, c, (const float *)(const void *)plane[1]);
-    else
-        qm_vec_get()->errors(c->b->x, c->b->y, c->n, &r->chunk_error[c->index]);
+        keep_groups(r, k, c, plane[1]);
+    qm_vec_get()->errors(c->b->x, c->b->y, c->n, &r->chunk_error[c->index]);
     learn_same(c, &r->chunk_error[c->index]);
     return true;
 }
 
 /* Second level of a double-quantised sink, once every absmax is known, and its share of the error: with
  * absmax a become a', the decoded y become (a'/a) y, so a group's sum of squared errors moves by
- * -2 p sum(xy - yy) + p^2 sum(yy), p = (a' - a) / a.  Its largest error moves by at most |a' - a|. */
+ * 2 p sum(y (y - x)) + p^2 sum(y y), p = (a' - a) / a.  No error moves by more than |a' - a|. */
 static bool finish_double_quant(qm_sink *k, sink_run *r, uint64_t total, qm_err *e)
 {
     uint64_t n = r->groups;
@@ -501,36 +521,34 @@ static bool finish_double_quant(qm_sink *k, sink_run *r, uint64_t total, qm_err 
     if (!ok)
         qm_fail(e, QM_ENOFIT, "out of memory: %" PRIu64 " bytes for double quantisation", n * sizeof *absmax);
     if (ok) {
-        for (uint64_t g = 0; g < n; g++)
-            absmax[g] = r->group[g].absmax;
         if (!k->offset_given)
-            k->offset = qm_double_quant_offset(absmax, n);
-        qm_double_quant(absmax, n, k->offset, codes, nested);
+            k->offset = qm_double_quant_offset(r->absmax, n);
+        qm_double_quant(r->absmax, n, k->offset, codes, nested);
         ok = qm_outfile_write(k->file, k->at[1], codes, n, e)
              && qm_outfile_write(k->file, k->nested_at, nested, (n + 255) / 256 * sizeof *nested, e);
     }
     if (ok) {
         qm_double_dequant(codes, nested, n, k->offset, absmax);
         uint64_t left = total;
-        double max_d = 0;
+        double max_moved = 0;
         for (uint64_t g = 0; g < n; g++, left -= k->codec.block) {
-            const group_stat *s = &r->group[g];
-            double a = (double)s->absmax, b = (double)absmax[g], d = b - a;
-            double size = (double)(left < k->codec.block ? left : k->codec.block);
-            max_d = fmax(max_d, (double)s->max_d + fabs(d));
-            if (s->absmax == 0) { /* all codes are alike: 0.0, or the first level of the table, -1 */
+            double a = (double)r->absmax[g], b = (double)absmax[g], moved = b - a;
+            max_moved = fmax(max_moved, fabs(moved));
+            if (r->absmax[g] == 0) { /* all codes are alike: 0.0, or the first level of the table, -1 */
+                double size = (double)(left < k->codec.block ? left : k->codec.block);
                 double y = k->codec.exact_zero ? 0 : -b;
                 k->error.sum_dd += size * y * y;
                 k->error.sum_yy += size * y * y;
                 k->error.sum_d += size * y;
                 continue;
             }
-            double p = d / a, xy = (double)s->sum_xy, yy = (double)s->sum_yy;
-            k->error.sum_dd += -2 * p * (xy - yy) + p * p * yy;
-            k->error.sum_xy += p * xy;
+            double p = moved / a, yd = (double)r->sum[g].yd, yy = (double)r->sum[g].yy;
+            k->error.sum_dd += 2 * p * yd + p * p * yy;
+            k->error.sum_xy += p * (yy - yd);
             k->error.sum_yy += (2 * p + p * p) * yy;
+            k->error.sum_d += p * (double)r->sum[g].y;
         }
-        k->error.max_d = max_d;
+        k->error.max_d += max_moved;
     }
     free(absmax);
     free(nested);
@@ -573,7 +591,8 @@ static void tick(void *arg)
     for (int i = 0; i < qm_format_planes(job->source.format); i++)
         bytes += qm_plane_size(job->source.format, &job->source.codec, i, total);
     if (job->progress && total)
-        job->progress(job->progress_arg, (uint64_t)((double)bytes * ((double)atomic_load(&st->done) / (double)total)));
+        job->progress(job->progress_arg,
+                      (uint64_t)((double)bytes * ((double)atomic_load(&st->done) / (double)total)));
 }
 
 static void collect(stream *st)
@@ -589,12 +608,40 @@ static void collect(stream *st)
     }
 }
 
+static bool lies_in(const qm_source *s, const qm_infile *f, uint64_t at, uint64_t size, qm_err *e)
+{
+    return (at <= f->size && size <= f->size - at)
+           || qm_fail(e, QM_ECORRUPT,
+                      "%s: tensor '%s' [%" PRId64 " x %" PRId64 " %s] takes %" PRIu64
+                      " bytes from byte %" PRIu64 ", but the file ends at %" PRIu64,
+                      f->path, s->name, s->rows, s->cols, s->format->name, size, at, f->size);
+}
+
+/* Before anything is allocated for it, the source must be there. */
+static bool check_source(const qm_source *s, qm_err *e)
+{
+    uint64_t n = (uint64_t)(s->rows * s->cols), groups = (n + s->codec.block - 1) / s->codec.block;
+    if (s->strided.shape.ndim)
+        return lies_in(s, s->file, s->at[0],
+                       (uint64_t)qm_strided_span(&s->strided) * s->format->plane[0].bits / 8, e);
+    for (int i = 0; i < qm_format_planes(s->format); i++) {
+        uint64_t size = s->double_quant && i == 1 ? groups : qm_plane_size(s->format, &s->codec, i, n);
+        if (!lies_in(s, plane_file(s, i), s->at[i], size, e))
+            return false;
+    }
+    uint64_t nested = (groups + QM_DOUBLE_QUANT_BLOCK - 1) / QM_DOUBLE_QUANT_BLOCK * sizeof(float);
+    return !s->double_quant || lies_in(s, s->nested_file ? s->nested_file : s->file, s->nested_at, nested, e);
+}
+
 bool qm_stream(qm_pool *pool, qm_job *job, qm_err *e)
 {
     stream st;
     sink_run sinks[QM_MAX_SINKS] = {0};
+    if (!check_source(&job->source, e))
+        return false;
     if (job->nsink > QM_MAX_SINKS)
-        return qm_fail(e, QM_EFAIL, "%s: %d outputs in one pass; %d at most", job->source.name, job->nsink, QM_MAX_SINKS);
+        return qm_fail(e, QM_EFAIL, "%s: %d outputs in one pass; %d at most", job->source.name, job->nsink,
+                       QM_MAX_SINKS);
     measure(&st, job, qm_pool_threads(pool), sinks);
     if (!allocate(&st, e))
         return false;
@@ -603,7 +650,8 @@ bool qm_stream(qm_pool *pool, qm_job *job, qm_err *e)
         collect(&st);
     for (int k = 0; ok && k < job->nsink; k++)
         if (job->sink[k].double_quant)
-            ok = finish_double_quant(&job->sink[k], &sinks[k], (uint64_t)(job->source.rows * job->source.cols), e);
+            ok = finish_double_quant(&job->sink[k], &sinks[k],
+                                     (uint64_t)(job->source.rows * job->source.cols), e);
     release(&st);
     return ok;
 }
@@ -632,6 +680,8 @@ bool qm_stream_column_norms(qm_pool *pool, const qm_job *job, int nstep, float *
     sink_run sinks[QM_MAX_SINKS] = {0};
     qm_job copy = *job;
     copy.nsink = 0;
+    if (!check_source(&job->source, e))
+        return false;
     measure(&st, &copy, qm_pool_threads(pool), sinks);
     st.nstep = nstep;
     if (!allocate(&st, e))

@@ -354,6 +354,51 @@ static void errors(const float *x, const float *y, size_t n, qm_errsum *sum)
     qm_errsum_add(sum, &all);
 }
 
+/* ---- group sums ---------------------------------------------------------------------------------- */
+
+/* Lane i and lane i + 8, then i and i + 4, i + 2, i + 1: the same tree whatever the registers hold. */
+static inline float tree(floats part[REGISTERS])
+{
+    for (int half = REGISTERS / 2; half; half /= 2)
+        for (int v = 0; v < half; v++)
+            part[v] += part[v + half];
+    floats sum = part[0];
+    for (int width = WIDTH / 2; width; width /= 2) {
+        ints from;
+        for (int i = 0; i < WIDTH; i++)
+            from[i] = (i + width) % WIDTH;
+        sum += __builtin_shuffle(sum, from);
+    }
+    return sum[0];
+}
+
+static inline qm_groupsum one_group(const float *x, const float *y, size_t n)
+{
+    floats a[REGISTERS] = {0}, b[REGISTERS] = {0}, c[REGISTERS] = {0};
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        for (int v = 0; v < REGISTERS; v++) {
+            floats value = *(const floats *)(y + i + v * WIDTH),
+                   d = value - *(const floats *)(x + i + v * WIDTH);
+            a[v] += value * d;
+            b[v] += value * value;
+            c[v] += value;
+        }
+    for (; i < n; i++) { /* the short last group */
+        size_t lane = i % LANES;
+        a[lane / WIDTH][lane % WIDTH] += y[i] * (y[i] - x[i]);
+        b[lane / WIDTH][lane % WIDTH] += y[i] * y[i];
+        c[lane / WIDTH][lane % WIDTH] += y[i];
+    }
+    return (qm_groupsum){.yd = tree(a), .yy = tree(b), .y = tree(c)};
+}
+
+static void group_sums(const float *x, const float *y, size_t n, size_t block, qm_groupsum *group)
+{
+    for (size_t i = 0; i < n; i += block, group++)
+        *group = one_group(x + i, y + i, n - i < block ? n - i : block);
+}
+
 /* ---- the table ---------------------------------------------------------------------------------- */
 
 #ifndef QM_LEVEL
@@ -373,6 +418,7 @@ const qm_vec NAMED(QM_LEVEL) = {
     .add = add,
     .scale = scale_by,
     .errors = errors,
+    .group_sums = group_sums,
 };
 
 #ifdef QM_LEVEL_IS_SCALAR

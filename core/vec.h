@@ -22,6 +22,13 @@ typedef struct qm_errsum {
 
 typedef enum { QM_ROUND_NONE, QM_ROUND_F16, QM_ROUND_BF16 } qm_round;
 
+/* What it takes to follow a group's error when its decoded values y are scaled: sums, in f32. */
+typedef struct qm_groupsum {
+    float yd; /* of y * (y - x) */
+    float yy;
+    float y;
+} qm_groupsum;
+
 typedef struct qm_vec {
     void (*f16_to_f32)(const void *src, float *dst, size_t n); /* src may be unaligned */
     void (*bf16_to_f32)(const void *src, float *dst, size_t n);
@@ -40,6 +47,8 @@ typedef struct qm_vec {
     void (*add)(float *x, const float *y, size_t n);           /* x += y */
     void (*scale)(float *x, float s, size_t n);                /* x *= s */
     void (*errors)(const float *x, const float *y, size_t n, qm_errsum *sum); /* adds to *sum */
+    /* One for every group of `block` values; the last may be short. */
+    void (*group_sums)(const float *x, const float *y, size_t n, size_t block, qm_groupsum *group);
 } qm_vec;
 
 /* vec.c, compiled three times. */

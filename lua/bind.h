@@ -79,6 +79,7 @@ void qml_open_tensor(lua_State *L); /* bind_tensor.c: formats, tensors */
 void qml_open_format(lua_State *L); /* bind_format.c: formats made at run time */
 void qml_open_stream(lua_State *L); /* bind_stream.c: pool, stream */
 void qml_open_source(lua_State *L); /* bind_source.c: torch, gather */
+void qml_open_cuda(lua_State *L);   /* bind_cuda.c: GPUs; after tensors */
 void qml_open_system(lua_State *L); /* bind_system.c: time, terminal, memory, modules */
 
 #endif

@@ -14,7 +14,6 @@
 #include "bind.h"
 
 enum { MAX_STEPS = 64 };
-static const int64_t most_values = (int64_t)1 << 53; /* no file holds as many */
 
 enum { JOB_DEPTH = 5 }; /* job.steps[1].row[1] needs 4 */
 
@@ -112,7 +111,7 @@ static void read_offsets(lua_State *L, int table, uint64_t at[QM_MAX_PLANES], in
 static int64_t product(int64_t a, int64_t b)
 {
     int64_t n;
-    return __builtin_mul_overflow(a, b, &n) || n > most_values ? -1 : n;
+    return __builtin_mul_overflow(a, b, &n) || n > QM_MAX_VALUES ? -1 : n;
 }
 
 static void read_source(lua_State *L, int table, qm_source *s)
@@ -234,9 +233,12 @@ static int read_list(lua_State *L, int table, const char *field, int most, job_b
                      void (*read)(lua_State *, int, job_box *, int))
 {
     lua_getfield(L, table, field);
-    int n = lua_isnil(L, -1) ? 0 : (int)lua_objlen(L, -1);
-    if (n > most)
-        luaL_error(L, "%s: %d of them; %d at most", field, n, most);
+    if (!lua_isnil(L, -1) && !lua_istable(L, -1))
+        luaL_error(L, "field '%s' must be a list, got %s", field, luaL_typename(L, -1));
+    size_t given = lua_istable(L, -1) ? lua_objlen(L, -1) : 0;
+    if (given > (size_t)most)
+        luaL_error(L, "%s: %f of them; %d at most", field, (double)given, most);
+    int n = (int)given;
     for (int i = 0; i < n; i++) {
         lua_rawgeti(L, -1, i + 1);
         luaL_checktype(L, -1, LUA_TTABLE);

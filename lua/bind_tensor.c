@@ -162,10 +162,7 @@ static int view(lua_State *L)
         return luaL_error(L, "view: neither a format nor an element type is called '%s'", format ? format : "nil");
     if (fmt && qm_format_planes(fmt) != 1)
         return luaL_error(L, "view: format '%s' does not lie in one piece", fmt->name);
-    uint64_t n = (uint64_t)qm_shape_count(&shape);
-    if (n / 64 > f->size) /* no element has less than a 64th of a byte; what follows cannot overflow */
-        return luaL_error(L, "view: tensor '%s' does not lie in %s", name, f->path);
-    uint64_t need = n * qm_dtypes[dt].bits / 8;
+    uint64_t n = (uint64_t)qm_shape_count(&shape), need = n * qm_dtypes[dt].bits / 8;
     if (fmt) {
         qm_codec c;
         int64_t cols = shape.ndim ? shape.dim[shape.ndim - 1] : 1;

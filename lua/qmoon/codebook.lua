@@ -135,11 +135,18 @@ local function of_distribution(quantile, n)
     most = f32(math.floor(most * 1e7 + 0.5) / 1e7)
     local above, below = n / 2, n / 2 - 1
     local levels, list = ffi.new("float[?]", n), {}
+    local function at(p)
+        local x = quantile(p)
+        if type(x) ~= "number" then
+            core.fail("fail", "quantile_codebook: the function gave a %s for p = %g, not a number", type(x), p)
+        end
+        return x
+    end
     for i = 0, below - 1 do
-        levels[i] = quantile(1 - probability(most, i, below))
+        levels[i] = at(1 - probability(most, i, below))
     end
     for i = 0, above - 1 do
-        levels[n - 1 - i] = quantile(probability(most, i, above))
+        levels[n - 1 - i] = at(probability(most, i, above))
     end
     local largest = math.max(-levels[0], levels[n - 1])
     for i = 0, n - 1 do

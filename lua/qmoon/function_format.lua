@@ -124,9 +124,9 @@ local function each_block(format, verb, n, block, run)
     end
 end
 
-local function floats(tensor)
-    local bytes = tensor:plane(1)
-    return ffi.cast("const float *", bytes), bytes -- the second keeps the first valid
+-- A string's bytes as numbers: view.at[i].  The string is kept with them, as they lie in it.
+local function view(type, bytes)
+    return { at = ffi.cast(type, bytes), bytes = bytes }
 end
 
 local function trim(list, n)
@@ -146,15 +146,15 @@ function Format:quantize(t, options)
     local shape = t:info().shape
     local wanted = options.block or self.block
     local _, block = core.plane_sizes(self.opaque, 0, shape[#shape] or 1, wanted)
-    local x, kept = floats(t:dequantize())
-    local n = #kept / 4
+    local x = view("const float *", t:dequantize():plane(1))
+    local n = #x.bytes / 4
     local groups = math.ceil(n / block)
     local scales = ffi.new("float[?]", groups * self.scales + 1)
     local codes, at = ffi.new("uint8_t[?]", groups * math.ceil(block * self.bits / 8) + 1), 0
     local list, most = {}, 2 ^ self.bits - 1
     each_block(self, "encode", n, block, function(first, m, number)
         for i = 1, m do
-            list[i] = x[first + i - 1]
+            list[i] = x.at[first + i - 1]
         end
         trim(list, m)
         local c, s1, s2, s3, s4, extra = self.encode(list)
@@ -173,14 +173,13 @@ end
 ---@return qmoon.Tensor
 function Format:dequantize(q)
     local info = q:info()
-    local n, codes, planes = info.count, {}, { q:plane(1), q:plane(2) }
-    local bytes, at = ffi.cast("const uint8_t *", planes[1]), 0
-    local scales = ffi.cast("const float *", planes[2])
+    local n, codes, at = info.count, {}, 0
+    local bytes, scales = view("const uint8_t *", q:plane(1)), view("const float *", q:plane(2))
     local y = ffi.new("float[?]", n + 1)
     each_block(self, "decode", n, info.block, function(first, m, number)
-        at = unpack_codes(bytes, at, codes, m, self.bits)
+        at = unpack_codes(bytes.at, at, codes, m, self.bits)
         trim(codes, m)
-        local values = self.decode(codes, load_scales(scales, (number - 1) * self.scales, self.scales))
+        local values = self.decode(codes, load_scales(scales.at, (number - 1) * self.scales, self.scales))
         check_list("values", values, m)
         for i = 1, m do
             local v = values[i]

@@ -34,13 +34,10 @@ local function piece(item, row, hf, expert, fields)
     if heads and #shape == 1 then
         rows, cols = cols, 1
     end
-    local p = { name = hf, shape = shape, actions = {}, role = row.role, add = row.add and -row.add,
-                source = setmetatable({ shape = shape }, { __index = item.source }) }
-    if expert or heads or row.add then
-        p.part_of = item
-        p.slice = { from = (expert or 0) * rows, rows = rows, cols = cols, interleaved_heads = heads }
-    end
-    return p
+    local slice = (expert or heads)
+        and { from = (expert or 0) * rows, rows = rows, cols = cols, interleaved_heads = heads } or nil
+    return { name = hf, shape = shape, actions = {}, role = row.role, add = row.add and -row.add, part_of = item,
+             slice = slice, source = setmetatable({ shape = shape }, { __index = item.source }) }
 end
 
 local function pieces_of(a, item, fields, what)

@@ -165,6 +165,7 @@ function write.plan(model, specs, options)
     if #plan.outputs == 0 then
         core.fail("usage", "nothing to write: no outputs were named")
     end
+    model.tokenizers = nil
     check_paths(plan)
     plan.disk = disk_needs(plan)
     plan.memory = peak_memory(plan)

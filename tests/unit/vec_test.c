@@ -176,6 +176,7 @@ static double term_yy(double x, double y) { return (void)x, y * y; }
 static double term_xy(double x, double y) { return x * y; }
 static double term_dd(double x, double y) { return (y - x) * (y - x); }
 static double term_d(double x, double y) { return y - x; }
+static double term_y(double x, double y) { return (void)x, y; }
 static double term_abs_d(double x, double y) { return fabs(y - x); }
 
 static bool about(double a, double b, double scale) { return fabs(a - b) <= 1e-6 * fabs(scale); }
@@ -219,3 +220,25 @@ static void sums(const qm_vec *v, const char *level)
 }
 
 TEST(vec_errors_are_summed_in_a_fixed_order) { each_level(sums); }
+
+static void groups(const qm_vec *v, const char *level)
+{
+    float x[300], y[300];
+    uint32_t s = 5;
+    for (size_t i = 0; i < 300; i++)
+        x[i] = noise(&s), y[i] = x[i] + 0.1f * noise(&s);
+    qm_groupsum got[5], plain[5];
+    v->group_sums(x, y, 300, 64, got);
+    qm_vec_scalar.group_sums(x, y, 300, 64, plain);
+    CHECKF(memcmp(got, plain, sizeof got) == 0, "%s", level);
+    for (size_t g = 0; g < 5; g++) {
+        size_t n = g < 4 ? 64 : 300 - 4 * 64;
+        const float *a = x + 64 * g, *b = y + 64 * g;
+        double yy = total(a, b, n, term_yy);
+        CHECKF(about(got[g].yy, yy, yy) && about(got[g].yd, yy - total(a, b, n, term_xy), yy)
+                   && about(got[g].y, total(a, b, n, term_y), sqrt(yy * (double)n)),
+               "%s: group %zu", level, g);
+    }
+}
+
+TEST(vec_sums_groups) { each_level(groups); }

@@ -7,6 +7,7 @@
 -- X.modules_to_save.weight a trained copy of it.  Files written before peft 0.3, and state dicts saved by
 -- hand, keep the adapter's name too: lora_A.default.weight.
 local core = require "qmoon.core"
+local reading = require "qmoon.source.reading"
 
 local M = {}
 

@@ -8,6 +8,7 @@
 local core = require "qmoon.core"
 local actions = require "qmoon.lora.actions"
 local keys = require "qmoon.lora.keys"
+local reading = require "qmoon.source.reading"
 
 local Pair = {}
 Pair.__index = Pair
@@ -84,7 +85,7 @@ end
 local function same_update(adapter, input, head)
     return input and head and input.embedding and head.A and not head.embedding
         and not (input.magnitude or head.magnitude) and input.scaling.scale == head.scaling.scale
-        and same_transposed(adapter, input.A, head.B) and same_transposed(adapter, input.B, head.A)
+        and same_transposed(input.A, head.B) and same_transposed(input.B, head.A)
 end
 
 --- What the adapter saved of the shared tensor: one tensor, maybe under both names, for both sides.

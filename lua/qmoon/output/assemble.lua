@@ -51,7 +51,8 @@ local function copy_of(parts)
     return { file = parts[1].file, parts = parts }
 end
 
---- An item of the model has its sink; one that is a part of such an item (see gguf_model.lua) is one more sink of it.
+--- An item of the model has its sink; one that stands for such an item or a part of it (see gguf_model.lua) is one
+--- more sink of that.
 local function add_sink(out, item, sink)
     local whole = item.part_of
     if not whole then

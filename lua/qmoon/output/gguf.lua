@@ -58,14 +58,24 @@ local function float_between(model, spec)
     return "F32"
 end
 
+--- The tokenizer's metadata takes longer to read than all else; several GGUF outputs of one model share it.
+local function tokenizer_of(model, spec)
+    local config = model.config
+    local key = tostring(spec.pre) .. "/" .. tostring(spec.profile)
+    model.tokenizers = model.tokenizers or {}
+    model.tokenizers[key] = model.tokenizers[key]
+        or require("qmoon.tokenizer").read(config.dir, { pre = spec.pre, vocab_size = config.fields.vocab_size, config = config,
+                                                         profile = spec.profile })
+    return model.tokenizers[key]
+end
+
 local function from_folder(model, spec, imatrix)
     local config = model.config
     local a = config.arch
     if not a then
         gguf_tensors.unknown_architecture(model)
     end
-    local tok = require("qmoon.tokenizer").read(config.dir, { pre = spec.pre, vocab_size = config.fields.vocab_size,
-                                                              config = config, profile = spec.profile })
+    local tok = tokenizer_of(model, spec)
     local list, notes = gguf_tensors.of(model, a, #tok.tokens)
     local wanted, id = types.ftype(spec.format)
     local between = CONVERTED[wanted] and wanted or float_between(model, spec)

@@ -1,0 +1,95 @@
+# The CUDA part of the build; included by the Makefile.
+#
+#   CUDA=1 or 0        with or without; left out, with, where nvcc is found
+#   ARCH="90 75-ptx"   GPUs to make machine code for; -ptx: code that the driver compiles for later ones
+#   make cuda-all      machine code for all GPUs from sm_75 to sm_90
+#   make test-gpu      tests/gpu, on a machine with a GPU          make bench-gpu   their speed
+#   make dist          a folder that runs on any x86-64 Linux with glibc 2.35 or later
+#   make gpu-kit       that and the tests and benchmarks, for a machine that has a GPU and little else:
+#                      there, `sh run.sh` in that folder
+
+NVCC     ?= $(firstword $(shell command -v nvcc 2>/dev/null) $(wildcard /usr/local/cuda/bin/nvcc))
+CUDA     ?= 0
+ARCH     ?= 90 75-ptx
+ARCH_ALL  = 75 80 86 89 90 90-ptx
+
+ifeq ($(CUDA),1)
+CUDA_HOME := $(abspath $(dir $(shell readlink -f $(NVCC)))/..)
+CUDA_INC  := $(firstword $(wildcard $(CUDA_HOME)/include $(CUDA_HOME)/targets/x86_64-linux/include))
+CUDA_LIB  := $(firstword $(wildcard $(addsuffix /libcudart_static.a,$(CUDA_HOME)/lib64 $(CUDA_HOME)/lib \
+               $(CUDA_HOME)/targets/x86_64-linux/lib)))
+CUDA_C     = cuda/device.c cuda/codec.c cuda/tensor.c
+CUDA_OBJ   = $(call obj,$(CUDA_C)) $(BUILD)/cuda/kernels.o
+CUDA_LIBS  = $(CUDA_LIB) -lrt -ldl
+else
+CUDA_OBJ  = $(BUILD)/cuda/absent.o
+CUDA_LIBS =
+endif
+
+$(call obj,$(CUDA_C)) $(BUILD)/tests/gpu/%.o: ARCHFLAGS = -isystem $(CUDA_INC)
+
+comma   = ,
+code    = $(if $(filter %-ptx,$(1)),compute_$(1:%-ptx=%),sm_$(1))
+gencode = -gencode arch=compute_$(1:%-ptx=%)$(comma)code=$(call code,$(1))
+
+# Never fast-math, and no FMA but where the source asks for one: the bytes are those of the CPU.  No exceptions
+# and no guards: the program is linked without the C++ library.
+NVCC_FLAGS = -std=c++20 -O2 --fmad=false --threads 2 $(foreach a,$(ARCH),$(call gencode,$(a))) \
+             -Xcompiler -fPIE,-fno-exceptions,-fno-rtti,-fno-threadsafe-statics -I$(BUILD)/gen -I.
+
+$(BUILD)/gen/cuda_formats.cuh: FORCE
+	@mkdir -p $(@D)
+	@sh cuda/formats.sh $(FORMATS) >$@.new
+	@cmp -s $@ $@.new && rm $@.new || mv $@.new $@
+$(BUILD)/gen/cuda_arch: FORCE
+	@mkdir -p $(@D)
+	@echo $(ARCH) | cmp -s - $@ || echo $(ARCH) >$@
+$(BUILD)/cuda/kernels.o: cuda/kernels.cu $(BUILD)/gen/cuda_formats.cuh $(BUILD)/gen/cuda_arch
+	@mkdir -p $(@D)
+	$(SAY) NVCC '$< for $(ARCH)'
+	$(NVCC) $(NVCC_FLAGS) -MD -MP -MF $(@:.o=.d) -c -o $@ $<
+
+cuda-all:
+	@$(MAKE) --no-print-directory CUDA=1 ARCH='$(ARCH_ALL)' $(BUILD)/qmoon
+
+# ---- tests and benchmarks ------------------------------------------------------------------------
+
+GPU_TEST_OBJ = $(call obj,$(wildcard tests/gpu/*_test.c) tests/unit/unit.c)
+GPU_LINK     = $(CC) $(CFLAGS) -pie -Wl,-rpath,'$$ORIGIN/lib' -o $@ $(filter %.o,$^) $(CUDA_LIBS) \
+               -Wl,-Bstatic -lpcre2-8 -Wl,-Bdynamic -lcjson -lm
+
+$(BUILD)/gpu_test: $(CORE_OBJ) $(CUDA_OBJ) $(GPU_TEST_OBJ)
+	$(GPU_LINK)
+$(BUILD)/gpu_bench: $(CORE_OBJ) $(CUDA_OBJ) $(BUILD)/tests/gpu/bench.o
+	$(GPU_LINK)
+
+test-gpu: deps
+	@$(MAKE) --no-print-directory CUDA=1 $(BUILD)/qmoon $(BUILD)/gpu_test
+	$(BUILD)/qmoon tests/run.lua --unit $(BUILD)/gpu_test tests/gpu/*_test.lua
+
+# BNB: a folder with the Python package bitsandbytes, to be measured beside us by PYTHON, which has torch.
+PYTHON ?= python3
+bench-gpu: deps
+	@$(MAKE) --no-print-directory CUDA=1 $(BUILD)/gpu_bench
+	$(BUILD)/gpu_bench
+	-PYTHONPATH=$(BNB) $(PYTHON) tests/gpu/bnb_bench.py
+
+# ---- to take along -------------------------------------------------------------------------------
+
+VERSION = $(shell sed -n 's/^#define QM_VERSION "\(.*\)"/\1/p' core/qm.h)
+DIST    = $(BUILD)/qmoon-$(VERSION)-x86_64
+
+# The program finds its few shared libraries beside itself; glibc is the system's.
+$(BUILD)/dist_qmoon: $(CORE_OBJ) $(HOST_OBJ) $(CUDA_OBJ)
+	$(CC) $(CFLAGS) -pie -Wl,-E -Wl,-rpath,'$$ORIGIN/lib' -o $@ $(CORE_OBJ) $(HOST_OBJ) $(CUDA_OBJ) $(CUDA_LIBS) $(LIBS)
+
+dist: deps
+	@$(MAKE) --no-print-directory CUDA=$(if $(NVCC),1,0) ARCH='$(ARCH_ALL)' $(BUILD)/dist_qmoon
+	@sh tests/gpu/dist.sh $(BUILD)/dist_qmoon $(DIST)
+
+gpu-kit: deps
+	@$(MAKE) --no-print-directory CUDA=1 $(BUILD)/dist_qmoon $(BUILD)/gpu_test $(BUILD)/gpu_bench
+	@sh tests/gpu/dist.sh $(BUILD)/dist_qmoon $(BUILD)/gpu-kit
+	@sh tests/gpu/kit.sh $(BUILD) $(BUILD)/gpu-kit $(BNB)
+
+.PHONY: cuda-all test-gpu bench-gpu dist gpu-kit

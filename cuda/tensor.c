@@ -1,0 +1,184 @@
+/* tensor.c: tensors whose planes lie on a GPU: what core/device.h asks for.  Everything is waited for. */
+#include <string.h>
+
+#include "../core/codebook.h"
+#include "../core/double_quant.h"
+#include "../core/tensor.h"
+#include "internal.h"
+
+static uint8_t *alloc(qm_device *d, uint64_t size, qm_err *e) { return qm_cuda_alloc((qm_cuda *)d, size, e); }
+
+static void release(qm_device *d, uint8_t *data) { qm_cuda_free((qm_cuda *)d, data); }
+
+static bool write(qm_device *d, uint8_t *to, const void *from, uint64_t size, qm_err *e)
+{
+    return qm_cuda_upload((qm_cuda *)d, to, from, size, e);
+}
+
+static bool read(qm_device *d, void *to, const uint8_t *from, uint64_t size, qm_err *e)
+{
+    return qm_cuda_download((qm_cuda *)d, to, from, size, e);
+}
+
+/* A GPU's own stream as others see it. */
+static qm_cuda_stream stream_of(qm_cuda *d) { return (qm_cuda_stream){d, d->stream}; }
+
+static const char *name_of(const qm_tensor *t) { return t->name ? t->name : ""; }
+
+static qm_cuda_coded coded_of(const qm_tensor *t)
+{
+    qm_cuda_coded c = {.format = t->format, .codec = t->codec, .double_quant = t->double_quant, .offset = t->offset};
+    for (int i = 0; i < QM_MAX_PLANES; i++)
+        c.plane[i] = (uint8_t *)(uintptr_t)t->plane[i].data;
+    if (t->double_quant)
+        c.nested = (float *)(void *)c.plane[2];
+    return c;
+}
+
+/* f32, f16 or bf16 when those are what the tensor holds, or QM_DTYPE_COUNT. */
+static qm_dtype plain_type(const qm_format *f)
+{
+    bool plain = f && f->block == 1 && !f->made;
+    qm_dtype d = plain ? f->plane[0].dtype : QM_DTYPE_COUNT;
+    return d == QM_F32 || d == QM_F16 || d == QM_BF16 ? d : QM_DTYPE_COUNT;
+}
+
+/* What a tensor's values are decoded to: nothing is lost by it. */
+static qm_dtype decoded_type(const qm_tensor *t)
+{
+    return t->round == QM_ROUND_F16 ? QM_F16 : t->round == QM_ROUND_BF16 ? QM_BF16 : QM_F32;
+}
+
+typedef struct values {
+    const void *data;
+    qm_dtype dtype;
+    void *owned; /* or NULL: they are the tensor's own */
+} values;
+
+static void drop_values(qm_cuda *d, values *v) { qm_cuda_unscratch(v->owned, d->stream); }
+
+/* The values of t, decoded where it is not plain. */
+static bool values_of(qm_cuda *d, const qm_tensor *t, values *v, qm_err *e)
+{
+    qm_dtype plain = plain_type(t->format);
+    uint64_t n = (uint64_t)qm_tensor_count(t);
+    *v = (values){t->plane[0].data, plain, NULL};
+    if (plain != QM_DTYPE_COUNT)
+        return true;
+    if (!t->format)
+        return qm_fail(e, QM_EUNSUPPORTED, "tensor '%s' holds %s elements, which have no decoder on %s", name_of(t),
+                       qm_dtypes[t->dtype].name, d->device.name);
+    v->dtype = decoded_type(t);
+    v->data = v->owned = qm_cuda_scratch(d, d->stream, n * qm_dtypes[v->dtype].bits / 8, e);
+    if (!v->owned)
+        return false;
+    qm_cuda_stream s = stream_of(d);
+    qm_cuda_coded c = coded_of(t);
+    if (qm_cuda_decode(&s, &c, n, v->owned, v->dtype, e))
+        return true;
+    drop_values(d, v);
+    return false;
+}
+
+static bool new_planes(qm_tensor *t, qm_device *d, uint64_t n, qm_err *e)
+{
+    uint64_t groups = (n + t->codec.block - 1) / t->codec.block;
+    for (int i = 0; i < qm_format_planes(t->format); i++) {
+        uint64_t size = t->double_quant && i == 1 ? groups : qm_plane_size(t->format, &t->codec, i, n);
+        if (!qm_tensor_plane_new(t, i, size, d, e))
+            return false;
+    }
+    if (!t->double_quant)
+        return true;
+    uint64_t blocks = (groups + QM_DOUBLE_QUANT_BLOCK - 1) / QM_DOUBLE_QUANT_BLOCK;
+    return qm_tensor_plane_new(t, 2, blocks * sizeof(float), d, e);
+}
+
+static bool encode_values(qm_cuda *d, const values *v, qm_tensor *to, uint64_t n, const qm_quantize_options *o,
+                          qm_err *e)
+{
+    qm_cuda_stream s = stream_of(d);
+    if (!qm_cuda_measure(&s, &to->codec, to->format, v->data, v->dtype, n, e))
+        return false;
+    qm_cuda_coded c = coded_of(to);
+    c.offset = o->offset;
+    bool ok = to->double_quant ? qm_cuda_encode_double(&s, v->data, v->dtype, n, &c, o->offset_given, e)
+                               : qm_cuda_encode(&s, v->data, v->dtype, n, &c, e);
+    to->offset = to->double_quant ? c.offset : 0;
+    return ok && qm_cuda_wait(&s, e);
+}
+
+/* Quantised values that are wanted as f32, f16 or bf16 need no step between. */
+static bool decode_into(qm_cuda *d, const qm_tensor *t, qm_tensor *to, uint64_t n, qm_err *e)
+{
+    qm_cuda_stream s = stream_of(d);
+    qm_cuda_coded c = coded_of(t);
+    return qm_cuda_decode(&s, &c, n, (void *)(uintptr_t)to->plane[0].data, plain_type(to->format), e)
+           && qm_cuda_wait(&s, e);
+}
+
+static bool fill(qm_cuda *d, const qm_tensor *t, qm_tensor *to, const qm_quantize_options *o, qm_err *e)
+{
+    uint64_t n = (uint64_t)qm_tensor_count(t);
+    values v;
+    if (t->format && plain_type(t->format) == QM_DTYPE_COUNT && plain_type(to->format) != QM_DTYPE_COUNT
+        && t->round == QM_ROUND_NONE)
+        return decode_into(d, t, to, n, e);
+    if (!values_of(d, t, &v, e))
+        return false;
+    bool ok = encode_values(d, &v, to, n, o, e);
+    drop_values(d, &v);
+    return ok;
+}
+
+static qm_tensor *quantize(qm_device *device, const qm_tensor *t, const qm_format *f, const qm_quantize_options *o,
+                           qm_err *e)
+{
+    qm_cuda *d = (qm_cuda *)device;
+    qm_tensor *out = qm_tensor_new(t->name, &t->shape, e);
+    if (!out)
+        return NULL;
+    out->format = qm_format_ref(f);
+    out->dtype = f->plane[0].dtype;
+    out->double_quant = o->double_quant;
+    bool ok = qm_codec_init(&out->codec, f, qm_tensor_cols(t), o->block, t->name ? t->name : "tensor", e);
+    out->codec.exact_zero = o->exact_zero;
+    if (ok && o->double_quant && !qm_can_double_quant(f))
+        ok = qm_fail(e, QM_EUNSUPPORTED, "%s: format %s has no f32 scales to quantise again", name_of(t), f->name);
+    qm_cuda_enter(d);
+    if (ok && new_planes(out, device, (uint64_t)qm_tensor_count(t), e) && fill(d, t, out, o, e))
+        return out;
+    qm_tensor_free(out);
+    return NULL;
+}
+
+static bool errors(qm_device *device, const qm_tensor *a, const qm_tensor *b, qm_errsum *sum, qm_err *e)
+{
+    qm_cuda *d = (qm_cuda *)device;
+    qm_cuda_stream s = stream_of(d);
+    values v, w = {0};
+    qm_cuda_enter(d);
+    if (!values_of(d, a, &v, e))
+        return false;
+    qm_cuda_coded c = coded_of(b);
+    bool ok = true;
+    if (!b->format || b->round != QM_ROUND_NONE) { /* what it decodes to is not all: go by its values */
+        ok = values_of(d, b, &w, e);
+        c = (qm_cuda_coded){.format = qm_format_find(qm_dtypes[w.dtype].name), .codec.block = 1,
+                            .plane = {(uint8_t *)(uintptr_t)w.data}};
+    }
+    ok = ok && qm_cuda_errors(&s, v.data, v.dtype, &c, (uint64_t)qm_tensor_count(a), sum, e);
+    drop_values(d, &w);
+    drop_values(d, &v);
+    return ok;
+}
+
+void qm_cuda_tensor_table(qm_device *device)
+{
+    device->alloc = alloc;
+    device->release = release;
+    device->write = write;
+    device->read = read;
+    device->quantize = quantize;
+    device->errors = errors;
+}

@@ -1,0 +1,143 @@
+/* bind_cuda.c: GPUs as values, and tensors that go to them and back. */
+#include <stdio.h>
+#include <string.h>
+
+#include "../cuda/cuda.h"
+#include "bind.h"
+
+#define QML_DEVICE "qmoon.device"
+
+static qm_cuda *gpu(lua_State *L) { return qm_cuda_of(qml_check(L, 1, QML_DEVICE)); }
+
+/* cuda([index]) -> that GPU, opened; GPUs are counted from 0. */
+static int cuda(lua_State *L)
+{
+    int index = luaL_optint(L, 1, 0);
+    qm_err e = {0};
+    void **box = qml_box(L, QML_DEVICE);
+    qm_cuda *d = qm_cuda_open(index, &e);
+    if (!d)
+        return qml_raise(L, &e);
+    *box = qm_cuda_device(d);
+    return 1;
+}
+
+/* cuda_count() -> GPUs there are; 0 and why there is none. */
+static int cuda_count(lua_State *L)
+{
+    qm_err e = {0};
+    int n = qm_cuda_count(&e);
+    lua_pushinteger(L, n < 0 ? 0 : n);
+    if (n < 0)
+        lua_pushstring(L, e.msg);
+    return n < 0 ? 2 : 1;
+}
+
+static void set_number(lua_State *L, const char *name, double v)
+{
+    lua_pushnumber(L, v);
+    lua_setfield(L, -2, name);
+}
+
+/* d:info() -> {name, index, capability, multiprocessors, memory, l2, driver, runtime, own_rcp}; bytes, and CUDA
+ * versions as 13.0. */
+static int info(lua_State *L)
+{
+    const qm_cuda_info *i = qm_cuda_get_info(gpu(L));
+    lua_createtable(L, 0, 9);
+    lua_pushstring(L, i->name);
+    lua_setfield(L, -2, "name");
+    lua_pushfstring(L, "%d.%d", i->major, i->minor);
+    lua_setfield(L, -2, "capability");
+    lua_pushboolean(L, i->own_rcp);
+    lua_setfield(L, -2, "own_rcp");
+    set_number(L, "index", i->index);
+    set_number(L, "multiprocessors", i->multiprocessors);
+    set_number(L, "memory", (double)i->memory);
+    set_number(L, "l2", (double)i->l2);
+    set_number(L, "driver", i->driver / 1000 + i->driver % 1000 / 10 / 10.0);
+    set_number(L, "runtime", i->runtime / 1000 + i->runtime % 1000 / 10 / 10.0);
+    return 1;
+}
+
+/* d:memory() -> bytes free, bytes in all. */
+static int memory(lua_State *L)
+{
+    uint64_t free, total;
+    qm_err e = {0};
+    if (!qm_cuda_memory(gpu(L), &free, &total, &e))
+        return qml_raise(L, &e);
+    lua_pushnumber(L, (double)free);
+    lua_pushnumber(L, (double)total);
+    return 2;
+}
+
+/* Also d:close(); tensors on it stay what they are. */
+static int device_gc(lua_State *L)
+{
+    void **box = luaL_checkudata(L, 1, QML_DEVICE);
+    qm_device_unref(*box);
+    *box = NULL;
+    return 0;
+}
+
+/* tostring(d): "cuda:0 NVIDIA H200, 139.8 GiB". */
+static int device_text(lua_State *L)
+{
+    qm_device *d = qml_check(L, 1, QML_DEVICE);
+    const qm_cuda_info *i = qm_cuda_get_info(qm_cuda_of(d));
+    char size[32];
+    snprintf(size, sizeof size, "%.1f GiB", (double)i->memory / (1 << 30));
+    lua_pushfstring(L, "%s %s, %s", d->name, i->name, size);
+    return 1;
+}
+
+/* Two that were opened apart are equal when they are the same GPU; their tensors still do not mix. */
+static int device_equal(lua_State *L)
+{
+    qm_device *a = qml_check(L, 1, QML_DEVICE), *b = qml_check(L, 2, QML_DEVICE);
+    lua_pushboolean(L, strcmp(a->name, b->name) == 0);
+    return 1;
+}
+
+/* t:to(device) -> the tensor's copy there; "cpu" is this machine's memory. */
+static int to(lua_State *L)
+{
+    qm_tensor *t = qml_check(L, 1, QML_TENSOR);
+    bool here = lua_type(L, 2) == LUA_TSTRING && strcmp(lua_tostring(L, 2), "cpu") == 0;
+    qm_device *d = here ? NULL : qml_check(L, 2, QML_DEVICE);
+    qm_err e = {0};
+    void **box = qml_box(L, QML_TENSOR);
+    *box = qm_tensor_to(t, d, &e);
+    return *box ? 1 : qml_raise(L, &e);
+}
+
+/* t:device() -> where its bytes are: a GPU, or "cpu". */
+static int device(lua_State *L)
+{
+    qm_device *d = qm_tensor_device(qml_check(L, 1, QML_TENSOR));
+    if (!d) {
+        lua_pushliteral(L, "cpu");
+        return 1;
+    }
+    *qml_box(L, QML_DEVICE) = qm_device_ref(d);
+    return 1;
+}
+
+void qml_open_cuda(lua_State *L)
+{
+    static const luaL_Reg methods[] = {{"info", info}, {"memory", memory}, {"close", device_gc}, {NULL, NULL}};
+    static const luaL_Reg of_tensors[] = {{"to", to}, {"device", device}, {NULL, NULL}};
+    static const luaL_Reg functions[] = {{"cuda", cuda}, {"cuda_count", cuda_count}, {NULL, NULL}};
+    qml_class(L, QML_DEVICE, methods, device_gc);
+    luaL_getmetatable(L, QML_DEVICE);
+    lua_pushcfunction(L, device_text);
+    lua_setfield(L, -2, "__tostring");
+    lua_pushcfunction(L, device_equal);
+    lua_setfield(L, -2, "__eq");
+    lua_pop(L, 1);
+    lua_getfield(L, -1, "tensor_methods");
+    qml_functions(L, of_tensors);
+    lua_pop(L, 1);
+    qml_functions(L, functions);
+}
