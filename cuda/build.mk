@@ -41,9 +41,14 @@ $(BUILD)/gen/cuda_formats.cuh: FORCE
 	@mkdir -p $(@D)
 	@sh cuda/formats.sh $(FORMATS) >$@.new
 	@cmp -s $@ $@.new && rm $@.new || mv $@.new $@
+# What was built last, so that another choice is noticed.
 $(BUILD)/gen/cuda_arch: FORCE
 	@mkdir -p $(@D)
 	@echo $(ARCH) | cmp -s - $@ || echo $(ARCH) >$@
+$(BUILD)/gen/cuda_mode: FORCE
+	@mkdir -p $(@D)
+	@echo $(CUDA) | cmp -s - $@ || echo $(CUDA) >$@
+$(BUILD)/qmoon $(BUILD)/dist_qmoon: $(BUILD)/gen/cuda_mode
 $(BUILD)/cuda/kernels.o: cuda/kernels.cu $(BUILD)/gen/cuda_formats.cuh $(BUILD)/gen/cuda_arch
 	@mkdir -p $(@D)
 	$(SAY) NVCC '$< for $(ARCH)'
@@ -81,7 +86,7 @@ DIST    = $(BUILD)/qmoon-$(VERSION)-x86_64
 
 # The program finds its few shared libraries beside itself; glibc is the system's.
 $(BUILD)/dist_qmoon: $(CORE_OBJ) $(HOST_OBJ) $(CUDA_OBJ)
-	$(CC) $(CFLAGS) -pie -Wl,-E -Wl,-rpath,'$$ORIGIN/lib' -o $@ $(CORE_OBJ) $(HOST_OBJ) $(CUDA_OBJ) $(CUDA_LIBS) $(LIBS)
+	$(CC) $(CFLAGS) -pie -Wl,-E -static-libgcc -Wl,-rpath,'$$ORIGIN/lib' -o $@ $(CORE_OBJ) $(HOST_OBJ) $(CUDA_OBJ) $(CUDA_LIBS) $(LIBS)
 
 dist: deps
 	@$(MAKE) --no-print-directory CUDA=$(if $(NVCC),1,0) ARCH='$(ARCH_ALL)' $(BUILD)/dist_qmoon

@@ -193,6 +193,7 @@ int qml_view_planes(lua_State *L)
     int planes = qm_format_planes(v.format);
     qml_field_files(L, 2, planes, f, v.file, &v.file[planes]);
     lua_getfield(L, 2, "at");
+    luaL_checktype(L, -1, LUA_TTABLE);
     for (int i = 0; i < planes; i++) {
         lua_rawgeti(L, -1, i + 1);
         v.at[i] = qml_check_size(L, lua_gettop(L), "offset");

@@ -176,7 +176,8 @@ local function config_text(a, g, fields, dtype)
     fields.architectures = { a.architectures[1] }
     fields.model_type = a.model_type
     fields.torch_dtype = dtype
-    for field, name in pairs { bos_token_id = "bos", eos_token_id = "eos", pad_token_id = "padding" } do
+    for field, name in pairs { bos_token_id = "bos", eos_token_id = "eos", pad_token_id = "padding",
+                               unk_token_id = "unknown" } do
         fields[field] = tokenizer.special_id(g.meta, name)
     end
     return json.encode(fields, { indent = 2 }) .. "\n"

@@ -10,6 +10,7 @@ local gguf = require "qmoon.gguf"
 local json = require "qmoon.json"
 local pretokenizers = require "qmoon.pretokenizers"
 local sentencepiece = require "qmoon.sentencepiece"
+local special_tokens = require "qmoon.special_tokens"
 
 local gguf_tokenizer = {}
 
@@ -150,7 +151,7 @@ local function tokenizer_config(t, meta, context)
         decoder[i] = { tostring(token.id), json.object(added_fields(token)) }
     end
     local fields = {
-        add_prefix_space = false, clean_up_tokenization_spaces = false, errors = "replace",
+        add_prefix_space = gguf.get(meta, "tokenizer.ggml.add_space_prefix"), clean_up_tokenization_spaces = false, errors = "replace",
         added_tokens_decoder = json.object(decoder), chat_template = chat_template(meta),
         model_max_length = context, split_special_tokens = false,
         tokenizer_class = t.class, add_bos_token = t.add_bos, add_eos_token = t.add_eos,
@@ -158,8 +159,7 @@ local function tokenizer_config(t, meta, context)
         eos_token = t.special.eos or core.null, pad_token = t.special.pad,
     }
     if t.pieces then
-        fields.add_prefix_space, fields.errors = gguf.get(meta, "tokenizer.ggml.add_space_prefix"), nil
-        fields.legacy = false
+        fields.errors, fields.legacy = nil, false
     end
     return json.encode(fields, { indent = 2 }) .. "\n"
 end
@@ -188,27 +188,40 @@ end
 
 local ADDED_SCORE = -1000 -- what the converter gives to tokens that are matched whole
 
---- The pieces, up to the last one that can only come from the model itself, and the tokens added to them.
-local function split_pieces(v, unknown)
-    local last = 0
+--- The number of the last token that can only come from the model itself.
+local function last_piece(v, what)
+    local last, bytes = 0, 0
     for i, kind in ipairs(v.kinds) do
         last = (kind == NORMAL or kind == UNKNOWN or kind == BYTE) and i or last
+        bytes = bytes + (kind == BYTE and 1 or 0)
     end
-    local pieces, added, has_unknown = {}, {}, false
+    if bytes ~= 0 and bytes ~= 256 then
+        core.fail("unsupported", "%s: the tokenizer has tokens for %d bytes; SentencePiece knows 256 or none", what, bytes)
+    end
+    return last
+end
+
+--- The pieces, the tokens added to them that tokenizer_config.json has, and those for added_tokens.json, where no
+--- token is taken for special because of its looks.
+local function split_pieces(v, unknown, what)
+    local last = last_piece(v, what)
+    local pieces, added, plain, has_unknown = {}, {}, {}, false
     for i, text in ipairs(v.tokens) do
         local kind, whole = v.kinds[i], v.kinds[i] == CONTROL or v.kinds[i] == USER_DEFINED
         has_unknown = has_unknown or kind == UNKNOWN
         if i <= last then
             pieces[i] = { text = (text:gsub(" ", "▁")), type = kind, score = whole and 0 or v.scores[i] }
         end
-        if whole and (i > last or v.scores[i] == ADDED_SCORE) then
+        if kind == USER_DEFINED and special_tokens.looks_special(text) then
+            plain[#plain + 1] = { text, i - 1 }
+        elseif whole and (i > last or v.scores[i] == ADDED_SCORE) then
             added[#added + 1] = { id = i - 1, text = text, special = kind == CONTROL }
         end
     end
     if not has_unknown and pieces[(unknown or 0) + 1] then
         pieces[(unknown or 0) + 1].type = UNKNOWN -- tokenizer_config.json calls it a control token
     end
-    return pieces, added
+    return pieces, added, plain
 end
 
 local function piece_files(t, v, options, meta, what)
@@ -216,7 +229,8 @@ local function piece_files(t, v, options, meta, what)
     if not v.scores or #v.scores ~= #v.tokens then
         core.fail("corrupt", "%s: the tokenizer has no score for every token", what)
     end
-    t.pieces, t.added = split_pieces(v, t.id.unk)
+    local plain
+    t.pieces, t.added, plain = split_pieces(v, t.id.unk, what)
     t.class = options.class or "LlamaTokenizer"
     local model = sentencepiece.bytes(t.pieces, {
         unk = t.id.unk, bos = t.id.bos, eos = t.id.eos,
@@ -225,6 +239,7 @@ local function piece_files(t, v, options, meta, what)
     return {
         { name = "tokenizer.model", text = model },
         { name = "tokenizer_config.json", text = tokenizer_config(t, meta, options.context) },
+        plain[1] and { name = "added_tokens.json", text = json.encode(json.object(plain), { indent = 2 }) .. "\n" },
     }
 end
 

@@ -150,7 +150,7 @@ local function open_file(path)
     notices[#notices + 1] = notice
     local shared = checkpoint.shared(tensors)
     if shared > 0 then
-        notices[#notices + 1] = ("%d tensors are others under another name; each is written on its own"):format(shared)
+        notices[#notices + 1] = ("tensors that are others under another name: %d; each is written on its own"):format(shared)
     end
     return note_quantised(new { path = path, kind = "file", items = items, notices = notices }, sources)
 end

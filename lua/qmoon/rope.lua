@@ -54,26 +54,26 @@ function rope.llama3(fields)
     return factors
 end
 
--- Published models have these: Llama 3.1 to 3.3.
-local LOW, HIGH, CONTEXT = 1, 4, 8192
-
---- The scaling that gave these factors, when it is that of a published model; else nil.
----@param t table the tensor: {file, at, size, shape}
+--- The scaling that gave these factors, when it is one like those of published models (Llama 3.1 to 3.3: low 1,
+--- high 4, a context that is a power of two); else nil.
+---@param t table the tensor: {file, at, size}
 ---@param theta number
 ---@return table? rope_scaling
 function rope.llama3_of(t, theta)
     local n = t.size / 4
     local stored = ffi.new("float[?]", n)
     ffi.copy(stored, t.file:read(t.at, t.size), t.size)
-    local scaling = { rope_type = "llama3", factor = tonumber(stored[n - 1]), low_freq_factor = LOW,
-                      high_freq_factor = HIGH, original_max_position_embeddings = CONTEXT }
-    local factors = rope.llama3 { rope_scaling = scaling, rope_dim = 2 * n, rope_theta = theta }
-    for i = 0, n - 1 do
-        if f32(factors[i + 1]) ~= tonumber(stored[i]) then
-            return nil
+    for bits = 8, 17 do
+        local scaling = { rope_type = "llama3", factor = tonumber(stored[n - 1]), low_freq_factor = 1,
+                          high_freq_factor = 4, original_max_position_embeddings = 2 ^ bits }
+        local factors, equal = rope.llama3 { rope_scaling = scaling, rope_dim = 2 * n, rope_theta = theta }, true
+        for i = 1, n do
+            equal = equal and f32(factors[i]) == tonumber(stored[i - 1])
+        end
+        if equal then
+            return scaling
         end
     end
-    return scaling
 end
 
 --- What the lengths of attention vectors are multiplied with under "longrope".

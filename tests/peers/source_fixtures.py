@@ -20,7 +20,7 @@ import transformers
 warnings.filterwarnings("ignore")
 OUT = Path(sys.argv[1])
 
-SHAPE = dict(hidden_size=64, intermediate_size=90, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
+SHAPE = dict(hidden_size=32, intermediate_size=50, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
              vocab_size=60, tie_word_embeddings=True, max_position_embeddings=64)
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -116,9 +116,9 @@ def write_torch(out):
 
 # ---- transformers ---------------------------------------------------------------------------------------
 
-def tiny(dtype, **shape):
+def tiny(dtype):
     torch.manual_seed(11)
-    config = transformers.Qwen2Config(bos_token_id=1, eos_token_id=2, dtype=str(dtype).removeprefix("torch."), **SHAPE | shape)
+    config = transformers.Qwen2Config(bos_token_id=1, eos_token_id=2, dtype=str(dtype).removeprefix("torch."), **SHAPE)
     model = transformers.Qwen2ForCausalLM(config).to(dtype)
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -129,7 +129,7 @@ def tiny(dtype, **shape):
 
 def write_model(out, adapter):
     """The same model and adapter twice: as .bin (two shards, the head in it as torch's state dict has it), as safetensors."""
-    model = tiny(torch.float16, hidden_size=32, intermediate_size=50)
+    model = tiny(torch.float16)
     model.save_pretrained(f"{out}-safetensors")
     out.mkdir(exist_ok=True)
     (out / "config.json").write_text(Path(f"{out}-safetensors/config.json").read_text())

@@ -388,7 +388,7 @@ TEST(gguf_tensor)
     refuses("larger than any file");
     single("t", 1, (uint64_t[]){INT64_MAX}, 27, 4);
     refuses("larger than any file");
-    single("t", 1, (uint64_t[]){1ull << 60}, 27, 4);
+    single("t", 1, (uint64_t[]){1ull << 53}, 27, 4);
     refuses("cut short");
     static const uint32_t types[] = {4, 5, 31, 38, 43, 1000, UINT32_MAX};
     for (size_t i = 0; i < sizeof types / sizeof *types; i++) {

@@ -10,6 +10,7 @@ local bnb = {}
 
 local NESTED = 256
 local DTYPES = { float32 = "f32", float16 = "f16", bfloat16 = "bf16" }
+local BLOCKS = { [32] = true, [64] = true, [128] = true, [256] = true, [512] = true, [1024] = true, [2048] = true, [4096] = true }
 local STORAGE = { uint8 = "u8", float16 = "f16", bfloat16 = "bf16", float32 = "f32" }
 
 -- The tensors of one checkpoint, and what is known of them while they are taken one by one.
@@ -71,15 +72,17 @@ function Checkpoint:state(t)
         self:fail(t, "says quant_type '%s'", tostring(state.quant_type))
     elseif not DTYPES[state.dtype] then
         self:fail(t, "says dtype '%s', which is none of float32, float16, bfloat16", tostring(state.dtype))
-    elseif not whole(state.blocksize, 1) then
-        self:fail(t, "has no whole number 'blocksize'")
+    elseif not BLOCKS[state.blocksize] then
+        self:fail(t, "has a blocksize of %s; bitsandbytes has powers of two from 32 to 4096", tostring(state.blocksize))
     elseif type(state.shape) ~= "table" or #state.shape == 0 or #state.shape > 8 then
         self:fail(t, "has no list 'shape' of at most eight numbers")
     end
+    local n = 1
     for _, d in ipairs(state.shape) do
-        if not whole(d, 1) then
-            self:fail(t, "has a 'shape' that holds something else than sizes")
-        end
+        n = whole(d, 1) and n * d or math.huge
+    end
+    if not whole(n, 1) then
+        self:fail(t, "has a 'shape' that holds something else than sizes")
     end
     if nested then
         local offset = state.nested_offset
