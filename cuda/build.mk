@@ -59,7 +59,7 @@ cuda-all:
 
 # ---- tests and benchmarks ------------------------------------------------------------------------
 
-GPU_TEST_OBJ = $(call obj,$(wildcard tests/gpu/*_test.c) tests/unit/unit.c)
+GPU_TEST_OBJ = $(call obj,$(wildcard tests/gpu/*_test.c) tests/gpu/gpu.c tests/unit/unit.c)
 GPU_LINK     = $(CC) $(CFLAGS) -pie -Wl,-rpath,'$$ORIGIN/lib' -o $@ $(filter %.o,$^) $(CUDA_LIBS) \
                -Wl,-Bstatic -lpcre2-8 -Wl,-Bdynamic -lcjson -lm
 

@@ -69,7 +69,6 @@ static unsigned plan(const qm_cuda *d, const run *r, qm_generic *g)
         together = FAR_STAGE / row / most;
     }
     g->together = together > QM_GENERIC_THREADS ? QM_GENERIC_THREADS : (uint32_t)together;
-    g->bytes[0] = 0;
     for (int i = 0; i < qm_format_planes(r->format); i++)
         g->bytes[i] = (uint32_t)qm_plane_size(r->format, &r->codec, i, g->block);
     uint64_t blocks = (g->groups + g->together - 1) / g->together;
@@ -287,7 +286,7 @@ enum { SUMS_CHUNK = 1 << 23 }; /* values decoded at once: in the second-level ca
 
 /* Of values first ... first + n - 1 of c, by way of `values`, which holds SUMS_CHUNK and two groups. */
 static bool chunk_errors(qm_cuda_stream *s, const void *x, qm_dtype dtype, const qm_cuda_coded *c, uint64_t first,
-                         uint64_t n, uint64_t all, float *values, qm_errsum *partial, qm_err *e)
+                         uint64_t n, uint64_t all, float *values, void *partial, qm_err *e)
 {
     qm_cuda_coded part = *c;
     uint64_t block = c->format->block == 1 ? 1 : c->codec.block, start = first / block * block;
@@ -298,12 +297,12 @@ static bool chunk_errors(qm_cuda_stream *s, const void *x, qm_dtype dtype, const
     if (!qm_cuda_decode(s, &part, (end < all ? end : all) - start, values, QM_F32, e))
         return false;
     cudaError_t r = qm_sums_plain((const char *)x + first * qm_dtypes[dtype].bits / 8, dtype,
-                                  values + (first - start), QM_F32, n, partial + first / QM_SUMS_RUN, s->handle);
+                                  values + (first - start), QM_F32, n, qm_sums_at(partial, first), s->handle);
     return qm_cuda_check(s->gpu, r, "adding up errors", e);
 }
 
 static bool decoded_errors(qm_cuda_stream *s, const void *x, qm_dtype dtype, const qm_cuda_coded *b, uint64_t n,
-                           qm_errsum *partial, qm_err *e)
+                           void *partial, qm_err *e)
 {
     qm_cuda_coded c = *b;
     void *scales;
@@ -325,7 +324,7 @@ static qm_dtype plain_type(const qm_format *f)
 }
 
 static bool partial_errors(qm_cuda_stream *s, const void *x, qm_dtype dtype, const qm_cuda_coded *b, uint64_t n,
-                           qm_errsum *partial, qm_err *e)
+                           void *partial, qm_err *e)
 {
     qm_nibbles q;
     qm_dtype other = plain_type(b->format);
@@ -343,7 +342,7 @@ bool qm_cuda_errors(qm_cuda_stream *s, const void *x, qm_dtype dtype, const qm_c
                     qm_errsum *sum, qm_err *e)
 {
     qm_cuda *d = s->gpu;
-    uint64_t runs = (n + QM_SUMS_RUN - 1) / QM_SUMS_RUN;
+    uint64_t size = qm_sums_scratch(n);
     qm_cuda_enter(d);
     if (!known_values(d, dtype, e))
         return false;
@@ -352,15 +351,16 @@ bool qm_cuda_errors(qm_cuda_stream *s, const void *x, qm_dtype dtype, const qm_c
     *sum = (qm_errsum){0};
     if (n == 0)
         return true;
-    qm_errsum *partial = qm_cuda_scratch(d, s->handle, (runs + 1) * sizeof *partial, e);
+    char *partial = qm_cuda_scratch(d, s->handle, size + sizeof *sum, e);
     if (!partial)
         return false;
     bool ok = partial_errors(s, x, dtype, b, n, partial, e);
     cudaError_t r = cudaSuccess;
     if (ok) {
-        r = qm_sums_finish(partial, runs, partial + runs, s->handle);
+        qm_errsum *all = (qm_errsum *)(void *)(partial + size);
+        r = qm_sums_finish(partial, n, all, s->handle);
         if (!r)
-            r = cudaMemcpyAsync(sum, partial + runs, sizeof *sum, cudaMemcpyDeviceToHost, s->handle);
+            r = cudaMemcpyAsync(sum, all, sizeof *sum, cudaMemcpyDeviceToHost, s->handle);
     }
     qm_cuda_unscratch(partial, s->handle);
     cudaError_t last = cudaStreamSynchronize(s->handle);

@@ -84,15 +84,17 @@ cudaError_t qm_q4_0_encode(const void *x, qm_dtype dtype, uint64_t n, uint8_t *b
 
 /* ---- sums.cuh ----------------------------------------------------------------------------------- */
 
-/* Partial sums, one for every QM_SUMS_RUN values begun, which qm_sums_finish adds up. */
+/* Sums for every QM_SUMS_RUN values begun go into `partial`, which holds qm_sums_scratch(n) bytes; those of
+ * values that begin at i, a multiple of that, belong at qm_sums_at(partial, i).  qm_sums_finish adds them up. */
 enum { QM_SUMS_RUN = 1 << 16 };
 
+uint64_t qm_sums_scratch(uint64_t n);
+void *qm_sums_at(void *partial, uint64_t i);
 cudaError_t qm_sums_plain(const void *x, qm_dtype dtype, const void *y, qm_dtype other, uint64_t n,
-                          qm_errsum *partial, cudaStream_t s);
-cudaError_t qm_sums_nibbles(const void *x, qm_dtype dtype, const qm_nibbles *q, uint64_t n,
-                            qm_errsum *partial, cudaStream_t s);
-
-cudaError_t qm_sums_finish(const qm_errsum *partial, uint64_t runs, qm_errsum *sum, cudaStream_t s);
+                          void *partial, cudaStream_t s);
+cudaError_t qm_sums_nibbles(const void *x, qm_dtype dtype, const qm_nibbles *q, uint64_t n, void *partial,
+                            cudaStream_t s);
+cudaError_t qm_sums_finish(const void *partial, uint64_t n, qm_errsum *sum, cudaStream_t s);
 
 /* Largest magnitude of n values, as the bits of an f32, NaN left out; *most was 0. */
 cudaError_t qm_largest(const void *x, qm_dtype dtype, uint64_t n, uint32_t *most, cudaStream_t s);

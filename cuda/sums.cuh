@@ -12,16 +12,16 @@
 
 enum { SUMS_THREADS = 256, SUMS_TURNS = QM_SUMS_RUN / (SUMS_THREADS * 8) };
 
+/* With d = y - x; sums of x*y and y*y follow from these, as in core/vec.c. */
 struct sums {
-    double xx, yy, xy, dd, d;
+    double xx, xd, dd, d;
     uint32_t max_d, max_x; /* bits of magnitudes, which order them; a NaN is the largest of all */
 
     __device__ void add_value(float x, float y)
     {
-        double a = x, b = y, off = b - a;
+        double a = x, off = y - a;
         xx = __fma_rn(a, a, xx);
-        yy = __fma_rn(b, b, yy);
-        xy = __fma_rn(a, b, xy);
+        xd = __fma_rn(a, off, xd);
         dd = __fma_rn(off, off, dd);
         d += off;
         max_d = max(max_d, __float_as_uint(y - x) & 0x7fffffffu);
@@ -30,20 +30,19 @@ struct sums {
 
     __device__ void add_eight(const float x[8], const float y[8])
     {
-        float vxx = 0, vyy = 0, vxy = 0, vdd = 0, vd = 0, most_x = 0, most_d = 0;
+        float vxx = 0, vxd = 0, vdd = 0, vd = 0, most_x = 0, most_d = 0;
 #pragma unroll
         for (int k = 0; k < 8; k++) {
             float off = y[k] - x[k];
             vxx = __fmaf_rn(x[k], x[k], vxx);
-            vyy = __fmaf_rn(y[k], y[k], vyy);
-            vxy = __fmaf_rn(x[k], y[k], vxy);
+            vxd = __fmaf_rn(x[k], off, vxd);
             vdd = __fmaf_rn(off, off, vdd);
             vd += off;
             most_x = fmaxf(most_x, fabsf(x[k]));
             most_d = fmaxf(most_d, fabsf(off));
         }
-        if (most_x >= 0x1p-40f && vxx + vyy < 0x1p120f) {
-            add_sums({vxx, vyy, vxy, vdd, vd, __float_as_uint(most_d), __float_as_uint(most_x)});
+        if (most_x >= 0x1p-40f && vxx + vdd < 0x1p120f) {
+            add_sums({vxx, vxd, vdd, vd, __float_as_uint(most_d), __float_as_uint(most_x)});
             return;
         }
 #pragma unroll
@@ -53,7 +52,7 @@ struct sums {
 
     __device__ void add_sums(sums o)
     {
-        xx += o.xx, yy += o.yy, xy += o.xy, dd += o.dd, d += o.d;
+        xx += o.xx, xd += o.xd, dd += o.dd, d += o.d;
         max_d = max(max_d, o.max_d), max_x = max(max_x, o.max_x);
     }
 };
@@ -63,11 +62,9 @@ __device__ inline sums sums_of_threads(sums s)
 {
     __shared__ sums warp[SUMS_THREADS / 32];
     for (int half = 16; half; half /= 2) {
-        sums o = {__shfl_down_sync(~0u, s.xx, half),    __shfl_down_sync(~0u, s.yy, half),
-                  __shfl_down_sync(~0u, s.xy, half),    __shfl_down_sync(~0u, s.dd, half),
-                  __shfl_down_sync(~0u, s.d, half),     __shfl_down_sync(~0u, s.max_d, half),
-                  __shfl_down_sync(~0u, s.max_x, half)};
-        s.add_sums(o);
+        s.add_sums({__shfl_down_sync(~0u, s.xx, half), __shfl_down_sync(~0u, s.xd, half),
+                    __shfl_down_sync(~0u, s.dd, half), __shfl_down_sync(~0u, s.d, half),
+                    __shfl_down_sync(~0u, s.max_d, half), __shfl_down_sync(~0u, s.max_x, half)});
     }
     if (threadIdx.x % 32 == 0)
         warp[threadIdx.x / 32] = s;
@@ -75,11 +72,6 @@ __device__ inline sums sums_of_threads(sums s)
     for (int i = 1; i < SUMS_THREADS / 32 && threadIdx.x == 0; i++)
         s.add_sums(warp[i]);
     return s;
-}
-
-__device__ inline void sums_to(sums s, uint64_t n, qm_errsum *to)
-{
-    *to = {s.xx, s.yy, s.xy, s.dd, s.d, __uint_as_float(s.max_d), __uint_as_float(s.max_x), n};
 }
 
 /* What the second tensor's values come from: fetch brings vector i into registers, get decodes it. */
@@ -115,7 +107,7 @@ template <bool NESTED> struct nibble_values {
 
 template <qm_dtype D, class Y>
 __global__ void __launch_bounds__(SUMS_THREADS)
-    sums_of_run(const void *__restrict__ x, const __grid_constant__ Y y, uint64_t n, qm_errsum *partial)
+    sums_of_run(const void *__restrict__ x, const __grid_constant__ Y y, uint64_t n, sums *partial)
 {
     __shared__ typename Y::tables t;
     constexpr int AHEAD = 4;
@@ -150,51 +142,46 @@ __global__ void __launch_bounds__(SUMS_THREADS)
             s.add_value(load_one(x, D, i), y.one(t, i));
     s = sums_of_threads(s);
     if (threadIdx.x == 0)
-        sums_to(s, left < QM_SUMS_RUN ? left : QM_SUMS_RUN, partial + blockIdx.x);
+        partial[blockIdx.x] = s;
 }
 
-static __global__ void __launch_bounds__(SUMS_THREADS) sums_of_partials(const qm_errsum *partial, uint64_t runs, qm_errsum *sum)
+static __global__ void __launch_bounds__(SUMS_THREADS)
+    sums_of_partials(const sums *partial, uint64_t runs, uint64_t n, qm_errsum *sum)
 {
     sums s = {};
-    __shared__ uint64_t n;
-    if (threadIdx.x == 0)
-        n = 0;
-    __syncthreads();
-    uint64_t mine = 0;
-    for (uint64_t i = threadIdx.x; i < runs; i += SUMS_THREADS) {
-        const qm_errsum &p = partial[i];
-        s.add_sums({p.sum_xx, p.sum_yy, p.sum_xy, p.sum_dd, p.sum_d, __float_as_uint((float)p.max_d),
-                    __float_as_uint((float)p.max_x)});
-        mine += p.n;
-    }
-    atomicAdd((unsigned long long *)&n, (unsigned long long)mine);
-    __syncthreads();
+    for (uint64_t i = threadIdx.x; i < runs; i += SUMS_THREADS)
+        s.add_sums(partial[i]);
     s = sums_of_threads(s);
     if (threadIdx.x == 0)
-        sums_to(s, n, sum);
+        *sum = {s.xx, s.xx + 2 * s.xd + s.dd,         s.xx + s.xd,               s.dd,
+                s.d,  __uint_as_float(s.max_d), __uint_as_float(s.max_x), n};
 }
 
-cudaError_t qm_sums_finish(const qm_errsum *partial, uint64_t runs, qm_errsum *sum, cudaStream_t s)
+uint64_t qm_sums_scratch(uint64_t n) { return (n + QM_SUMS_RUN - 1) / QM_SUMS_RUN * sizeof(sums); }
+
+void *qm_sums_at(void *partial, uint64_t i) { return (sums *)partial + i / QM_SUMS_RUN; }
+
+cudaError_t qm_sums_finish(const void *partial, uint64_t n, qm_errsum *sum, cudaStream_t s)
 {
-    sums_of_partials<<<1, SUMS_THREADS, 0, s>>>(partial, runs, sum);
+    sums_of_partials<<<1, SUMS_THREADS, 0, s>>>((const sums *)partial, (n + QM_SUMS_RUN - 1) / QM_SUMS_RUN, n, sum);
     return cudaGetLastError();
 }
 
 template <class Y>
-static cudaError_t launch_sums(const void *x, qm_dtype dtype, Y y, uint64_t n, qm_errsum *partial, cudaStream_t s)
+static cudaError_t launch_sums(const void *x, qm_dtype dtype, Y y, uint64_t n, void *partial, cudaStream_t s)
 {
     unsigned runs = (unsigned)((n + QM_SUMS_RUN - 1) / QM_SUMS_RUN);
     switch (dtype) {
-    case QM_F32: sums_of_run<QM_F32, Y><<<runs, SUMS_THREADS, 0, s>>>(x, y, n, partial); break;
-    case QM_F16: sums_of_run<QM_F16, Y><<<runs, SUMS_THREADS, 0, s>>>(x, y, n, partial); break;
-    case QM_BF16: sums_of_run<QM_BF16, Y><<<runs, SUMS_THREADS, 0, s>>>(x, y, n, partial); break;
+    case QM_F32: sums_of_run<QM_F32, Y><<<runs, SUMS_THREADS, 0, s>>>(x, y, n, (sums *)partial); break;
+    case QM_F16: sums_of_run<QM_F16, Y><<<runs, SUMS_THREADS, 0, s>>>(x, y, n, (sums *)partial); break;
+    case QM_BF16: sums_of_run<QM_BF16, Y><<<runs, SUMS_THREADS, 0, s>>>(x, y, n, (sums *)partial); break;
     default: return cudaErrorInvalidValue;
     }
     return cudaGetLastError();
 }
 
 cudaError_t qm_sums_plain(const void *x, qm_dtype dtype, const void *y, qm_dtype other, uint64_t n,
-                          qm_errsum *partial, cudaStream_t s)
+                          void *partial, cudaStream_t s)
 {
     switch (other) {
     case QM_F32: return launch_sums(x, dtype, plain_values<QM_F32>{y}, n, partial, s);
@@ -205,7 +192,7 @@ cudaError_t qm_sums_plain(const void *x, qm_dtype dtype, const void *y, qm_dtype
 }
 
 cudaError_t qm_sums_nibbles(const void *x, qm_dtype dtype, const qm_nibbles *q, uint64_t n,
-                            qm_errsum *partial, cudaStream_t s)
+                            void *partial, cudaStream_t s)
 {
     uint32_t shift = 0;
     while (q->block >> shift > 8)

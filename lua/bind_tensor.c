@@ -106,9 +106,10 @@ static int plane_sizes(lua_State *L)
 static int levels(lua_State *L)
 {
     const qm_format *f = qml_check_format(L, 1);
-    uint32_t bits = f->plane[0].bits, n = 1u << bits;
+    uint32_t bits = f->plane[0].bits;
     if (!f->over_rows || (bits != 4 && bits != 8) || qm_format_planes(f) != 2 || f->made)
         return luaL_argerror(L, 1, "has no table of levels");
+    uint32_t n = 1u << bits;
     uint8_t codes[256];
     float value[256], one = 1;
     for (uint32_t i = 0; i < n; i++)

@@ -1,7 +1,7 @@
 --- Codebooks: formats whose levels are data, and levels fitted to values.
 --
--- A weight takes the code of the level nearest to weight / absmax of its block; what comes back is
--- level * absmax.  Codes have as many bits as tell the levels apart; the absmax is one f32 a block.
+-- A weight takes the code of the level nearest to weight / absmax of its block; what comes back is level *
+-- absmax.  Codes have as many bits as tell the levels apart; the absmax is one f32 a block.
 
 local core = require "qmoon.core"
 local ffi = require "ffi"
@@ -22,7 +22,11 @@ function methods:text()
         return ("format %s: %s"):format(info.name, info.doc)
     end
     for i, v in ipairs(levels) do
-        few[#few + 1] = (#levels <= 8 or i <= 4 or i > #levels - 4) and ("%.4g"):format(v) or (i == 5 and "…" or nil)
+        if #levels <= 8 or i <= 4 or i > #levels - 4 then
+            few[#few + 1] = ("%.4g"):format(v)
+        elseif i == 5 then
+            few[#few + 1] = "…"
+        end
     end
     return ("codebook %s: %d levels, %d bits, block %s · %s"):format(info.name, #levels, info.planes[1].bits,
         info.block > 0 and info.block or "row", table.concat(few, " "))
@@ -53,31 +57,42 @@ local function make(levels, options, kind)
     return format
 end
 
+---@class qmoon.CodebookSpec
+---@field [integer] number        the levels
+---@field levels number[]?        the same as a list, instead of in the table itself
+---@field name string?            by which it is known from then on, until another takes the name
+---@field block integer|"row"|nil values with one scale: any number, or a row; 64 unless given
 local CODEBOOK = { name = true, block = true, levels = true }
 
 --- A format of 2 to 256 levels, usable wherever a format's name is, by value or by the name it is given.
 ---
---- Levels are multiples of a block's largest magnitude, from -1 to 1, in any order: the first is code 0.  If one
---- lies beyond, all are divided by the largest magnitude among them, so that integers and the values of small
---- floats can be written as they are.  A weight halfway between two levels takes the lower.  Encoding and
---- decoding are as fast as nf4's, and NF4's table gives NF4's codes for 16-bit weights (all-zero blocks get
---- the code of the level nearest to 0).
+--- Levels are multiples of a block's largest magnitude, from -1 to 1, in any order: the first is code 0.  If
+--- one lies beyond, all are divided by the largest magnitude among them, so that integers and the values of
+--- small floats can be written as they are.  A weight halfway between two levels takes the lower.  Encoding
+--- and decoding are as fast as nf4's, and NF4's table gives NF4's codes for 16-bit weights (all-zero blocks
+--- get the code of the level nearest to 0).
 ---
 ---     mine = qm.codebook{name = "mine", block = 64, -1, -0.5, -0.2, 0, 0.15, 0.4, 1}    -- 7 levels: 3 bits
 ---     qm.compare(t, {"nf4", mine, "mine:128"})
 ---
 --- Raises: fewer than 2 or more than 256 levels; one that is not a finite number; a name that a format of the
 --- program has, or with other characters than letters, digits, '_', '.' and '-'.
----@param spec {name: string?, block: integer|"row"|nil, levels: number[]?, [integer]: number} block: values with one
---- scale, 64 unless given, any number or "row"; levels: a list of them, instead of numbers in the table itself
+---@param spec qmoon.CodebookSpec
 ---@return qmoon.Codebook
 function codebook.codebook(spec)
     check_options("codebook", spec, CODEBOOK)
     return make(spec.levels or spec, spec, "codebook")
 end
 
--- ---- fitting -------------------------------------------------------------------------------------------------
+-- ---- fitting ----------------------------------------------------------------------------------------------
 
+---@class qmoon.FitOptions
+---@field levels integer?         how many: 2 to 256, 16 unless given
+---@field block integer|"row"|nil as the codebook's; 64 unless given
+---@field name string?            of the codebook
+---@field weights qmoon.Tensor|"absmax"|nil  how much the squared error of a value counts: one number per
+---                               value or per column; "absmax" is the square of the block's scale, which gives
+---                               the least error of the tensor itself; all count the same unless given
 local FIT = { name = true, block = true, levels = true, weights = true }
 
 local function fitted(what, t, options, kind)
@@ -88,7 +103,7 @@ local function fitted(what, t, options, kind)
         kind = kind,
         levels = options.levels,
         block = options.block,
-        weights = not by_size and options.weights or nil,
+        weights = not by_size and plain(options.weights) or nil,
         by_size = by_size,
     })
     return make(levels, options, kind)
@@ -96,21 +111,19 @@ end
 
 --- The codebook with the least sum of squared errors on a tensor's values (the quantiser of Lloyd and Max).
 ---
---- What is fitted are the values as the encoder sees them, each divided by the largest magnitude of its block.
---- Levels are found outright, not by iteration, from a histogram of 16384 bins: to a bin's width there are no
---- better ones.  The same on every machine.  Where the tensor has fewer distinct values than levels, the highest
---- level is repeated.
+--- What is fitted are the values as the encoder sees them, each divided by the largest magnitude of its
+--- block. Levels are found outright, not by iteration, from a histogram of 16384 bins: to a bin's width there
+--- are no better ones.  The same on every machine.  Where the tensor has fewer distinct values than levels,
+--- the highest level is repeated.
 ---
 ---     best = qm.kmeans(t, {levels = 16, block = 64})
 ---     qm.compare(t, {"nf4", best})
 ---     qm.kmeans(w, {levels = 8, weights = importance, name = "w3"})     -- one weight per column
 ---
---- Raises: NaN or infinity in the tensor; nothing but zeros; weights of another length, negative or not finite.
+--- Raises: NaN or infinity in the tensor; nothing but zeros; weights of another length, negative or not
+--- finite.
 ---@param t qmoon.Tensor any shape; blocks run over row ends as when quantising
----@param options? {levels: integer?, block: integer|"row"|nil, name: string?, weights: qmoon.Tensor|"absmax"|nil}
---- levels: 2 to 256, 16 unless given; block: 64 unless given; weights: how much the squared error of each value
---- counts, one number per value or per column, or "absmax": by the square of its block's scale, which gives the
---- least error of the tensor itself; all the same unless given
+---@param options? qmoon.FitOptions
 ---@return qmoon.Codebook
 function codebook.kmeans(t, options)
     return fitted("kmeans", t, options, "kmeans")
@@ -127,9 +140,9 @@ local function probability(most, i, n)
 end
 
 -- As NF4's levels were found (QLoRA, arXiv 2305.14314, appendix E): quantiles at even steps of probability on
--- either side of zero, one more above than below, divided by the largest.  The outermost probability is midway
--- between those that even steps of n - 1 and of n halves would give, to seven decimals.  In that precision, and
--- with f32 in between as above, the normal distribution gives NF4's very bits.
+-- either side of zero, one more above than below, divided by the largest.  The outermost probability is
+-- midway between those that even steps of n - 1 and of n halves would give, to seven decimals.  In that
+-- precision, and with f32 in between as above, the normal distribution gives NF4's very bits.
 local function of_distribution(quantile, n)
     local most = 1 - (1 / (2 * (n - 1)) + 1 / (2 * n)) / 2
     most = f32(math.floor(most * 1e7 + 0.5) / 1e7)
@@ -138,7 +151,7 @@ local function of_distribution(quantile, n)
     local function at(p)
         local x = quantile(p)
         if type(x) ~= "number" then
-            core.fail("fail", "quantile_codebook: the function gave a %s for p = %g, not a number", type(x), p)
+            core.fail("fail", "quantile_codebook: the function gave a %s for p = %g", type(x), p)
         end
         return x
     end
@@ -167,12 +180,12 @@ local DISTRIBUTIONS = {
 
 --- A codebook of quantiles.
 ---
---- Of a tensor: its values, each divided by the largest magnitude of its block, are cut in as many equal parts as
---- there are levels, and each level is the middle value of its part.  All codes are used about equally often,
---- which costs accuracy for the few large values (compare qm.kmeans).
+--- Of a tensor: its values, each divided by the largest magnitude of its block, are cut in as many equal
+--- parts as there are levels, and each level is the middle value of its part.  All codes are used about
+--- equally often, which costs accuracy for the few large values (compare qm.kmeans).
 ---
---- Of a distribution: the construction of NF4 for any even number of levels; 0 is one of them, and -1 or 1 the
---- outermost.  qm.quantile_codebook "normal" is NF4.
+--- Of a distribution: the construction of NF4 for any even number of levels; 0 is one of them, and -1 or 1
+--- the outermost.  qm.quantile_codebook "normal" is NF4.
 ---
 ---     equal = qm.quantile_codebook(t, {levels = 16})
 ---     nf3 = qm.quantile_codebook("normal", {levels = 8, name = "nf3"})
@@ -181,8 +194,7 @@ local DISTRIBUTIONS = {
 --- Raises: what qm.kmeans does; an unknown distribution; an odd number of levels, or fewer than 4, for one.
 ---@param source qmoon.Tensor|"normal"|"uniform"|"laplace"|fun(p: number): number the function is a
 --- distribution's quantile function: p in (0, 1) -> x with P(X <= x) = p, negative below its median 0
----@param options? {levels: integer?, block: integer|"row"|nil, name: string?, weights: qmoon.Tensor|"absmax"|nil}
---- as qm.kmeans has them; weights for a tensor only
+---@param options? qmoon.FitOptions weights for a tensor only
 ---@return qmoon.Codebook
 function codebook.quantile_codebook(source, options)
     if type(source) == "userdata" then
@@ -192,12 +204,12 @@ function codebook.quantile_codebook(source, options)
     check_options("quantile_codebook", options, { name = true, block = true, levels = true })
     local quantile = type(source) == "function" and source or DISTRIBUTIONS[source]
     if not quantile then
-        core.fail("fail", "quantile_codebook: a tensor, a quantile function, \"normal\", \"uniform\" or \"laplace\" is "
-            .. "needed, not %s", type(source) == "string" and ("'%s'"):format(source) or type(source))
+        local given = type(source) == "string" and ("'%s'"):format(source) or type(source)
+        core.fail("fail", "quantile_codebook: of a tensor, a function, 'normal', 'uniform' or 'laplace', not %s", given)
     end
     local n = options.levels or 16
     if type(n) ~= "number" or n % 2 ~= 0 or n < 4 or n > 256 then
-        core.fail("fail", "quantile_codebook: an even number of levels from 4 to 256 is needed for a distribution, not %s",
+        core.fail("fail", "quantile_codebook: a distribution gives an even number of levels, 4 to 256, not %s",
             tostring(n))
     end
     return make(of_distribution(quantile, n), options, "quantiles")

@@ -1,5 +1,5 @@
---- Formats as they are asked for: by name, by name with options ("nf4:128:dq"), or by value, as qm.codebook and
---- qm.format make them.
+--- Formats as they are asked for: by name, by name with options ("nf4:128:dq"), or by value, as qm.codebook
+--- and qm.format make them.
 --
 -- A value is known by its name, too, if it was given one: until another takes the name.
 
@@ -72,7 +72,8 @@ local function parse(spec)
     return name, options
 end
 
---- What a format asked for is: a name that core knows or a value, and the options in its name, under those given.
+--- What a format asked for is: a name that core knows or a value, and the options in its name, under those
+--- given.
 ---@param spec qmoon.FormatSpec
 ---@param options? table
 ---@return string|qmoon.Codebook|qmoon.FunctionFormat, table
@@ -82,6 +83,10 @@ function formats.resolve(spec, options)
         local name
         name, merged = parse(spec)
         spec = is_fixed(name) and name or made[name] or fail_unknown(name)
+    end
+    local kind = type(spec)
+    if kind ~= "string" and kind ~= "userdata" and not (kind == "table" and spec.quantize) then
+        core.fail("fail", "a format is its name, or what qm.codebook or qm.format gave, not a %s", kind)
     end
     for k, v in pairs(options or {}) do
         merged[k] = v

@@ -1,8 +1,9 @@
 --- Formats given as two functions over a block: for experiments that no table of levels can express.
 --
 -- Blocks are plain lists.  That costs a copy in and one out, which LuaJIT compiles, and in return nothing a
--- function does can reach memory that is not its own.  What comes back is checked, number by number.  Codes are
--- packed as those of codebooks are (core/formats/bits.h): a block begins on a byte, first code in the high bits.
+-- function does can reach memory that is not its own.  What comes back is checked, number by number.  Codes
+-- are packed as those of codebooks are (core/formats/bits.h): a block begins on a byte, first code in the
+-- high bits.
 
 local core = require "qmoon.core"
 local bit = require "bit"
@@ -12,17 +13,16 @@ local formats = require "qmoon.formats"
 local MOST_SCALES = 4
 
 ---@class qmoon.FunctionFormat
----@field name string
----@field block integer|"row"
----@field bits integer
----@field scales integer
 local Format = {}
 Format.__index = Format
+
+-- What a format was made of: buffers are sized by it, so it is kept where nobody can change it.
+local specs = setmetatable({}, { __mode = "k" })
 
 -- tensor -> the format that can decode it
 local owners = setmetatable({}, { __mode = "k" })
 
--- ---- one block ---------------------------------------------------------------------------------------------------
+-- ---- one block --------------------------------------------------------------------------------------------
 
 -- Codes into bytes from out[at] on; returns the place behind them.
 local function pack(out, at, codes, n, bits)
@@ -67,7 +67,7 @@ local function check_codes(codes, n, most)
     for i = 1, n do
         local c = codes[i]
         if type(c) ~= "number" or not (c >= 0 and c <= most and c == math.floor(c)) then
-            error(("gave code %s for value %d; codes are whole numbers from 0 to %d"):format(tostring(c), i, most), 0)
+            error(("gave code %s for value %d; codes go from 0 to %d"):format(tostring(c), i, most), 0)
         end
     end
 end
@@ -102,9 +102,10 @@ local function load_scales(from, at, count)
     return from[at], from[at + 1], from[at + 2], from[at + 3]
 end
 
--- ---- all blocks -----------------------------------------------------------------------------------------------------
+-- ---- all blocks -------------------------------------------------------------------------------------------
 
--- Calls run(first value, how many, number of the block) for every block.  Whatever goes wrong inside says where.
+-- Calls run(first value, how many, number of the block) for every block.  Whatever goes wrong inside says
+-- where.
 local function each_block(format, verb, n, block, run)
     local number = 0
     local ok, e = pcall(function()
@@ -137,33 +138,34 @@ end
 
 --- A quantised copy of t; t:quantize(format) comes here.
 ---@param t qmoon.Tensor
----@param options {block: integer|"row"|nil}
+---@param options? {block: integer|"row"|nil}
 ---@return qmoon.Tensor
 function Format:quantize(t, options)
+    options = options or {}
+    local spec = specs[self]
     if options.double_quant then
-        core.fail("unsupported", "format '%s': double_quant goes with formats that have an absmax", self.name)
+        core.fail("unsupported", "format '%s': double_quant goes with formats that have an absmax", spec.name)
     end
-    local shape = t:info().shape
-    local wanted = options.block or self.block
-    local _, block = core.plane_sizes(self.opaque, 0, shape[#shape] or 1, wanted)
+    local shape, bits, per_block = t:info().shape, spec.bits, spec.scales
+    local _, block = core.plane_sizes(spec.opaque, 0, shape[#shape] or 1, options.block or spec.block)
     local x = view("const float *", t:dequantize():plane(1))
     local n = #x.bytes / 4
     local groups = math.ceil(n / block)
-    local scales = ffi.new("float[?]", groups * self.scales + 1)
-    local codes, at = ffi.new("uint8_t[?]", groups * math.ceil(block * self.bits / 8) + 1), 0
-    local list, most = {}, 2 ^ self.bits - 1
-    each_block(self, "encode", n, block, function(first, m, number)
+    local scales = ffi.new("float[?]", groups * per_block + 1)
+    local codes, at = ffi.new("uint8_t[?]", groups * math.ceil(block * bits / 8) + 1), 0
+    local list, most = {}, 2 ^ bits - 1
+    each_block(spec, "encode", n, block, function(first, m, number)
         for i = 1, m do
             list[i] = x.at[first + i - 1]
         end
         trim(list, m)
-        local c, s1, s2, s3, s4, extra = self.encode(list)
+        local c, s1, s2, s3, s4, extra = spec.encode(list)
         check_codes(c, m, most)
-        store_scales(scales, (number - 1) * self.scales, self.scales, s1, s2, s3, s4, extra)
-        at = pack(codes, at, c, m, self.bits)
+        store_scales(scales, (number - 1) * per_block, per_block, s1, s2, s3, s4, extra)
+        at = pack(codes, at, c, m, bits)
     end)
-    local q = core.tensor_of_planes(self.opaque, shape, block,
-        { ffi.string(codes, at), ffi.string(scales, groups * self.scales * 4) }, t:info().name)
+    local q = core.tensor_of_planes(spec.opaque, shape, block,
+        { ffi.string(codes, at), ffi.string(scales, groups * per_block * 4) }, t:info().name)
     owners[q] = self
     return q
 end
@@ -172,14 +174,17 @@ end
 ---@param q qmoon.Tensor
 ---@return qmoon.Tensor
 function Format:dequantize(q)
-    local info = q:info()
+    local spec, info = specs[self], q:info()
+    if owners[q] ~= self then
+        core.fail("fail", "format '%s' did not make this tensor, which is %s", spec.name, info.format)
+    end
     local n, codes, at = info.count, {}, 0
     local bytes, scales = view("const uint8_t *", q:plane(1)), view("const float *", q:plane(2))
     local y = ffi.new("float[?]", n + 1)
-    each_block(self, "decode", n, info.block, function(first, m, number)
-        at = unpack_codes(bytes.at, at, codes, m, self.bits)
+    each_block(spec, "decode", n, info.block, function(first, m, number)
+        at = unpack_codes(bytes.at, at, codes, m, spec.bits)
         trim(codes, m)
-        local values = self.decode(codes, load_scales(scales.at, (number - 1) * self.scales, self.scales))
+        local values = spec.decode(codes, load_scales(scales.at, (number - 1) * spec.scales, spec.scales))
         check_list("values", values, m)
         for i = 1, m do
             local v = values[i]
@@ -195,22 +200,30 @@ end
 --- As an entry of qm.formats().
 ---@return table
 function Format:info()
-    return self.opaque:info()
+    return specs[self].opaque:info()
 end
 
 function Format:__tostring()
-    return ("format %s: %d-bit codes, %d f32 a block of %s, by functions"):format(self.name, self.bits, self.scales,
-        tostring(self.block))
+    local spec = specs[self]
+    return ("format %s: %d-bit codes, %d f32 a block of %s, by functions"):format(spec.name, spec.bits,
+        spec.scales, tostring(spec.block))
 end
 
--- ---- making ------------------------------------------------------------------------------------------------------------
+-- ---- making -----------------------------------------------------------------------------------------------
 
-local KNOWN = { name = "string", encode = "function", decode = "function", bits = "number", scales = "number" }
+---@class qmoon.FunctionFormatSpec
+---@field name string
+---@field block integer|"row"|nil values that are encoded together: any number, or a row; 64 unless given
+---@field bits integer?           of a code: 1 to 8, 8 unless given
+---@field scales integer?         numbers kept for each block: 0 to 4, 1 unless given
+---@field encode fun(x: number[]): integer[], ...
+---@field decode fun(codes: integer[], ...): number[]
+local KNOWN = { name = "string", bits = "number", scales = "number", encode = "function", decode = "function" }
 
 local function check_spec(spec)
     for k, v in pairs(spec) do
         if k ~= "block" and not KNOWN[k] then
-            core.fail("fail", "format: there is no field '%s'; there are name, block, bits, scales, encode and decode",
+            core.fail("fail", "format: there are fields name, block, bits, scales, encode, decode; no '%s'",
                 tostring(k))
         elseif k ~= "block" and type(v) ~= KNOWN[k] then
             core.fail("fail", "format: field '%s' must be a %s, not a %s", k, KNOWN[k], type(v))
@@ -218,11 +231,11 @@ local function check_spec(spec)
     end
     for _, k in ipairs { "name", "encode", "decode" } do
         if spec[k] == nil then
-            core.fail("fail", "format: field '%s' is missing: qm.format{name=, block=, bits=, scales=, encode=, decode=}", k)
+            core.fail("fail", "format: field '%s' is missing: qm.format{name=, block=, encode=, decode=}", k)
         end
     end
     if (spec.scales or 1) > MOST_SCALES then
-        core.fail("fail", "format '%s': up to %d scales a block, not %s", spec.name, MOST_SCALES, tostring(spec.scales))
+        core.fail("fail", "format '%s': up to %d scales a block, not %g", spec.name, MOST_SCALES, spec.scales)
     end
 end
 
@@ -231,10 +244,11 @@ local function_format = {}
 --- A format given as two functions, usable by value or by its name in t:quantize, qm.compare and qm.error.
 ---
 --- encode(x) is given a block's values as a list and returns a list of as many codes, whole numbers from 0 to
---- 2^bits - 1, and then the block's scales: as many numbers as `scales` says, which are kept as f32 (a scale, a
---- zero point, whatever decode needs).  decode(codes, scale, …) is given those back and returns as many values.
---- Lists that are passed in are used again for the next block: do not keep them.  Your own may be used again,
---- too, if their length follows the block's: the last block of a tensor may be short.  Blocks run over row ends.
+--- 2^bits - 1, and then the block's scales: as many numbers as `scales` says, which are kept as f32 (a scale,
+--- a zero point, whatever decode needs).  decode(codes, scale, …) is given those back and returns as many
+--- values. Lists that are passed in are used again for the next block: do not keep them.  Your own may be
+--- used again, too, if their length follows the block's: the last block of a tensor may be short.  Blocks run
+--- over row ends.
 ---
 ---     sign = qm.format{
 ---         name = "sign", block = 64, bits = 1,
@@ -255,24 +269,20 @@ local function_format = {}
 ---     }
 ---     qm.compare(t, {"int2", sign, "sign:128"})        -- 1.5 bits/weight: 1 + 32/64
 ---
---- Raises: a field missing or of the wrong type.  Using it raises, with the number of the block, what a function
---- raised, and when one returns another number of codes, scales or values, or a code out of range.
----@param spec {name: string, block: integer|"row"|nil, bits: integer?, scales: integer?,
---- encode: (fun(x: number[]): integer[], ...), decode: (fun(codes: integer[], ...): number[])} block: 64 unless given;
---- bits: of a code, 1 to 8, 8 unless given; scales: numbers kept for each block, 0 to 4, 1 unless given
+--- Raises: a field missing or of the wrong type.  Using it raises, with the number of the block, what a
+--- function raised, and when one returns another number of codes, scales or values, or a code out of range.
+---@param spec qmoon.FunctionFormatSpec
 ---@return qmoon.FunctionFormat
 function function_format.format(spec)
     check_spec(spec)
-    local self = setmetatable({
-        name = spec.name,
-        block = spec.block or 64,
-        bits = spec.bits or 8,
-        scales = spec.scales or 1,
-        encode = spec.encode,
-        decode = spec.decode,
-    }, Format)
-    self.opaque = core.opaque(self.name, self.bits, self.scales, self.block)
-    formats.register(self.name, self)
+    local block, bits, scales = spec.block or 64, spec.bits or 8, spec.scales or 1
+    local self = setmetatable({}, Format)
+    specs[self] = {
+        name = spec.name, block = block, bits = bits, scales = scales,
+        encode = spec.encode, decode = spec.decode,
+        opaque = core.opaque(spec.name, bits, scales, block),
+    }
+    formats.register(spec.name, self)
     return self
 end
 

@@ -38,6 +38,21 @@ function qm.formats()
     return require("qmoon.formats").list()
 end
 
+---@class qmoon.Device
+---@field info fun(self): table    {name, index, capability, multiprocessors, memory, l2, driver, runtime, own_rcp}
+---@field memory fun(self): number, number    bytes free, bytes in all
+---@field close fun(self)    tensors on it stay
+
+--- A GPU, opened; they are counted from 0.  Tensors go there with t:to(gpu) and back with t:to(qm.cpu).
+---@param index? integer
+---@return qmoon.Device
+function qm.cuda(index)
+    return core.cuda(index)
+end
+
+--- This machine's memory, for t:to(qm.cpu).
+qm.cpu = "cpu"
+
 local tensors = require "qmoon.tensor"
 for _, name in ipairs { "tensor", "randn", "uniform", "student_t", "error", "compare" } do
     qm[name] = tensors[name]

@@ -14,6 +14,8 @@ local tensor = {}
 ---@field stats fun(self): table    {min, max, mean, std, nan, inf}
 ---@field dequantize fun(self): qmoon.Tensor  f32
 ---@field transpose fun(self): qmoon.Tensor
+---@field to fun(self, device: qmoon.Device|"cpu"): qmoon.Tensor  a copy there: t:to(qm.cuda(0)), t:to(qm.cpu)
+---@field device fun(self): qmoon.Device|"cpu"  where its bytes are
 local methods = core.tensor_methods
 
 -- Only functions can decode a tensor that functions encoded; the methods in C are given its values.
@@ -32,9 +34,6 @@ local quantize = methods.quantize
 ---@param options? {block: integer|"row"|nil, double_quant: boolean?, exact_zero: boolean?, offset: number?}
 ---@return qmoon.Tensor
 function methods:quantize(format, options)
-    if not format then
-        error("quantize: a format is needed, such as \"nf4\"", 2)
-    end
     local resolved, merged = formats.resolve(format, options)
     if type(resolved) == "table" then
         return resolved:quantize(self, merged)
@@ -57,7 +56,14 @@ end
 function methods:text()
     local i = self:info()
     local head = ("%s %s%s"):format(i.format, text.shape(i.shape), i.name and " " .. i.name or "")
-    if i.format == "f32" or i.format == "f16" or i.format == "bf16" then
+    local plain = i.format == "f32" or i.format == "f16" or i.format == "bf16"
+    local device = self:device()
+    if device ~= "cpu" then
+        head = head .. " on " .. tostring(device):match "^%S+"
+    end
+    if plain and device ~= "cpu" then
+        return ("%s %s"):format(head, text.memory(i.bytes))
+    elseif plain then
         local s = self:stats()
         return ("%s %s  min %.4g max %.4g  mean %.2g std %.4g%s"):format(head, text.memory(i.bytes), s.min, s.max, s.mean,
             s.std, s.nan + s.inf > 0 and ("  NaN %d Inf %d"):format(s.nan, s.inf) or "")

@@ -118,7 +118,7 @@ local function tables()
 end
 
 local function others()
-    return pick { true, false, print, error, core.null, io.stdout, newproxy(true), coroutine.create(print), changing }
+    return pick { true, false, type, error, core.null, io.stdout, newproxy(true), coroutine.create(type), changing }
 end
 
 local objects = {
@@ -395,24 +395,6 @@ local function call_tensors()
     end)
 end
 
--- A finaliser may run inside any call that allocates, and close what that call is working on.
-local function call_with_finalizers()
-    section("objects closed by a finaliser", 300, function()
-        local t, p = good.tensor(), newproxy(true)
-        getmetatable(p).__gc = function() t:close() end
-        p = nil
-        collectgarbage "stop"
-        collectgarbage "setpause"
-        collectgarbage "restart"
-        collectgarbage("step", 0)
-        for _ = 1, 20 do
-            if not (try(t.values, t) and try(t.stats, t) and try(t.quantize, t, "nf4") and try(t.info, t)) then
-                break
-            end
-        end
-    end)
-end
-
 -- ---- the library --------------------------------------------------------------------------------------------------
 
 local function call_library()
@@ -439,13 +421,13 @@ local function call_library()
         try(qm.write, qm.open(BASE), specs, options)
         try(qm.plan, pick { qm.open(BASE), any() }, specs, options)
     end)
-    section("a model's own tables, spoilt", 150, function()
+    section("a model's own tensors, spoilt", 150, function()
         local m = qm.open(BASE)
         if draw(2) == 1 then
             m = m:merge(ADAPTER)
         end
         local item = pick(m.items)
-        spoil(pick { item, item.source, m })
+        spoil(pick { item, item.source })
         try(qm.write, m, { { "out-y", format = "nf4" } }, { force = true, threads = 2 })
     end)
 end
@@ -456,7 +438,6 @@ call_core()
 call_methods()
 call_stream()
 call_tensors()
-call_with_finalizers()
 call_library()
 
 section("the pipeline", 1, function()

@@ -22,7 +22,7 @@ local function sqnr(t, format)
     return qm.error(t, t:quantize(format)).sqnr
 end
 
--- ---- the table of SQNR figures that the demos are drawn from -------------------------------------------------------
+-- ---- the table of SQNR figures that the demos are drawn from ----------------------------------------------
 
 -- Gaussian, Student's t with 5 degrees of freedom, uniform; 1.6 M values each; dB.
 local FIGURES = {
@@ -58,7 +58,7 @@ T["SQNR of formats on three distributions is what was measured elsewhere"] = fun
     end
 end
 
--- ---- fixed formats ----------------------------------------------------------------------------------------------------
+-- ---- fixed formats ----------------------------------------------------------------------------------------
 
 T["integer formats take any group, and bits per weight count everything"] = function()
     local t = qm.randn { 8, 300, seed = 4 }
@@ -95,14 +95,15 @@ end
 T["nvfp4 has one factor a tensor and is not streamed"] = function()
     local t = qm.randn { 64, 64, seed = 6 }
     near(sqnr(t, "nvfp4"), 20.4, 0.3, "nvfp4")
-    local small = qm.randn { 64, 64, std = 1e-6, seed = 6 } -- without the factor all scales would be subnormal
+    local small = qm.randn { 64, 64, std = 1e-6, seed = 6 } -- scales alone would be subnormal
     near(sqnr(small, "nvfp4"), sqnr(t, "nvfp4"), 0.3, "scaled by 1e-6")
     local file = core.infile "tests/fixtures/tiny-qwen2/model.safetensors"
-    local job = { source = { file = file, format = "bf16", rows = 16, cols = 16, at = { 0 } }, sinks = { { format = "nvfp4" } } }
+    local job = { source = { file = file, format = "bf16", rows = 16, cols = 16, at = { 0 } },
+                  sinks = { { format = "nvfp4" } } }
     raises("unsupported", "depends on the whole tensor", core.stream_memory, job, 1)
 end
 
--- ---- codebooks --------------------------------------------------------------------------------------------------------
+-- ---- codebooks --------------------------------------------------------------------------------------------
 
 T["a codebook is used by value and by name, with block sizes and double quantisation"] = function()
     local t = qm.randn { 64, 96, std = 0.02, seed = 1 }
@@ -125,6 +126,9 @@ T["a codebook is used by value and by name, with block sizes and double quantisa
     end
     assert(found, "qm.formats() lists it")
     raises("unsupported", "did you mean 'mine'", t.quantize, t, "mime")
+    raises("fail", "a format is its name", t.quantize, t, {})
+    raises("fail", "a format is its name", t.quantize, t, 4)
+    assert(not pcall(t.quantize, t, t))
 end
 
 T["NF4's table gives NF4's codes for 16-bit weights"] = function()
@@ -184,7 +188,7 @@ T["wrong codebooks are refused"] = function()
     assert(not pcall(qm.codebook, { block = "rows", -1, 1 }))
 end
 
--- ---- fitting ----------------------------------------------------------------------------------------------------------
+-- ---- fitting ----------------------------------------------------------------------------------------------
 
 T["k-means is better than NF4, and the same every time"] = function()
     for i, t in ipairs { qm.randn { 256, 400, seed = 1 }, qm.student_t { 256, 400, freedom = 5, seed = 2 },
@@ -270,7 +274,7 @@ T["quantile codebooks use all codes equally; the normal one is NF4"] = function(
     raises("fail", "gave a nil", qm.quantile_codebook, function() end)
 end
 
--- ---- formats as functions ---------------------------------------------------------------------------------------------
+-- ---- formats as functions ---------------------------------------------------------------------------------
 
 -- intN again, in Lua.
 local function integers(name, bits)
@@ -338,8 +342,12 @@ T["a format of two functions goes where a format's name goes"] = function()
     equal(q:quantize("nf4"):info().format, "nf4") -- of its values
     equal(qm.error(q, q:dequantize()).max, 0)
     equal(#qm.kmeans(q):levels(), 16)
+    local other = integers("mine6", 6)
+    raises("fail", "did not make this tensor", other.dequantize, other, q)
+    local opaque = core.opaque("odd", 4, 1)
+    raises("unsupported", "only the functions", t.quantize, t, opaque)
     raises("unsupported", "only the functions", core.stream_memory,
-        { source = { file = core.infile "README.md", format = mine.opaque, cols = 4, at = { 0, 0 } } }, 1)
+        { source = { file = core.infile "README.md", format = opaque, cols = 4, at = { 0, 0 } } }, 1)
 end
 
 T["scales are as many as are declared"] = function()
@@ -389,7 +397,8 @@ T["what a function does wrong is said with its block"] = function()
     local calls
     local function with(encode, decode)
         calls = 0
-        return qm.format { name = "odd", bits = 3, encode = encode, decode = decode or function() return zeros end }
+        decode = decode or function() return zeros end
+        return qm.format { name = "odd", bits = 3, encode = encode, decode = decode }
     end
     local function third(value)
         return function(x)
@@ -405,7 +414,8 @@ T["what a function does wrong is said with its block"] = function()
     end
     fails({ "format 'odd'", "encode, block 3", "boom" }, third(function() error("boom") end))
     fails({ "encode, block 3", "gave a nil instead of a list" }, third(function() end))
-    fails({ "encode, block 3", "gave 63 codes for a block of 64" }, third(function(c) c[64] = nil return c, 1 end))
+    fails({ "encode, block 3", "gave 63 codes for a block of 64" },
+        third(function(c) c[64] = nil return c, 1 end))
     fails({ "encode, block 3", "gave 65 codes" }, third(function(c) c[65] = 1 return c, 1 end))
     fails({ "encode, block 3", "code 8 for value 5", "0 to 7" }, third(function(c) c[5] = 8 return c, 1 end))
     fails("code -1", third(function(c) c[5] = -1 return c, 1 end))
@@ -432,7 +442,7 @@ T["wrong formats of functions are refused"] = function()
     raises("fail", "field 'decode' is missing", qm.format, { name = "x", encode = f })
     raises("fail", "field 'name' is missing", qm.format, { decode = f, encode = f })
     raises("fail", "must be a function, not a string", qm.format, { name = "x", encode = "f", decode = f })
-    raises("fail", "no field 'bit'", qm.format, { name = "x", encode = f, decode = f, bit = 3 })
+    raises("fail", "no 'bit'", qm.format, { name = "x", encode = f, decode = f, bit = 3 })
     raises("fail", "1 to 8 bits", qm.format, { name = "x", encode = f, decode = f, bits = 9 })
     raises("fail", "up to 4 scales", qm.format, { name = "x", encode = f, decode = f, scales = 5 })
     raises("fail", "taken by a format of the program", qm.format, { name = "q4_0", encode = f, decode = f })

@@ -308,7 +308,7 @@ end
 
 -- ---- bitsandbytes: merging and quantising again ----------------------------------------------------------------
 
-local ADAPTER = TORCH .. "/adapter"
+local ADAPTER = BNB .. "/adapter"
 local MERGED = { q_proj = true, k_proj = true, v_proj = true, o_proj = true, gate_proj = true }
 
 T["merging keeps the quantisation: by hand it comes to the same"] = function()
@@ -402,11 +402,11 @@ T["whatever is wrong with a quantised weight is said"] = function()
         { "corrupt", "blocksize of 60", with_state('"blocksize": 64', '"blocksize": 60') },
         { "corrupt", "blocksize", with_state('"blocksize": 64', '"blocksize": 64.5') },
         { "corrupt", "absmax", with_state('"blocksize": 64', '"blocksize": 128') },
-        { "corrupt", "bytes of codes", with_state("%[50, 32%]", "[50, 34]") },
-        { "corrupt", "'shape'", with_state("%[50, 32%]", '[50, "32"]') },
-        { "corrupt", "'shape'", with_state("%[50, 32%]", "1600") },
-        { "corrupt", "'shape'", with_state("%[50, 32%]", "[9007199254740991, 9007199254740991]") },
-        { "corrupt", "'shape'", with_state("%[50, 32%]", "[-50, -32]") },
+        { "corrupt", "bytes of codes", with_state("%[90, 64%]", "[90, 66]") },
+        { "corrupt", "'shape'", with_state("%[90, 64%]", '[90, "64"]') },
+        { "corrupt", "'shape'", with_state("%[90, 64%]", "5760") },
+        { "corrupt", "'shape'", with_state("%[90, 64%]", "[9007199254740991, 9007199254740991]") },
+        { "corrupt", "'shape'", with_state("%[90, 64%]", "[-90, -64]") },
         { "corrupt", "nested_blocksize of 128", with_state('"nested_blocksize": 256', '"nested_blocksize": 128') },
         { "corrupt", "nested_dtype", with_state('"nested_dtype": "float32"', '"nested_dtype": "float16"') },
         { "corrupt", "nested_offset", with_state('"nested_offset": [%d.e-]+', '"nested_offset": null') },
@@ -416,11 +416,11 @@ T["whatever is wrong with a quantised weight is said"] = function()
         { "corrupt", ".quant_map' is missing", without(W .. ".quant_map") },
         { "corrupt", "not there", without(W) },
         { "corrupt", "belongs to no quantised weight", without(STATE) },
-        { "corrupt", "25 elements", with(W .. ".absmax", "u8", { 24 }, ("x"):rep(24)) },
-        { "corrupt", "needs u8", with(W .. ".absmax", "f32", { 25 }, ("x"):rep(100)) },
+        { "corrupt", "needs u8 with 90", with(W .. ".absmax", "u8", { 89 }, ("x"):rep(89)) },
+        { "corrupt", "needs u8", with(W .. ".absmax", "f32", { 90 }, ("x"):rep(360)) },
         { "corrupt", "another table", with(W .. ".quant_map", "f32", { 16 }, ("\0"):rep(64)) },
         { "corrupt", "another table", with(W .. ".nested_quant_map", "f32", { 256 }, ("\0"):rep(1024)) },
-        { "corrupt", "bnb_4bit_quant_storage", with(W, "bf16", { 400, 1 }) },
+        { "corrupt", "bnb_4bit_quant_storage", with(W, "bf16", { 1440, 1 }) },
         { "corrupt", "is none that bitsandbytes writes", with(W .. ".zero", "u8", { 1 }, "x") },
         { "corrupt", "belongs to no quantised weight", with("other.SCB_.quant_map", "f32", { 1 }, "1234") },
         { "unsupported", "begins with -1", function(t)
@@ -452,11 +452,11 @@ T["whatever is wrong with an int8 weight is said"] = function()
         raises(kind, text, qm.open, changed("int8", change))
     end
     refused("unsupported", "tiles of an old GPU", with(module .. ".weight_format", "u8", {}, "\2"))
-    refused("corrupt", "no f32 for each row", with(module .. ".SCB", "f32", { 49 }, ("\0"):rep(196)))
-    refused("corrupt", "no f32 for each row", with(module .. ".SCB", "f16", { 100 }, ("\0"):rep(200)))
+    refused("corrupt", "no f32 for each row", with(module .. ".SCB", "f32", { 89 }, ("\0"):rep(356)))
+    refused("corrupt", "no f32 for each row", with(module .. ".SCB", "f16", { 180 }, ("\0"):rep(360)))
     refused("corrupt", "belongs to no quantised weight", without(module .. ".SCB"))
     refused("corrupt", "not there", without(W))
-    refused("corrupt", "scales of an int8 weight", with(W, "u8", { 50, 32 }))
+    refused("corrupt", "scales of an int8 weight", with(W, "u8", { 90, 64 }))
     qm.open(changed("int8", without(module .. ".weight_format"))) -- files of 2022 have none
 end
 

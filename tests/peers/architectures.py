@@ -80,13 +80,13 @@ def byte_level(folder, pre="qwen2"):
     return 2048
 
 
-def sentence_pieces(folder, ids, config, size=500, **more):
+def sentence_pieces(folder, ids, config, size=500, symbols=("<tool>", "<2mass>", "<unused0>"), **more):
     """A SentencePiece model trained on this repository's pages, with every type of piece there is."""
     model = io.BytesIO()
     with contextlib.redirect_stderr(io.StringIO()):
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(corpus()), model_writer=model, vocab_size=size, model_type="bpe", byte_fallback=True,
-            character_coverage=0.98, user_defined_symbols=["<tool>", "<2mass>", "<unused0>"], control_symbols=["<ctl>"],
+            character_coverage=0.98, user_defined_symbols=list(symbols), control_symbols=["<ctl>"],
             normalization_rule_name="identity", remove_extra_whitespaces=False, minloglevel=2, **ids, **more)
     (folder / "tokenizer.model").write_bytes(model.getvalue())
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
@@ -94,7 +94,7 @@ def sentence_pieces(folder, ids, config, size=500, **more):
 
 
 LLAMA_IDS = dict(unk_id=0, bos_id=1, eos_id=2, pad_id=-1)
-GEMMA_IDS = dict(pad_id=0, eos_id=1, bos_id=2, unk_id=3)
+GEMMA_IDS = dict(pad_id=0, eos_id=1, bos_id=2, unk_id=3, bos_piece="<bos>", eos_piece="<eos>")
 
 
 def added(text, special):
@@ -125,8 +125,9 @@ def gemma_pieces(folder):
         "add_bos_token": True, "add_eos_token": False, "bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>",
         "unk_token": "<unk>", "tokenizer_class": "GemmaTokenizer",
         "added_tokens_decoder": {"0": added("<pad>", True), "1": added("<eos>", True), "2": added("<bos>", True),
-                                 "4": added("<mask>", False), "5": added("<2mass>", False),
-                                 "6": added("<unused0>", False), "300": added("▁▁", False)}}, add_dummy_prefix=False)
+                                 "5": added("<tool>", False), "6": added("<2mass>", False),
+                                 "7": added("<unused0>", False), "8": added("▁▁", False)}},
+        symbols=("<tool>", "<2mass>", "<unused0>", "▁▁"), add_dummy_prefix=False)
 
 
 def phi_pieces(folder):

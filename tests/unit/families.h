@@ -3,6 +3,7 @@
 #define QM_FAMILIES_H
 
 #include <math.h>
+#include <stdbool.h>
 #include <stddef.h>
 
 #include "../../core/half.h"

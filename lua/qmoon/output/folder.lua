@@ -91,7 +91,9 @@ end
 --- quantises the weights of linear layers, and never the output head.
 local function why_kept(a, item)
     local role = a and arch.role(a, item.name)
-    if not item.name:find "%.weight$" or #item.shape < 2 then
+    if role == "experts" then
+        return role
+    elseif not item.name:find "%.weight$" or #item.shape < 2 then
         return #item.shape < 2 and (role == "norm" and "norm" or role == "bias" and "bias" or "1-D") or "not a weight"
     elseif #item.shape > 2 then
         return ("%d-D"):format(#item.shape)
@@ -112,7 +114,30 @@ local function why_kept(a, item)
     return nil
 end
 
-local REASONS = { embedding = "embedding", output = "output head", norm = "norm", bias = "bias" }
+local REASONS = { embedding = "embedding", output = "output head", norm = "norm", bias = "bias", experts = "expert stacks" }
+
+--- Says how much of the model its stacks of experts are, which bitsandbytes does not quantise; and who can load
+--- experts that are quantised one by one.
+local function note_experts(out, a)
+    local tensors, stacked, total, single = 0, 0, 0, false
+    for _, row in ipairs(out.rows) do
+        local module = a and arch.row(a, row.name)
+        total = total + row.count
+        single = single or module and module.stacked and not row.why
+        if row.why == REASONS.experts then
+            tensors, stacked = tensors + 1, stacked + row.count
+        end
+    end
+    if single then
+        out.notices[#out.notices + 1] = "experts are quantised one by one, as transformers 4 loads them; transformers 5 puts them in "
+            .. "stacks, which it cannot do with quantised ones"
+    end
+    if tensors > 0 then
+        out.notices[#out.notices + 1] = ("%d stacks of experts stay as they are, %.0f %% of the parameters: bitsandbytes quantises "
+            .. "matrices; a checkpoint with a tensor for each expert (transformers 4) is quantised"):format(tensors,
+            100 * stacked / total)
+    end
+end
 
 -- ---- config ---------------------------------------------------------------------------------------------
 
@@ -228,6 +253,9 @@ function folder.plan(model, spec)
     -- a block of zeros is code 0, level -1, and its scale does not come back as 0 from the second level
     local nf4_dq = spec.same and model.quantised == "nf4+dq" or spec.format == "nf4" and spec.double_quant
     out.zero_blocks_drift = nf4_dq and spec.zero_blocks ~= "exact"
+    if spec.quantised then
+        note_experts(out, view.arch)
+    end
     out.skip = spec.quantised and skip_list(out.rows) or nil
     table.insert(out.side, 1, { name = "config.json", bytes = config_text(view, spec, out.skip) })
     for _, s in ipairs(side_files(model, view)) do
