@@ -146,6 +146,8 @@ static uint64_t memory_of(const stream *st)
     uint64_t per_thread = st->raw_total + st->absmax_total + 2 * sizeof(float) * chunk_values(st)
                           + st->plane_total + st->rows_total;
     uint64_t total = (uint64_t)st->threads * per_thread + (uint64_t)st->chunks * sizeof(chunk_sums);
+    if (st->job->source.strided.shape.ndim) /* read through the map */
+        total += (uint64_t)qm_strided_span(&st->job->source.strided) * (st->job->source.format->plane[0].bits / 8);
     for (int k = 0; k < st->job->nsink; k++)
         total += st->sink[k].groups * (sizeof(qm_groupsum) + 3 * sizeof(float))
                  + (uint64_t)st->chunks * sizeof(qm_errsum);
@@ -652,6 +654,8 @@ bool qm_stream(qm_pool *pool, qm_job *job, qm_err *e)
         if (job->sink[k].double_quant)
             ok = finish_double_quant(&job->sink[k], &sinks[k],
                                      (uint64_t)(job->source.rows * job->source.cols), e);
+    if (job->source.strided.shape.ndim)
+        qm_infile_release(job->source.file);
     release(&st);
     return ok;
 }

@@ -34,23 +34,24 @@ int64_t qm_strided_span(const qm_strided *s)
 static void pick(uint8_t *dst, const uint8_t *src, uint64_t n, uint64_t stride, unsigned item)
 {
     uint64_t step = stride * item;
-#define PICK(size)                                                                                           \
-    case size:                                                                                               \
-        for (uint64_t i = 0; i < n; i++)                                                                     \
-            memcpy(dst + i * (size), src + i * step, (size));                                                \
+#define PICK(size)                                            \
+    case size:                                                \
+        for (uint64_t i = 0; i < n; i++)                      \
+            memcpy(dst + i * (size), src + i * step, (size)); \
         break
     switch (stride == 1 ? 0 : item) {
         PICK(1);
         PICK(2);
         PICK(4);
         PICK(8);
-    default: memcpy(dst, src, n * item);
+    default:
+        memcpy(dst, src, n * item);
     }
 #undef PICK
 }
 
-bool qm_strided_read(const qm_strided *s, const qm_infile *f, uint64_t at, unsigned item, uint64_t first, uint64_t n,
-                     void *dst, qm_err *e)
+bool qm_strided_read(const qm_strided *s, const qm_infile *f, uint64_t at, unsigned item, uint64_t first,
+                     uint64_t n, void *dst, qm_err *e)
 {
     if (!qm_infile_intact(f, e)) /* the map is read, since single elements are no matter for pread */
         return false;

@@ -14,15 +14,17 @@ typedef struct qm_strided {
     qm_shape shape;              /* ndim 0: contiguous, nothing of this is used */
 } qm_strided;
 
-/* Whether reading in order is right all the same: dimensions of 1 do not count, and no elements are in order. */
+/* Whether reading in order is right all the same: dimensions of 1 do not count, and no elements are in order.
+ */
 bool qm_strided_is_contiguous(const qm_strided *s);
 
-/* Elements from the first to the last that is used, both included; -1 when that overflows or a stride is negative. */
+/* Elements from the first to the last that is used, both included; -1 when that overflows or a stride is
+ * negative. */
 int64_t qm_strided_span(const qm_strided *s);
 
-/* Elements first … first + n - 1, in order of counting, of `item` bytes each from byte `at` of f.  The caller has
- * checked that the span lies in the file. */
-bool qm_strided_read(const qm_strided *s, const qm_infile *f, uint64_t at, unsigned item, uint64_t first, uint64_t n,
-                     void *dst, qm_err *e);
+/* Elements first … first + n - 1, in order of counting, of `item` bytes each from byte `at` of f.  The caller
+ * has checked that the span lies in the file. */
+bool qm_strided_read(const qm_strided *s, const qm_infile *f, uint64_t at, unsigned item, uint64_t first,
+                     uint64_t n, void *dst, qm_err *e);
 
 #endif

@@ -90,11 +90,11 @@ $(BUILD)/dist_qmoon: $(CORE_OBJ) $(HOST_OBJ) $(CUDA_OBJ)
 
 dist: deps
 	@$(MAKE) --no-print-directory CUDA=$(if $(NVCC),1,0) ARCH='$(ARCH_ALL)' $(BUILD)/dist_qmoon
-	@sh tests/gpu/dist.sh $(BUILD)/dist_qmoon $(DIST)
+	@sh cuda/dist.sh $(BUILD)/dist_qmoon $(DIST)
 
 gpu-kit: deps
 	@$(MAKE) --no-print-directory CUDA=1 $(BUILD)/dist_qmoon $(BUILD)/gpu_test $(BUILD)/gpu_bench
-	@sh tests/gpu/dist.sh $(BUILD)/dist_qmoon $(BUILD)/gpu-kit
+	@sh cuda/dist.sh $(BUILD)/dist_qmoon $(BUILD)/gpu-kit
 	@sh tests/gpu/kit.sh $(BUILD) $(BUILD)/gpu-kit $(BNB)
 
 .PHONY: cuda-all test-gpu bench-gpu dist gpu-kit

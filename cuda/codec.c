@@ -213,6 +213,8 @@ bool qm_cuda_measure(qm_cuda_stream *s, qm_codec *codec, const qm_format *f, con
         codec->factor = 0;
         return true;
     }
+    if (!aligned(x, 16))
+        return qm_fail(e, QM_EFAIL, "%s: measuring values that do not begin on 16 bytes", s->gpu->device.name);
     uint32_t *largest = known_values(s->gpu, dtype, e) ? qm_cuda_scratch(s->gpu, s->handle, sizeof *largest, e) : NULL;
     if (!largest)
         return false;

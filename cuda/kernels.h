@@ -96,7 +96,7 @@ cudaError_t qm_sums_nibbles(const void *x, qm_dtype dtype, const qm_nibbles *q, 
                             cudaStream_t s);
 cudaError_t qm_sums_finish(const void *partial, uint64_t n, qm_errsum *sum, cudaStream_t s);
 
-/* Largest magnitude of n values, as the bits of an f32, NaN left out; *most was 0. */
+/* Largest magnitude of n values, which begin on 16 bytes, as the bits of an f32, NaN left out; *most was 0. */
 cudaError_t qm_largest(const void *x, qm_dtype dtype, uint64_t n, uint32_t *most, cudaStream_t s);
 
 #ifdef __cplusplus

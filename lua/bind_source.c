@@ -5,7 +5,7 @@
 #include "../core/double_quant.h"
 #include "bind.h"
 
-/* ---- PyTorch files ------------------------------------------------------------------------- */
+/* ---- PyTorch files -------------------------------------------------------------------------- */
 
 static void push_strides(lua_State *L, const qm_strided *s)
 {
@@ -53,8 +53,8 @@ static int push_header(lua_State *L)
     return 1;
 }
 
-/* torch(path) -> {file, tensors = {{name, dtype, shape, at, size [, group] [, strides]}, …}}; group is the outermost key
- * of a nested tensor; strides (in elements) only where the elements do not lie in order. */
+/* torch(path) -> {file, tensors = {{name, dtype, shape, at, size [, group] [, strides]}, …}}; group is the
+ * outermost key of a nested tensor; strides (in elements) only where the elements do not lie in order. */
 static int torch(lua_State *L)
 {
     const char *path = qml_check_text(L, 1);
@@ -73,7 +73,7 @@ static int torch(lua_State *L)
     return failed ? lua_error(L) : 1;
 }
 
-/* ---- elements out of order --------------------------------------------------------------------- */
+/* ---- elements out of order ------------------------------------------------------------------ */
 
 void qml_field_strided(lua_State *L, int table, const qm_infile *f, uint64_t at, unsigned bits, qm_strided *s)
 {
@@ -110,7 +110,8 @@ static int gather(lua_State *L)
 {
     const qm_infile *f = qml_check(L, 1, QML_INFILE);
     luaL_checktype(L, 2, LUA_TTABLE);
-    uint64_t at = qml_field_size(L, 2, "at", 0), first = qml_check_size(L, 3, "first"), n = qml_check_size(L, 4, "count");
+    uint64_t at = qml_field_size(L, 2, "at", 0), first = qml_check_size(L, 3, "first"),
+             n = qml_check_size(L, 4, "count");
     unsigned bits = element_bits(L, 2);
     qm_strided s;
     qm_err e = {0};
@@ -125,13 +126,14 @@ static int gather(lua_State *L)
     return 1;
 }
 
-/* ---- views -------------------------------------------------------------------------------------- */
+/* ---- views ---------------------------------------------------------------------------------- */
 
 int qml_view_strided(lua_State *L)
 {
     qm_infile *f = qml_check(L, 1, QML_INFILE);
     uint64_t at = qml_field_size(L, 2, "at", 0);
-    const char *name = qml_field_string(L, 2, "name", "tensor"), *dtype = qml_field_string(L, 2, "dtype", "?");
+    const char *name = qml_field_string(L, 2, "name", "tensor"),
+               *dtype = qml_field_string(L, 2, "dtype", "?");
     unsigned bits = element_bits(L, 2);
     qm_strided s;
     qm_err e = {0};
@@ -186,7 +188,8 @@ int qml_view_planes(lua_State *L)
     lua_getfield(L, 2, "shape");
     qml_check_shape(L, lua_gettop(L), &v.shape);
     v.block = (uint32_t)qml_field_size(L, 2, "block", 0);
-    v.cols = (int64_t)qml_field_size(L, 2, "cols", v.shape.ndim ? (uint64_t)v.shape.dim[v.shape.ndim - 1] : 1);
+    v.cols = (int64_t)qml_field_size(L, 2, "cols",
+                                     v.shape.ndim ? (uint64_t)v.shape.dim[v.shape.ndim - 1] : 1);
     v.double_quant = qml_field_boolean(L, 2, "double_quant", false);
     v.offset = (float)qml_field_number(L, 2, "offset", 0);
     v.round = qml_field_round(L, 2, "round");

@@ -101,6 +101,8 @@ static void read_offsets(lua_State *L, int table, uint64_t at[QM_MAX_PLANES], in
     luaL_checktype(L, -1, LUA_TTABLE);
     for (int i = 0; i < planes; i++) {
         lua_rawgeti(L, -1, i + 1);
+        if (!lua_isnumber(L, -1))
+            luaL_error(L, "field 'at' must have %d offsets, one for each plane", planes);
         at[i] = qml_check_size(L, lua_gettop(L), "offset");
         lua_pop(L, 1);
     }
@@ -147,6 +149,8 @@ static void read_source(lua_State *L, int table, qm_source *s)
 static const float *field_floats(lua_State *L, int table, const char *field, int64_t n)
 {
     const qm_tensor *t = qml_field_box(L, table, field, QML_TENSOR);
+    if (n < 0)
+        luaL_error(L, "step: field '%s' would have more values than can be counted", field);
     if (!t || t->dtype != QM_F32 || !t->format || qm_tensor_count(t) != n || qm_tensor_device(t))
         luaL_error(L, "step: field '%s' must be an f32 tensor of %f values in memory", field, (double)n);
     return (const float *)(const void *)t->plane[0].data;
@@ -182,7 +186,10 @@ static void read_step(lua_State *L, int table, qm_step *s, const qm_source *src)
         lua_setfield(L, table, "row_numbers"); /* where it is kept */
         for (size_t i = 0; i < s->nrow; i++) {
             lua_rawgeti(L, -1, (int)i + 1);
-            row[i] = (int64_t)qml_check_size(L, lua_gettop(L), "row number");
+            double number = lua_isnumber(L, -1) ? lua_tonumber(L, -1) : -1;
+            if (!(number >= 0 && number < (double)src->rows) || number != floor(number))
+                luaL_error(L, "step: row %f is none of the %f there are, from 0 on", number, (double)src->rows);
+            row[i] = (int64_t)number;
             lua_pop(L, 1);
         }
         lua_pop(L, 1);

@@ -18,7 +18,7 @@ typedef struct machine {
     size_t depth;
 } machine;
 
-/* ---- memory ------------------------------------------------------------------------------------------ */
+/* ---- memory --------------------------------------------------------------------------------- */
 
 /* Makes room for item `need` - 1 of *list. */
 static bool reserve(machine *m, void **list, size_t *room, size_t need, size_t item)
@@ -26,7 +26,8 @@ static bool reserve(machine *m, void **list, size_t *room, size_t need, size_t i
     if (need <= *room)
         return true;
     if (need > 4 * (size_t)QM_PICKLE_NODES)
-        return qm_fail(m->e, QM_ECORRUPT, "%s: its pickle holds more than %u objects", m->c->what, QM_PICKLE_NODES);
+        return qm_fail(m->e, QM_ECORRUPT, "%s: its pickle holds more than %u objects", m->c->what,
+                       QM_PICKLE_NODES);
     size_t more = need < 1024 ? 1024 : need + need / 2;
     void *grown = realloc(*list, more * item);
     if (!grown)
@@ -86,22 +87,24 @@ static bool push_integer(machine *m, qm_pickle_kind kind, int64_t value)
     return push(m, (uint32_t)m->p.count - 1);
 }
 
-/* ---- failing ----------------------------------------------------------------------------------------- */
+/* ---- failing -------------------------------------------------------------------------------- */
 
 static bool broken(machine *m, const char *why)
 {
-    return qm_fail(m->e, QM_ECORRUPT, "%s: its pickle is damaged near byte %" PRIu64 ": %s", m->c->what, m->c->pos, why);
+    return qm_fail(m->e, QM_ECORRUPT, "%s: its pickle is damaged near byte %" PRIu64 ": %s", m->c->what,
+                   m->c->pos, why);
 }
 
 static bool refuse_object(machine *m, const char *module, int nm, const char *name, int nn)
 {
-    return qm_fail(m->e, QM_EUNSUPPORTED,
-                   "%s: holds a Python object (%.*s.%.*s), not only tensors; load it where you trust it and save the "
-                   "state dict alone: torch.save(model.state_dict(), file)",
-                   m->c->what, nm, module, nn, name);
+    return qm_fail(
+        m->e, QM_EUNSUPPORTED,
+        "%s: holds a Python object (%.*s.%.*s), not only tensors; load it where you trust it and save the "
+        "state dict alone: torch.save(model.state_dict(), file)",
+        m->c->what, nm, module, nn, name);
 }
 
-/* ---- the stack --------------------------------------------------------------------------------------- */
+/* ---- the stack ------------------------------------------------------------------------------ */
 
 static bool pop(machine *m, uint32_t *node)
 {
@@ -146,7 +149,10 @@ static bool gather(machine *m, qm_pickle_kind kind, size_t from)
     return push(m, made);
 }
 
-static bool tuple_of(machine *m, size_t n) { return m->depth >= n ? gather(m, QM_PICKLE_TUPLE, m->depth - n) : broken(m, "an operand is missing"); }
+static bool tuple_of(machine *m, size_t n)
+{
+    return m->depth >= n ? gather(m, QM_PICKLE_TUPLE, m->depth - n) : broken(m, "an operand is missing");
+}
 
 static bool tuple_from_mark(machine *m)
 {
@@ -184,7 +190,7 @@ static bool set_one(machine *m, qm_pickle_kind kind)
            && (kind == QM_PICKLE_LIST || add_child(m, into, key)) && add_child(m, into, value);
 }
 
-/* ---- operands in the input ---------------------------------------------------------------------------- */
+/* ---- operands in the input ------------------------------------------------------------------ */
 
 static bool push_text(machine *m, uint64_t length)
 {
@@ -233,8 +239,8 @@ static bool take_line(machine *m, const char **text, int *length)
 
 static bool is_name(const char *known, const char *module, int nm, const char *name, int nn)
 {
-    return strlen(known) == (size_t)nm + 1 + (size_t)nn && memcmp(known, module, (size_t)nm) == 0 && known[nm] == ' '
-           && memcmp(known + nm + 1, name, (size_t)nn) == 0;
+    return strlen(known) == (size_t)nm + 1 + (size_t)nn && memcmp(known, module, (size_t)nm) == 0
+           && known[nm] == ' ' && memcmp(known + nm + 1, name, (size_t)nn) == 0;
 }
 
 enum { ORDERED_DICT = -1 };
@@ -258,7 +264,7 @@ static bool push_global(machine *m)
     return refuse_object(m, module, nm, name, nn);
 }
 
-/* ---- calls ------------------------------------------------------------------------------------------- */
+/* ---- calls ---------------------------------------------------------------------------------- */
 
 /* OrderedDict(()) or, from Python 2, OrderedDict(([[key, value], …],)). */
 static bool make_dict(machine *m, const qm_pickle_node *arguments)
@@ -299,7 +305,8 @@ static bool call(machine *m)
     return add_child(m, made, function) && add_child(m, made, arguments) && push(m, made);
 }
 
-/* Attributes of a dictionary (torch hangs _metadata on its state dicts) are dropped; other objects have none. */
+/* Attributes of a dictionary (torch hangs _metadata on its state dicts) are dropped; other objects have none.
+ */
 static bool set_state(machine *m)
 {
     uint32_t state = 0, object = 0;
@@ -315,7 +322,7 @@ static bool persistent(machine *m)
     return add_child(m, made, id) && push(m, made);
 }
 
-/* ---- memo -------------------------------------------------------------------------------------------- */
+/* ---- memo ----------------------------------------------------------------------------------- */
 
 static bool put(machine *m, uint32_t index)
 {
@@ -339,15 +346,16 @@ static bool get(machine *m, uint32_t index)
     return push(m, m->memo[index]);
 }
 
-/* ---- the opcodes -------------------------------------------------------------------------------------- */
+/* ---- the opcodes ---------------------------------------------------------------------------- */
 
 static bool refuse_opcode(machine *m, uint8_t opcode)
 {
-    return qm_fail(m->e, QM_EUNSUPPORTED,
-                   "%s: its pickle has opcode 0x%02x at byte %" PRIu64
-                   ", which no state dict of torch.save needs; load it where you trust it and save the state dict alone "
-                   "with torch.save's own protocol",
-                   m->c->what, opcode, m->c->pos - 1);
+    return qm_fail(
+        m->e, QM_EUNSUPPORTED,
+        "%s: its pickle has opcode 0x%02x at byte %" PRIu64
+        ", which no state dict of torch.save needs; load it where you trust it and save the state dict alone "
+        "with torch.save's own protocol",
+        m->c->what, opcode, m->c->pos - 1);
 }
 
 static bool push_mark(machine *m) { return push(m, MARK); }
@@ -359,44 +367,80 @@ static bool step(machine *m, bool *end)
     if (m->e->code)
         return false;
     switch (opcode) {
-    case 0x80: qm_cursor_u8(m->c); return true; /* PROTO; opcodes of later ones are refused one by one */
-    case '.': *end = true; return true;
-    case '(': return push_mark(m);
-    case 'N': return push_node(m, QM_PICKLE_NONE);
-    case 0x88: return push_integer(m, QM_PICKLE_BOOL, 1);
-    case 0x89: return push_integer(m, QM_PICKLE_BOOL, 0);
-    case 'K': return push_integer(m, QM_PICKLE_INT, qm_cursor_u8(m->c));
+    case 0x80:
+        qm_cursor_u8(m->c);
+        return true; /* PROTO; opcodes of later ones are refused one by one */
+    case '.':
+        *end = true;
+        return true;
+    case '(':
+        return push_mark(m);
+    case 'N':
+        return push_node(m, QM_PICKLE_NONE);
+    case 0x88:
+        return push_integer(m, QM_PICKLE_BOOL, 1);
+    case 0x89:
+        return push_integer(m, QM_PICKLE_BOOL, 0);
+    case 'K':
+        return push_integer(m, QM_PICKLE_INT, qm_cursor_u8(m->c));
     case 'M': {
         uint8_t low = qm_cursor_u8(m->c);
         return push_integer(m, QM_PICKLE_INT, low | qm_cursor_u8(m->c) << 8);
     }
-    case 'J': return push_integer(m, QM_PICKLE_INT, (int32_t)qm_cursor_u32(m->c));
-    case 0x8a: return push_long(m);
-    case 'G': qm_cursor_u64(m->c); return push_node(m, QM_PICKLE_FLOAT); /* no tensor depends on one */
-    case 'X': return push_text(m, qm_cursor_u32(m->c));
-    case 'U': return push_text(m, qm_cursor_u8(m->c));
-    case ')': return push_node(m, QM_PICKLE_TUPLE);
-    case ']': return push_node(m, QM_PICKLE_LIST);
-    case '}': return push_node(m, QM_PICKLE_DICT);
-    case 0x8f: return push_node(m, QM_PICKLE_LIST); /* a set, and with these opcodes an empty one */
-    case 't': return tuple_from_mark(m);
-    case 0x85: return tuple_of(m, 1);
-    case 0x86: return tuple_of(m, 2);
-    case 0x87: return tuple_of(m, 3);
-    case 'a': return set_one(m, QM_PICKLE_LIST);
-    case 'e': return extend(m, QM_PICKLE_LIST);
-    case 's': return set_one(m, QM_PICKLE_DICT);
-    case 'u': return extend(m, QM_PICKLE_DICT);
-    case 'c': return push_global(m);
+    case 'J':
+        return push_integer(m, QM_PICKLE_INT, (int32_t)qm_cursor_u32(m->c));
+    case 0x8a:
+        return push_long(m);
+    case 'G':
+        qm_cursor_u64(m->c);
+        return push_node(m, QM_PICKLE_FLOAT); /* no tensor depends on one */
+    case 'X':
+        return push_text(m, qm_cursor_u32(m->c));
+    case 'U':
+        return push_text(m, qm_cursor_u8(m->c));
+    case ')':
+        return push_node(m, QM_PICKLE_TUPLE);
+    case ']':
+        return push_node(m, QM_PICKLE_LIST);
+    case '}':
+        return push_node(m, QM_PICKLE_DICT);
+    case 0x8f:
+        return push_node(m, QM_PICKLE_LIST); /* a set, and with these opcodes an empty one */
+    case 't':
+        return tuple_from_mark(m);
+    case 0x85:
+        return tuple_of(m, 1);
+    case 0x86:
+        return tuple_of(m, 2);
+    case 0x87:
+        return tuple_of(m, 3);
+    case 'a':
+        return set_one(m, QM_PICKLE_LIST);
+    case 'e':
+        return extend(m, QM_PICKLE_LIST);
+    case 's':
+        return set_one(m, QM_PICKLE_DICT);
+    case 'u':
+        return extend(m, QM_PICKLE_DICT);
+    case 'c':
+        return push_global(m);
     case 'R':
-    case 0x81: return call(m); /* NEWOBJ differs in what Python does, and here nothing is done */
-    case 'b': return set_state(m);
-    case 'Q': return persistent(m);
-    case 'q': return put(m, qm_cursor_u8(m->c));
-    case 'r': return put(m, qm_cursor_u32(m->c));
-    case 'h': return get(m, qm_cursor_u8(m->c));
-    case 'j': return get(m, qm_cursor_u32(m->c));
-    default: return refuse_opcode(m, opcode);
+    case 0x81:
+        return call(m); /* NEWOBJ differs in what Python does, and here nothing is done */
+    case 'b':
+        return set_state(m);
+    case 'Q':
+        return persistent(m);
+    case 'q':
+        return put(m, qm_cursor_u8(m->c));
+    case 'r':
+        return put(m, qm_cursor_u32(m->c));
+    case 'h':
+        return get(m, qm_cursor_u8(m->c));
+    case 'j':
+        return get(m, qm_cursor_u32(m->c));
+    default:
+        return refuse_opcode(m, opcode);
     }
 }
 

@@ -16,8 +16,14 @@
 #define QM_PICKLE_NODES (8u << 20) /* the largest state dicts have a few hundred thousand */
 
 typedef enum {
-    QM_PICKLE_NONE, QM_PICKLE_BOOL, QM_PICKLE_INT, QM_PICKLE_FLOAT, QM_PICKLE_TEXT, QM_PICKLE_GLOBAL,
-    QM_PICKLE_TUPLE, QM_PICKLE_LIST,
+    QM_PICKLE_NONE,
+    QM_PICKLE_BOOL,
+    QM_PICKLE_INT,
+    QM_PICKLE_FLOAT,
+    QM_PICKLE_TEXT,
+    QM_PICKLE_GLOBAL,
+    QM_PICKLE_TUPLE,
+    QM_PICKLE_LIST,
     QM_PICKLE_DICT,       /* children: key, value, key, value … */
     QM_PICKLE_CALL,       /* children: the global, a tuple of arguments */
     QM_PICKLE_PERSISTENT, /* child: its tuple; where a file keeps bulk data apart */
@@ -27,8 +33,8 @@ typedef struct qm_pickle_node {
     qm_pickle_kind kind;
     uint32_t first, last; /* cells of the children; count says whether there are any */
     uint32_t count;
-    int64_t integer;      /* INT, BOOL; GLOBAL: index in the caller's list */
-    const char *text;     /* TEXT: in the input, not NUL-terminated */
+    int64_t integer;  /* INT, BOOL; GLOBAL: index in the caller's list */
+    const char *text; /* TEXT: in the input, not NUL-terminated */
     uint64_t length;
 } qm_pickle_node;
 

@@ -18,44 +18,67 @@ enum {
     PICKLE_MAX = 1 << 30,
 };
 
-/* ---- names that may be called or mentioned -------------------------------------------------------------- */
+/* ---- names that may be called or mentioned -------------------------------------------------- */
+
+/* Element types, as storages and as themselves. */
+#define TYPES(X)                               \
+    X("torch DoubleStorage", QM_F64)           \
+    X("torch FloatStorage", QM_F32)            \
+    X("torch HalfStorage", QM_F16)             \
+    X("torch BFloat16Storage", QM_BF16)        \
+    X("torch LongStorage", QM_I64)             \
+    X("torch IntStorage", QM_I32)              \
+    X("torch ShortStorage", QM_I16)            \
+    X("torch CharStorage", QM_I8)              \
+    X("torch ByteStorage", QM_U8)              \
+    X("torch BoolStorage", QM_BOOL)            \
+    X("torch ComplexFloatStorage", QM_C64)     \
+    X("torch float64", QM_F64)                 \
+    X("torch float32", QM_F32)                 \
+    X("torch float16", QM_F16)                 \
+    X("torch bfloat16", QM_BF16)               \
+    X("torch int64", QM_I64)                   \
+    X("torch int32", QM_I32)                   \
+    X("torch int16", QM_I16)                   \
+    X("torch int8", QM_I8)                     \
+    X("torch uint8", QM_U8)                    \
+    X("torch bool", QM_BOOL)                   \
+    X("torch complex64", QM_C64)               \
+    X("torch uint16", QM_U16)                  \
+    X("torch uint32", QM_U32)                  \
+    X("torch uint64", QM_U64)                  \
+    X("torch float8_e4m3fn", QM_F8_E4M3)       \
+    X("torch float8_e5m2", QM_F8_E5M2)         \
+    X("torch float8_e4m3fnuz", QM_F8_E4M3FNUZ) \
+    X("torch float8_e5m2fnuz", QM_F8_E5M2FNUZ) \
+    X("torch float8_e8m0fnu", QM_F8_E8M0)
+#define TYPE_NAME(name, dtype)   name,
+#define TYPE_ITSELF(name, dtype) dtype,
 
 enum { TENSOR_V1, TENSOR_V2, TENSOR_V3, PARAMETER, PARAMETER_STATE, UNTYPED, TYPED, SIZE, DTYPES };
 
 static const char *const known[] = {
-    "torch._utils _rebuild_tensor",
-    "torch._utils _rebuild_tensor_v2",
-    "torch._utils _rebuild_tensor_v3",
-    "torch._utils _rebuild_parameter",
-    "torch._utils _rebuild_parameter_with_state",
-    "torch.storage UntypedStorage",
-    "torch.storage TypedStorage",
-    "torch Size",
-    /* from DTYPES on, as in dtype_of */
-    "torch DoubleStorage", "torch FloatStorage", "torch HalfStorage", "torch BFloat16Storage", "torch LongStorage",
-    "torch IntStorage", "torch ShortStorage", "torch CharStorage", "torch ByteStorage", "torch BoolStorage",
-    "torch ComplexFloatStorage",
-    "torch float64", "torch float32", "torch float16", "torch bfloat16", "torch int64", "torch int32", "torch int16",
-    "torch int8", "torch uint8", "torch bool", "torch complex64",
-    "torch uint16", "torch uint32", "torch uint64", "torch float8_e4m3fn", "torch float8_e5m2", "torch float8_e4m3fnuz",
-    "torch float8_e5m2fnuz", "torch float8_e8m0fnu",
-    NULL,
+    [TENSOR_V1] = "torch._utils _rebuild_tensor",
+    [TENSOR_V2] = "torch._utils _rebuild_tensor_v2",
+    [TENSOR_V3] = "torch._utils _rebuild_tensor_v3",
+    [PARAMETER] = "torch._utils _rebuild_parameter",
+    [PARAMETER_STATE] = "torch._utils _rebuild_parameter_with_state",
+    [UNTYPED] = "torch.storage UntypedStorage",
+    [TYPED] = "torch.storage TypedStorage",
+    [SIZE] = "torch Size",
+    [DTYPES] = TYPES(TYPE_NAME) NULL,
 };
 
-static const qm_dtype dtype_of[] = {
-    QM_F64, QM_F32, QM_F16, QM_BF16, QM_I64, QM_I32, QM_I16, QM_I8, QM_U8, QM_BOOL, QM_C64,
-    QM_F64, QM_F32, QM_F16, QM_BF16, QM_I64, QM_I32, QM_I16, QM_I8, QM_U8, QM_BOOL, QM_C64,
-    QM_U16, QM_U32, QM_U64, QM_F8_E4M3, QM_F8_E5M2, QM_F8_E4M3FNUZ, QM_F8_E5M2FNUZ, QM_F8_E8M0,
-};
+static const qm_dtype dtype_of[] = {TYPES(TYPE_ITSELF)}; /* of known[DTYPES + i] */
 
-/* ---- the reader -------------------------------------------------------------------------------------- */
+/* ---- the reader ----------------------------------------------------------------------------- */
 
 typedef struct storage {
     const char *key; /* in the file's map */
     uint64_t length;
-    qm_dtype dtype;  /* u8 for an untyped one */
-    uint64_t count;  /* elements */
-    uint64_t at;     /* 0: not found yet */
+    qm_dtype dtype; /* u8 for an untyped one */
+    uint64_t count; /* elements */
+    uint64_t at;    /* 0: not found yet */
 } storage;
 
 typedef struct reader {
@@ -77,7 +100,7 @@ static bool corrupt(const reader *r, const char *why)
     return qm_fail(r->e, QM_ECORRUPT, "%s: damaged: %s; fetch the file again", r->f->path, why);
 }
 
-/* ---- storages ---------------------------------------------------------------------------------------- */
+/* ---- storages ------------------------------------------------------------------------------- */
 
 static uint64_t bytes_of(const storage *s) { return s->count * (qm_dtypes[s->dtype].bits / 8); }
 
@@ -87,19 +110,22 @@ static bool read_storage(reader *r, node *n)
     const node *id = child(r, n, 0);
     if (id->kind != QM_PICKLE_TUPLE || id->count < 5 || id->count > 6)
         return corrupt(r, "a reference to something that is no storage");
-    const node *what = child(r, id, 0), *type = child(r, id, 1), *key = child(r, id, 2), *count = child(r, id, 4);
+    const node *what = child(r, id, 0), *type = child(r, id, 1), *key = child(r, id, 2),
+               *count = child(r, id, 4);
     if (what->kind != QM_PICKLE_TEXT || what->length != 7 || memcmp(what->text, "storage", 7) != 0
         || key->kind != QM_PICKLE_TEXT || count->kind != QM_PICKLE_INT || type->kind != QM_PICKLE_GLOBAL)
         return corrupt(r, "a reference to something that is no storage");
     if (id->count == 6 && child(r, id, 5)->kind != QM_PICKLE_NONE)
         return qm_fail(r->e, QM_EUNSUPPORTED,
-                       "%s: has storages that are parts of others, as torch 0.3 wrote; load and save it with a newer torch",
+                       "%s: has storages that are parts of others, as torch 0.3 wrote; load and save it with "
+                       "a newer torch",
                        r->f->path);
     bool untyped = type->integer == UNTYPED;
     if (!untyped && type->integer < DTYPES)
         return corrupt(r, "a storage of no known type");
     storage *s = &r->storage[r->nstorage];
-    *s = (storage){key->text, key->length, untyped ? QM_U8 : dtype_of[type->integer - DTYPES], (uint64_t)count->integer, 0};
+    *s = (storage){key->text, key->length, untyped ? QM_U8 : dtype_of[type->integer - DTYPES],
+                   (uint64_t)count->integer, 0};
     if (count->integer < 0 || s->count > (UINT64_C(1) << 53) / 8)
         return corrupt(r, "a storage of impossible size");
     n->integer = (int64_t)r->nstorage++;
@@ -120,7 +146,7 @@ static bool read_storages(reader *r)
     return true;
 }
 
-/* ---- tensors ----------------------------------------------------------------------------------------- */
+/* ---- tensors -------------------------------------------------------------------------------- */
 
 static bool bad_tensor(const reader *r, const char *name, const char *why)
 {
@@ -149,7 +175,8 @@ static bool place(const reader *r, qm_torch_tensor *t, const storage *s, int64_t
     qm_strided *v = &t->strided;
     unsigned item = qm_dtypes[t->dtype].bits / 8;
     int64_t span = qm_strided_span(v), count = qm_shape_count(&v->shape), bytes;
-    if (span < 0 || count < 0 || __builtin_mul_overflow(count, (int64_t)item, &bytes) || bytes > INT64_C(1) << 53)
+    if (span < 0 || count < 0 || __builtin_mul_overflow(count, (int64_t)item, &bytes)
+        || bytes > INT64_C(1) << 53)
         return bad_tensor(r, t->name, "is larger than any file");
     uint64_t room = bytes_of(s) / item;
     if (offset < 0 || (uint64_t)offset > room || (uint64_t)span > room - (uint64_t)offset)
@@ -172,8 +199,10 @@ static bool rebuild_tensor(const reader *r, qm_torch_tensor *t, int64_t function
     int strides = 0;
     if (from->kind != QM_PICKLE_PERSISTENT || offset->kind != QM_PICKLE_INT
         || !read_sizes(r, child(r, arguments, 2), t->strided.shape.dim, &t->strided.shape.ndim)
-        || !read_sizes(r, child(r, arguments, 3), t->strided.stride, &strides) || strides != t->strided.shape.ndim)
-        return bad_tensor(r, t->name, "has no storage, offset, shape and strides that fit together (at most 8 dimensions)");
+        || !read_sizes(r, child(r, arguments, 3), t->strided.stride, &strides)
+        || strides != t->strided.shape.ndim)
+        return bad_tensor(
+            r, t->name, "has no storage, offset, shape and strides that fit together (at most 8 dimensions)");
     const storage *s = &r->storage[from->integer];
     t->dtype = s->dtype;
     if (function == TENSOR_V3) {
@@ -218,7 +247,7 @@ static bool add_tensor(reader *r, const char *name, size_t group, const node *ca
     return rebuild_tensor(r, t, child(r, call, 0)->integer, child(r, call, 1));
 }
 
-/* ---- walking ----------------------------------------------------------------------------------------- */
+/* ---- walking -------------------------------------------------------------------------------- */
 
 typedef struct frame {
     const node *container;
@@ -242,7 +271,8 @@ static bool child_name(const reader *r, const frame *f, char name[NAME_MAX_BYTES
         int n = snprintf(name + at, room, "%" PRId64, key->integer);
         return n > 0 && (size_t)n < room;
     }
-    if (key->kind != QM_PICKLE_TEXT || key->length >= room || !qm_utf8_name((const uint8_t *)key->text, key->length))
+    if (key->kind != QM_PICKLE_TEXT || key->length >= room
+        || !qm_utf8_name((const uint8_t *)key->text, key->length))
         return false;
     memcpy(name + at, key->text, key->length);
     name[at + key->length] = '\0';
@@ -334,17 +364,19 @@ static bool release(reader *r, bool ok)
     return ok;
 }
 
-/* ---- since torch 1.6 --------------------------------------------------------------------------------- */
+/* ---- since torch 1.6 ------------------------------------------------------------------------ */
 
 /* The folder that everything is in: that of data.pkl. */
-static bool find_root(const qm_zip *z, size_t *length, const qm_zip_member **pickle, const qm_infile *f, qm_err *e)
+static bool find_root(const qm_zip *z, size_t *length, const qm_zip_member **pickle, const qm_infile *f,
+                      qm_err *e)
 {
     static const char last[] = "/data.pkl";
     const size_t n = sizeof last - 1;
     *pickle = NULL;
     for (size_t i = 0; i < z->count; i++) {
         const qm_zip_member *m = &z->member[i];
-        if (m->length <= n || memcmp(m->name + m->length - n, last, n) != 0 || memchr(m->name, '/', m->length - n))
+        if (m->length <= n || memcmp(m->name + m->length - n, last, n) != 0
+            || memchr(m->name, '/', m->length - n))
             continue;
         if (*pickle)
             return qm_fail(e, QM_ECORRUPT, "%s: has two data.pkl", f->path);
@@ -352,12 +384,13 @@ static bool find_root(const qm_zip *z, size_t *length, const qm_zip_member **pic
         *length = m->length - n;
     }
     return *pickle
-           || qm_fail(e, QM_EUNSUPPORTED, "%s: a zip archive, but not one of torch.save (it has no data.pkl)", f->path);
+           || qm_fail(e, QM_EUNSUPPORTED, "%s: a zip archive, but not one of torch.save (it has no data.pkl)",
+                      f->path);
 }
 
 /* The member ROOT/rest, or NULL. */
-static const qm_zip_member *member(const qm_zip *z, const qm_zip_member *pickle, size_t root, const char *folder,
-                                   const char *rest, size_t length)
+static const qm_zip_member *member(const qm_zip *z, const qm_zip_member *pickle, size_t root,
+                                   const char *folder, const char *rest, size_t length)
 {
     char name[512];
     size_t n = strlen(folder);
@@ -372,7 +405,8 @@ static const qm_zip_member *member(const qm_zip *z, const qm_zip_member *pickle,
 static bool check_order(const qm_zip_member *m, const qm_infile *f, qm_err *e)
 {
     return !m || (m->size == 6 && memcmp(f->map + m->at, "little", 6) == 0)
-           || qm_fail(e, QM_EUNSUPPORTED, "%s: was saved on a big-endian machine; load and save it on another", f->path);
+           || qm_fail(e, QM_EUNSUPPORTED,
+                      "%s: was saved on a big-endian machine; load and save it on another", f->path);
 }
 
 static bool locate_members(reader *r, const qm_zip *z, const qm_zip_member *pickle, size_t root)
@@ -381,8 +415,9 @@ static bool locate_members(reader *r, const qm_zip *z, const qm_zip_member *pick
         storage *s = &r->storage[i];
         const qm_zip_member *m = member(z, pickle, root, "/data/", s->key, s->length);
         if (!m || m->size != bytes_of(s))
-            return qm_fail(r->e, QM_ECORRUPT, "%s: storage '%.*s' of %" PRIu64 " bytes %s; fetch the file again",
-                           r->f->path, (int)(s->length < 40 ? s->length : 40), s->key, bytes_of(s),
+            return qm_fail(r->e, QM_ECORRUPT,
+                           "%s: storage '%.*s' of %" PRIu64 " bytes %s; fetch the file again", r->f->path,
+                           (int)(s->length < 40 ? s->length : 40), s->key, bytes_of(s),
                            m ? "has another size in the archive" : "is missing");
         s->at = m->at;
     }
@@ -394,9 +429,11 @@ static bool all_stored(const qm_zip *z, const qm_infile *f, qm_err *e)
     for (size_t i = 0; i < z->count; i++)
         if (z->member[i].packed)
             return qm_fail(e, QM_EUNSUPPORTED,
-                           "%s: member '%.*s' is compressed, which torch.save never does; load the file with torch and save "
+                           "%s: member '%.*s' is compressed, which torch.save never does; load the file with "
+                           "torch and save "
                            "it again",
-                           f->path, (int)(z->member[i].length < 160 ? z->member[i].length : 160), z->member[i].name);
+                           f->path, (int)(z->member[i].length < 160 ? z->member[i].length : 160),
+                           z->member[i].name);
     return true;
 }
 
@@ -408,7 +445,8 @@ static bool read_members(reader *r, const qm_zip *z, qm_torch_header *h)
         return false;
     if (member(z, m, root, "/constants.pkl", "", 0))
         return qm_fail(r->e, QM_EUNSUPPORTED,
-                       "%s: a TorchScript program, not a checkpoint; in Python: torch.save(torch.jit.load(file).state_dict(), …)",
+                       "%s: a TorchScript program, not a checkpoint; in Python: "
+                       "torch.save(torch.jit.load(file).state_dict(), …)",
                        r->f->path);
     if (!all_stored(z, r->f, r->e) || !check_order(member(z, m, root, "/byteorder", "", 0), r->f, r->e))
         return false;
@@ -427,11 +465,11 @@ static bool read_zip(qm_torch_header *h, const qm_infile *f, qm_err *e)
     return release(&r, ok);
 }
 
-/* ---- before ------------------------------------------------------------------------------------------- */
+/* ---- before --------------------------------------------------------------------------------- */
 
 /* The pickles of the magic number 0x1950a86a20f9469cfc6c and of protocol version 1001. */
-static const uint8_t magic[] = {0x80, 2, 0x8a, 10, 0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0x19, '.',
-                                0x80, 2, 'M',  0xe9, 3, '.'};
+static const uint8_t magic[] = {0x80, 2,    0x8a, 10,  0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a,
+                                0xa8, 0x50, 0x19, '.', 0x80, 2,    'M',  0xe9, 3,    '.'};
 
 /* {"protocol_version": 1001, "little_endian": True, …} */
 static bool check_system(const reader *r, const qm_pickle *p)
@@ -443,7 +481,8 @@ static bool check_system(const reader *r, const qm_pickle *p)
             && value->kind == QM_PICKLE_BOOL && value->integer)
             return true;
     }
-    return qm_fail(r->e, QM_EUNSUPPORTED, "%s: was saved on a big-endian machine; load and save it on another", r->f->path);
+    return qm_fail(r->e, QM_EUNSUPPORTED,
+                   "%s: was saved on a big-endian machine; load and save it on another", r->f->path);
 }
 
 /* Storages follow each other in the order of the list of keys; several references may name one. */
@@ -457,7 +496,8 @@ static int by_key(const void *pa, const void *pb)
 static bool locate_one(reader *r, qm_cursor *c, const node *key, storage **sorted)
 {
     storage wanted = {.key = key->text, .length = key->length}, *w = &wanted;
-    storage **found = key->kind == QM_PICKLE_TEXT ? bsearch(&w, sorted, r->nstorage, sizeof *sorted, by_key) : NULL;
+    storage **found = key->kind == QM_PICKLE_TEXT ? bsearch(&w, sorted, r->nstorage, sizeof *sorted, by_key)
+                                                  : NULL;
     uint64_t count = qm_cursor_u64(c);
     if (r->e->code)
         return false;
@@ -499,16 +539,20 @@ static bool read_legacy(qm_torch_header *h, const qm_infile *f, qm_err *e)
     reader r = {.f = f, .e = e};
     qm_cursor c = {.base = f->map, .size = f->size, .pos = sizeof magic, .what = f->path, .e = e};
     qm_pickle system = {0}, keys = {0};
-    bool ok = qm_pickle_read(&system, &c, known, e) && check_system(&r, &system) && qm_pickle_read(&r.p, &c, known, e)
-              && read_storages(&r) && qm_pickle_read(&keys, &c, known, e) && locate_in_order(&r, &c, &keys) && finish(&r, h);
+    bool ok = qm_pickle_read(&system, &c, known, e) && check_system(&r, &system)
+              && qm_pickle_read(&r.p, &c, known, e) && read_storages(&r)
+              && qm_pickle_read(&keys, &c, known, e) && locate_in_order(&r, &c, &keys) && finish(&r, h);
     qm_pickle_free(&system);
     qm_pickle_free(&keys);
     return release(&r, ok);
 }
 
-/* ---- which of them ------------------------------------------------------------------------------------ */
+/* ---- which of them -------------------------------------------------------------------------- */
 
-static bool begins(const qm_infile *f, const void *bytes, size_t n) { return f->size >= n && memcmp(f->map, bytes, n) == 0; }
+static bool begins(const qm_infile *f, const void *bytes, size_t n)
+{
+    return f->size >= n && memcmp(f->map, bytes, n) == 0;
+}
 
 bool qm_torch_read(qm_torch_header *h, const qm_infile *f, qm_err *e)
 {
@@ -517,9 +561,11 @@ bool qm_torch_read(qm_torch_header *h, const qm_infile *f, qm_err *e)
     if (begins(f, magic, sizeof magic))
         return read_legacy(h, f, e);
     if (begins(f, "version https://git-lfs", 23))
-        return qm_fail(e, QM_ECORRUPT, "%s: is a git-lfs pointer, not the file itself; run 'git lfs pull'", f->path);
+        return qm_fail(e, QM_ECORRUPT, "%s: is a git-lfs pointer, not the file itself; run 'git lfs pull'",
+                       f->path);
     if (f->size > 262 && memcmp(f->map + 257, "ustar", 5) == 0)
-        return qm_fail(e, QM_EUNSUPPORTED, "%s: a tar archive, as torch wrote before 0.1.10; load and save it with a newer torch",
+        return qm_fail(e, QM_EUNSUPPORTED,
+                       "%s: a tar archive, as torch wrote before 0.1.10; load and save it with a newer torch",
                        f->path);
     return qm_fail(e, QM_ECORRUPT, "%s: was not written by torch.save", f->path);
 }

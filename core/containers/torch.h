@@ -5,10 +5,10 @@
  *   before      | magic | 1001 | system | objects | keys | u64 count, bytes | u64 count, bytes | …
  *               each of the first five a pickle, the storages in the order of the keys
  *
- * Nothing in the file is ever called (see pickle.h), and after qm_torch_read has returned true every element of
- * every tensor lies in its own storage.  A tensor is a view of a storage: several may share one.
- * Nested dictionaries and lists become names with dots: {"model": {"fc.weight": t}} is "model.fc.weight".
- * Source: pytorch/pytorch, torch/serialization.py and torch/_utils.py.
+ * Nothing in the file is ever called (see pickle.h), and after qm_torch_read has returned true every element
+ * of every tensor lies in its own storage.  A tensor is a view of a storage: several may share one. Nested
+ * dictionaries and lists become names with dots: {"model": {"fc.weight": t}} is "model.fc.weight". Source:
+ * pytorch/pytorch, torch/serialization.py and torch/_utils.py.
  */
 #ifndef QM_TORCH_H
 #define QM_TORCH_H
@@ -20,8 +20,8 @@ typedef struct qm_torch_tensor {
     size_t group; /* of a nested one: bytes of the name that are the outermost key ("model" above) */
     qm_dtype dtype;
     qm_shape shape;
-    uint64_t at;   /* first element, from the start of the file */
-    uint64_t size; /* bytes of all elements, however they lie */
+    uint64_t at;        /* first element, from the start of the file */
+    uint64_t size;      /* bytes of all elements, however they lie */
     qm_strided strided; /* ndim 0: contiguous */
 } qm_torch_tensor;
 

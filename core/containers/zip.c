@@ -6,7 +6,7 @@
 #include "../cursor.h"
 #include "../utf8.h"
 
-#define NAME "%.*s"
+#define NAME     "%.*s"
 #define SHOWN(m) (int)((m)->length < 160 ? (m)->length : 160), (m)->name
 
 enum {
@@ -49,7 +49,7 @@ static uint16_t u16(qm_cursor *c)
     return (uint16_t)(low | qm_cursor_u8(c) << 8);
 }
 
-/* ---- the end ---------------------------------------------------------------------------------------- */
+/* ---- the end -------------------------------------------------------------------------------- */
 
 typedef struct directory {
     uint64_t at, size, count;
@@ -110,7 +110,7 @@ static bool find_directory(qm_cursor *c, directory *d, const qm_infile *f, qm_er
            || corrupt(f, "its directory does not end where the end record begins", e);
 }
 
-/* ---- members ---------------------------------------------------------------------------------------- */
+/* ---- members -------------------------------------------------------------------------------- */
 
 /* Sizes too large for their 32 bits stand, in this order, in an extra field. */
 static void read_extra(qm_cursor *c, uint64_t length, header *h)
@@ -154,7 +154,8 @@ static bool plain_name(const qm_zip_member *m)
 }
 
 /* The local header must say what the directory says; then its data is where it ends. */
-static bool read_local(qm_cursor *c, qm_zip_member *m, const header *d, uint64_t limit, const qm_infile *f, qm_err *e)
+static bool read_local(qm_cursor *c, qm_zip_member *m, const header *d, uint64_t limit, const qm_infile *f,
+                       qm_err *e)
 {
     header h = {0};
     if (m->header >= limit)
@@ -214,7 +215,7 @@ static bool read_member(qm_cursor *c, qm_zip_member *m, uint64_t limit, const qm
     return read_local(&local, m, &h, limit, f, e);
 }
 
-/* ---- all of them ------------------------------------------------------------------------------------ */
+/* ---- all of them ---------------------------------------------------------------------------- */
 
 static int by_place(const void *pa, const void *pb)
 {

@@ -2,9 +2,9 @@
  *
  *   | local header, name, extra, data | …  | central directory | zip64 end, locator | end |
  *
- * A zip says everything twice.  After qm_zip_read has returned true both agree, no member is encrypted, lies in
- * another or outside the file, and names are plain, unique and sorted.
- * Source: PKWARE's APPNOTE.TXT 6.3, sections 4.3 to 4.5.
+ * A zip says everything twice.  After qm_zip_read has returned true both agree, no member is encrypted, lies
+ * in another or outside the file, and names are plain, unique and sorted. Source: PKWARE's APPNOTE.TXT 6.3,
+ * sections 4.3 to 4.5.
  */
 #ifndef QM_ZIP_H
 #define QM_ZIP_H

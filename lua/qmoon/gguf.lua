@@ -161,10 +161,23 @@ local function applies(r, scaling, profile)
     return fits and is_key and (not r.profile or profile[r.profile])
 end
 
+--- An architecture's rows of metadata in the order that a profile has them in.
+local function in_order(a, profile)
+    local list = { unpack(a.metadata) }
+    if profile.order and not a.own_order then
+        local at = {}
+        for i, r in ipairs(list) do
+            at[r] = profile.order[r[1]] or 1000 + i
+        end
+        table.sort(list, function(x, y) return at[x] < at[y] end)
+    end
+    return list
+end
+
 --- The architecture's rows; with `first`, those that come before general.type.
 local function add_architecture(rows, config, extra, profile, first)
     local a, scaling = config.arch, scaling_of(config)
-    for _, r in ipairs(a.metadata) do
+    for _, r in ipairs(in_order(a, profile)) do
         local value = extra[r[3]]
         if value == nil then
             value = field_of(config.fields, r[3])

@@ -11,6 +11,8 @@
 --   sampling      the sampler settings of generation_config.json become metadata
 --   local_rope    Gemma 3's second rope frequency is metadata, too (else the program knows it)
 --   shared_router the gate of the shared expert stays F32, as routers do
+--   order         place of an architecture's metadata keys, for all but those with an order of their own; keys that
+--                 are not in it follow. Without it, they come as the architecture has them
 --
 -- Sources: llama.cpp 10e9780 (18 November 2025), from which the golden files are; llama.cpp 0c1e57098,
 -- which llama-cpp-python 0.3.36 carries.
@@ -21,6 +23,14 @@ local function set(names)
     local t = {}
     for name in names:gmatch "%S+" do
         t[name] = true
+    end
+    return t
+end
+
+local function place(names)
+    local t = {}
+    for i, name in ipairs(names) do
+        t[name] = i
     end
     return t
 end
@@ -52,6 +62,13 @@ local later = {
     sampling = true,
     local_rope = true,
     shared_router = true,
+    order = place {
+        "block_count", "context_length", "embedding_length", "feed_forward_length", "attention.head_count",
+        "attention.head_count_kv", "rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_context_length",
+        "rope.scaling.yarn_ext_factor", "rope.scaling.yarn_attn_factor", "rope.scaling.yarn_beta_fast",
+        "rope.scaling.yarn_beta_slow", "rope.freq_base", "rope.freq_base_swa", "attention.layer_norm_rms_epsilon",
+        "expert_count", "expert_used_count", "attention.key_length", "attention.value_length", "general.file_type",
+    },
 }
 
 local profiles = { list = { november, later } }

@@ -246,23 +246,18 @@ local function job()
     }
 end
 
--- What random choices would seldom hit.
+-- What random choices would seldom hit: each must be refused; then what is odd, but no mistake.
 local directed = {
     function(j) j.source.rows, j.source.cols, j.steps = 2 ^ 32, 2 ^ 32, {} end,
     function(j) j.source.rows, j.source.cols, j.steps = 2 ^ 53, 2 ^ 53, {} end,
-    function(j) j.source.rows, j.source.cols, j.steps = 2 ^ 53, 0, {} end,
-    function(j) j.source.rows, j.source.cols, j.steps = 0, 2 ^ 53, {} end,
     function(j) j.source.rows, j.source.cols, j.steps = 1, 2 ^ 33, {} end,
     function(j) j.source.rows, j.source.cols, j.steps = 2 ^ 33, 1, {} end,
     function(j) j.source.rows, j.source.cols, j.steps = 2 ^ 31, 8, {} end,
     function(j) j.source.at[1] = 2 ^ 53 end,
     function(j) j.source.at[1] = 100 end,
     function(j) j.source.format = "nf4" end,
-    function(j) j.source.format, j.source.at = "nf4", { 0, 0 } end,
-    function(j) j.source.format, j.source.at, j.source.double_quant = "nf4", { 0, 0 }, true end,
     function(j) j.source.format, j.source.at, j.source.double_quant, j.source.nested_at = "nf4", { 0, 0 }, true, 2 ^ 53 end,
     function(j) j.source.block = 2 ^ 32 + 64 end,
-    function(j) j.steps = { { kind = "low_rank", left = normal(0), right = normal(0), rank = 0 } } end,
     function(j) j.steps[1].rank = 2 ^ 53 end,
     function(j) j.steps[1].rank = 2 ^ 62 end,
     function(j) j.steps[4].row = { 5, 2 ^ 53 } end,
@@ -278,14 +273,22 @@ local directed = {
     function(j) j.sinks[1] = { format = "nf4", block = 2 ^ 32 + 64, file = j.sinks[1].file, at = { 0, 0 } } end,
     function(j) j.sinks[1] = { format = "nf4", block = 3, file = j.sinks[1].file, at = { 0, 0 } } end,
     function(j) j.sinks[1] = { format = "int8", block = 64, file = j.sinks[1].file, at = { 0, 0 } } end,
-    function(j) j.sinks[1] = { format = "f32", interleave_heads = 2, file = j.sinks[1].file, at = { 0 } } end,
     function(j) j.sinks[1] = { format = "f32", interleave_heads = 2 ^ 53, file = j.sinks[1].file, at = { 0 } } end,
     function(j) j.sinks[1] = { format = "f32", interleave_heads = 2 ^ 62, file = j.sinks[1].file, at = { 0 } } end,
     function(j) for i = 1, 17 do j.sinks[i] = j.sinks[1] end end,
     function(j) for i = 1, 65 do j.steps[i] = j.steps[1] end end,
-    function(j) for i = 1, 64 do j.steps[i] = j.steps[1] end end,
     function(j) j.keep_nonfinite = false j.steps[1].scale = 1 / 0 end,
     function(j) j.keep_nonfinite = false j.steps[5].scale = 0 / 0 end,
+}
+
+local odd = {
+    function(j) j.source.rows, j.source.cols, j.steps = 2 ^ 53, 0, {} end,
+    function(j) j.source.rows, j.source.cols, j.steps = 0, 2 ^ 53, {} end,
+    function(j) j.source.format, j.source.at = "nf4", { 0, 0 } end,
+    function(j) j.source.format, j.source.at, j.source.double_quant = "nf4", { 0, 0 }, true end,
+    function(j) j.steps = { { kind = "low_rank", left = normal(0), right = normal(0), rank = 0 } } end,
+    function(j) j.sinks[1] = { format = "f32", interleave_heads = 2, file = j.sinks[1].file, at = { 0 } } end,
+    function(j) for i = 1, 64 do j.steps[i] = j.steps[1] end end,
 }
 
 -- A progress function that pulls the carpet away, and work for it: several chunks.
@@ -337,7 +340,14 @@ local function call_stream()
         directed[i](j)
         try(core.stream_memory, j, 2)
         try(core.column_norms, pool, j, 1)
-        try(core.stream, pool, j)
+        assert(not try(core.stream, pool, j), "mistake " .. i .. " is not refused")
+    end)
+    section("core.stream, odd", #odd, function(i)
+        local j = job()
+        j.sinks = { { format = "f32", file = j.sinks[1].file, at = { 0 } } }
+        odd[i](j)
+        try(core.column_norms, pool, j, 1)
+        assert(try(core.stream, pool, j), "oddity " .. i .. " is refused")
     end)
     section("core.stream, carpets pulled away", 2 * #carpets, function(i)
         local p, j = core.pool(i % 2 + 1), long_job()

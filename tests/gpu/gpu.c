@@ -5,13 +5,20 @@
 
 #include "../../core/half.h"
 
+static void need(const void *p, const qm_err *e)
+{
+    if (p)
+        return;
+    printf("  %s\n", e->msg);
+    exit(1);
+}
+
 qm_cuda *gpu(void)
 {
     static qm_cuda *opened;
     qm_err e = {0};
     if (!opened)
-        opened = qm_cuda_open(0, &e);
-    CHECKF(opened, "%s", e.msg);
+        need(opened = qm_cuda_open(0, &e), &e);
     return opened;
 }
 
@@ -19,9 +26,8 @@ qm_cuda_stream *gpu_stream(void)
 {
     static qm_cuda_stream *s;
     qm_err e = {0};
-    if (!s && gpu())
-        s = qm_cuda_stream_new(gpu(), &e);
-    CHECKF(s, "%s", e.msg);
+    if (!s)
+        need(s = qm_cuda_stream_new(gpu(), &e), &e);
     return s;
 }
 

@@ -9,7 +9,8 @@
 #include "../../cuda/cuda.h"
 #include "../unit/test.h"
 
-qm_cuda *gpu(void); /* the first; NULL, and a failed test, when there is none */
+/* The first one; without it the program ends. */
+qm_cuda *gpu(void);
 qm_cuda_stream *gpu_stream(void);
 
 /* Both fail the test and say why when they cannot. */

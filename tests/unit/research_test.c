@@ -2,7 +2,7 @@
  *
  * 8-bit floats: torch 2.15's casts, of values clamped to the largest one first.  Integers and scaled 8-bit
  * floats: their formulas in torch operations (round is to even), packed by numpy.packbits.  nvfp4: the
- * functions of compressed-tensors 0.20 (generate_gparam, calculate_qparams, quantize, pack_fp4_to_uint8). */
+ * functions of compressed-tensors 0.20.  All by tests/peers/research_vectors.py. */
 #include <math.h>
 #include <stdlib.h>
 

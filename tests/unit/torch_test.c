@@ -1,12 +1,12 @@
-/* torch_test.c: files of torch.save are read as torch reads them; whatever else is in them is refused, and damage of any
- * kind is an error, not a crash. */
+/* torch_test.c: files of torch.save are read as torch reads them; whatever else is in them is refused, and
+ * damage of any kind is an error, not a crash. */
 #include <stdlib.h>
 
 #include "../../core/containers/pickle.h"
 #include "../../core/containers/torch.h"
 #include "test.h"
 
-/* ---- helpers ------------------------------------------------------------------------------------------ */
+/* ---- helpers -------------------------------------------------------------------------------- */
 
 static qm_torch_header read_fixture(const char *name, qm_infile **file)
 {
@@ -77,7 +77,7 @@ static bool takes(bytes b, qm_err *e)
     return ok;
 }
 
-/* ---- real files ---------------------------------------------------------------------------------------- */
+/* ---- real files ----------------------------------------------------------------------------- */
 
 TEST(torch_zip_and_legacy_hold_the_same)
 {
@@ -121,7 +121,8 @@ TEST(torch_views_of_storages)
         memcpy(&want, f->map + v->at + 2 * (i % 16 * 16 + i / 16), 2);
         CHECK(raw[i] == want);
     }
-    CHECK(qm_strided_read(&row->strided, f, row->at, 4, 5, 37, transposed, &e)); /* from the middle of a row on */
+    CHECK(qm_strided_read(&row->strided, f, row->at, 4, 5, 37, transposed,
+                          &e)); /* from the middle of a row on */
     memcpy(first, f->map + row->at, sizeof first);
     for (int i = 0; i < 37; i++)
         CHECK(transposed[i] == first[(i + 5) % 16]);
@@ -133,7 +134,8 @@ TEST(torch_names_of_nested_things)
 {
     qm_infile *f;
     qm_torch_header h = read_fixture("big-keys.pt", &f);
-    CHECK(h.count == 2 && tensor_of(&h, "blocks.0.w") == &h.tensor[0] && tensor_of(&h, "blocks.1.3") == &h.tensor[1]);
+    CHECK(h.count == 2 && tensor_of(&h, "blocks.0.w") == &h.tensor[0]
+          && tensor_of(&h, "blocks.1.3") == &h.tensor[1]);
     CHECK(h.tensor[0].group == strlen("blocks"));
     qm_torch_free(&h);
     qm_infile_unref(f);
@@ -152,7 +154,7 @@ TEST(torch_refuses_what_is_no_state_dict)
     refuses_file("model-safetensors/model.safetensors", QM_ECORRUPT, "not written by torch.save");
 }
 
-/* ---- pickles made by hand --------------------------------------------------------------------------------- */
+/* ---- pickles made by hand ------------------------------------------------------------------- */
 
 static const char *const known[] = {"torch._utils _rebuild_tensor_v2", "torch FloatStorage", NULL};
 
@@ -165,7 +167,7 @@ static bool unpickles(const char *text, size_t n, qm_err *e)
     qm_pickle_free(&p);
     return ok;
 }
-#define UNPICKLES(text) unpickles(text, sizeof text - 1, &e)
+#define UNPICKLES(text)    unpickles(text, sizeof text - 1, &e)
 #define REFUSES(text, why) CHECKF(!UNPICKLES(text) && strstr(e.msg, why), "%s", e.msg)
 
 TEST(pickle_takes_plain_data)
@@ -187,16 +189,19 @@ TEST(pickle_calls_nothing)
     qm_err e;
     REFUSES("cos\nsystem\nU\2ls\x85R.", "os.system");
     REFUSES("cposix\nsystem\nU\2ls\x85R.", "posix.system");
-    REFUSES("c__builtin__\neval\nU\1""1\x85R.", "__builtin__.eval");
+    REFUSES("c__builtin__\neval\nU\1"
+            "1\x85R.",
+            "__builtin__.eval");
     REFUSES("cbuiltins\nexec\n.", "builtins.exec");
     REFUSES("ctorch.hub\nload\n)R.", "torch.hub.load");
     REFUSES("cnumpy.core.multiarray\nscalar\n)R.", "numpy.core.multiarray.scalar");
     REFUSES("cos\nsys\x1b[2Jtem\n.", "not text");
     REFUSES("U\2os)R.", "cannot be called");
-    REFUSES("ctorch FloatStorage\n", "needs");       /* one line only: cut short */
+    REFUSES("ctorch FloatStorage\n", "needs"); /* one line only: cut short */
     REFUSES("ctorch\nFloatStorage\nK\1R.", "cannot be called");
-    REFUSES("ctorch\nFloatStorage\n)R}b.", "no such operation"); /* state of something else than a dictionary */
-    REFUSES("(ios\nsystem\n.", "opcode 0x69");                   /* INST */
+    REFUSES("ctorch\nFloatStorage\n)R}b.",
+            "no such operation");              /* state of something else than a dictionary */
+    REFUSES("(ios\nsystem\n.", "opcode 0x69"); /* INST */
     REFUSES("(cos\nsystem\no.", "os.system");
     REFUSES("\x8c\2os\x8c\6system\x93.", "opcode 0x8c"); /* protocol 4 */
     REFUSES("\x82\1.", "opcode 0x82");                   /* extension registry */
@@ -224,23 +229,31 @@ TEST(pickle_refuses_nonsense)
     REFUSES("j\xff\xff\xff\xff.", "never made");
     REFUSES("Nr\xff\xff\xff\xff.", "remembers too much");
     REFUSES("q\0.", "remember");
-    REFUSES("X\xff\xff\xff\xff" "abc", "needs");
-    REFUSES("\x8a\xff" "abc", "needs");
-    REFUSES("\x8a\x09" "123456789.", "64 bits");
+    REFUSES("X\xff\xff\xff\xff"
+            "abc",
+            "needs");
+    REFUSES("\x8a\xff"
+            "abc",
+            "needs");
+    REFUSES("\x8a\x09"
+            "123456789.",
+            "64 bits");
     REFUSES("Q.", "operand");
     REFUSES("ccollections\nOrderedDict\nK\1\x85R.", "no list");
     REFUSES("ccollections\nOrderedDict\n]K\1a\x85R.", "no pairs");
     REFUSES("ccollections\nOrderedDict\nNN\x86R.", "several");
 }
 
-/* ---- files made by hand ------------------------------------------------------------------------------------ */
+/* ---- files made by hand
+ * ------------------------------------------------------------------------------------ */
 
 /* A legacy file: the pickle of the objects, then of a list of one key, "0", then its storage of n floats. */
 static bytes legacy(const char *object, size_t length, uint64_t n)
 {
     static const char head[] = "\x80\2\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.\x80\2M\xe9\3."
                                "}U\x0dlittle_endian\x88s.";
-    static const char keys[] = "]U\1""0a.";
+    static const char keys[] = "]U\1"
+                               "0a.";
     size_t h = sizeof head - 1, k = sizeof keys - 1;
     bytes b = {calloc(1, h + length + k + 8 + n * 4), h + length + k + 8 + n * 4};
     memcpy(b.data, head, h);
@@ -250,10 +263,14 @@ static bytes legacy(const char *object, size_t length, uint64_t n)
     return b;
 }
 
-#define STORAGE(n)  "(U\7storagectorch\nFloatStorage\nU\1""0U\3cpuK" n "tQ"
-#define REBUILD     "ctorch._utils\n_rebuild_tensor_v2\n("
-#define REST        "\x89" "ccollections\nOrderedDict\n)RtR"
-#define FINE TENSOR("\6", "K\0", "K\1", "K\1")
+#define STORAGE(n)                         \
+    "(U\7storagectorch\nFloatStorage\nU\1" \
+    "0U\3cpuK" n "tQ"
+#define REBUILD "ctorch._utils\n_rebuild_tensor_v2\n("
+#define REST \
+    "\x89"   \
+    "ccollections\nOrderedDict\n)RtR"
+#define FINE                              TENSOR("\6", "K\0", "K\1", "K\1")
 #define TENSOR(n, offset, sizes, strides) REBUILD STORAGE(n) offset "(" sizes "t(" strides "t" REST
 
 static void takes_object(const char *object, size_t length, uint64_t n)
@@ -278,9 +295,10 @@ TEST(torch_views_must_lie_in_their_storage)
 {
     TAKES_OBJECT("}U\1a" TENSOR("\6", "K\0", "K\2K\3", "K\3K\1") "s.");
     TAKES_OBJECT("}U\1a" TENSOR("\6", "K\1", "K\5", "K\1") "s.");
-    TAKES_OBJECT("}U\1a" TENSOR("\6", "K\6", "K\0", "K\1") "s.");             /* nothing, at the end */
-    TAKES_OBJECT("}U\1a" TENSOR("\6", "K\5", "K\xff", "K\0") "s.");           /* one value, 255 times */
-    TAKES_OBJECT("}U\1a" TENSOR("\6", "K\5", "K\1K\1", "J\xff\xff\xff\x7fK\1") "s."); /* strides of 1 do not count */
+    TAKES_OBJECT("}U\1a" TENSOR("\6", "K\6", "K\0", "K\1") "s.");   /* nothing, at the end */
+    TAKES_OBJECT("}U\1a" TENSOR("\6", "K\5", "K\xff", "K\0") "s."); /* one value, 255 times */
+    TAKES_OBJECT(
+        "}U\1a" TENSOR("\6", "K\5", "K\1K\1", "J\xff\xff\xff\x7fK\1") "s."); /* strides of 1 do not count */
     REFUSES_OBJECT("}U\1a" TENSOR("\6", "K\1", "K\6", "K\1") "s.", "beyond the end");
     REFUSES_OBJECT("}U\1a" TENSOR("\6", "K\0", "K\2K\3", "K\4K\1") "s.", "beyond the end");
     REFUSES_OBJECT("}U\1a" TENSOR("\6", "K\7", "K\0", "K\1") "s.", "beyond the end");
@@ -288,9 +306,11 @@ TEST(torch_views_must_lie_in_their_storage)
     REFUSES_OBJECT("}U\1a" TENSOR("\6", "K\0", "J\xff\xff\xff\xff", "K\1") "s.", "shape and strides");
     REFUSES_OBJECT("}U\1a" TENSOR("\6", "K\5", "K\2", "J\xff\xff\xff\xff") "s.", "shape and strides");
     REFUSES_OBJECT("}U\1a" TENSOR("\6", "K\0", "K\2K\3", "K\1") "s.", "shape and strides");
-    REFUSES_OBJECT("}U\1a" TENSOR("\6", "K\0", "K\1K\1K\1K\1K\1K\1K\1K\1K\1", "K\1K\1K\1K\1K\1K\1K\1K\1K\1") "s.",
-                   "8 dimensions");
-    REFUSES_OBJECT("}U\1a" TENSOR("\6", "K\0", "J\0\0\0\x40J\0\0\0\x40J\0\0\0\x40", "K\0K\0K\0") "s.", "larger than any");
+    REFUSES_OBJECT(
+        "}U\1a" TENSOR("\6", "K\0", "K\1K\1K\1K\1K\1K\1K\1K\1K\1", "K\1K\1K\1K\1K\1K\1K\1K\1K\1") "s.",
+        "8 dimensions");
+    REFUSES_OBJECT("}U\1a" TENSOR("\6", "K\0", "J\0\0\0\x40J\0\0\0\x40J\0\0\0\x40", "K\0K\0K\0") "s.",
+                   "larger than any");
     REFUSES_OBJECT("}U\1a" TENSOR("\6", "K\0", "J\0\0\0\x40J\0\0\0\x40", "K\0K\0") "s.", "larger than any");
     REFUSES_OBJECT("}U\1a" TENSOR("\7", "K\0", "K\1", "K\1") "s.", "two sizes");
     REFUSES_OBJECT("}(U\1a" REBUILD "K\0K\0))" REST "U\1b" STORAGE("\6") "u.", "no storage");
@@ -320,7 +340,8 @@ TEST(torch_small_graphs_that_spell_huge_trees)
     REFUSES_OBJECT("]q\0h\0a}U\1a" FINE "sa.", "nested deeper"); /* a list in itself */
 }
 
-/* ---- damage ------------------------------------------------------------------------------------------------- */
+/* ---- damage
+ * ------------------------------------------------------------------------------------------------- */
 
 static uint64_t seed = 88172645463325252u;
 
@@ -331,7 +352,8 @@ static uint64_t next_random(void)
     return seed ^= seed << 17;
 }
 
-/* Bytes changed at random, a few at a time; runs of one file with pieces copied over each other; cut short. */
+/* Bytes changed at random, a few at a time; runs of one file with pieces copied over each other; cut short.
+ */
 static void mutate(const char *name, int rounds)
 {
     bytes original = load(name), b = {malloc(original.size), original.size};
@@ -344,9 +366,15 @@ static void mutate(const char *name, int rounds)
         for (int k = 0; k < changes; k++) {
             size_t at = next_random() % b.size;
             switch (next_random() % 4) {
-            case 0: b.data[at] ^= (uint8_t)(1u << next_random() % 8); break;
-            case 1: b.data[at] = (uint8_t)next_random(); break;
-            case 2: b.data[at] = next_random() % 2 ? 0xff : 0; break;
+            case 0:
+                b.data[at] ^= (uint8_t)(1u << next_random() % 8);
+                break;
+            case 1:
+                b.data[at] = (uint8_t)next_random();
+                break;
+            case 2:
+                b.data[at] = next_random() % 2 ? 0xff : 0;
+                break;
             default: {
                 size_t n = 1 + next_random() % 16, from = next_random() % b.size;
                 n = n > b.size - at ? b.size - at : n;

@@ -55,6 +55,7 @@ return {
         { "general.file_type", "u32", "file_type" },
     },
 
+    own_order = true,
     rope_scaling = {},
     tokenizer = { "spm" },
     tokenizer_class = "GemmaTokenizer",

@@ -64,6 +64,7 @@ return {
         { "attention.sliding_window", "u32", "sliding_window" },
     },
 
+    own_order = true,
     rope_scaling = {},
     tokenizer = { "spm" },
 

@@ -12,6 +12,7 @@
 --   left_out        rows {Lua pattern, why} of tensors that GGUF has no place for
 --   metadata        rows {key, type, field}, in the order GGUF files have them; "a.b" is a field of a field, a
 --                   row whose field is absent is left out, and a list of rows may stand for a row
+--   own_order       true when newer converters keep to that order, too (gguf_profiles.lua: order)
 --   rope_scaling    rope scalings that GGUF can say, how -> "keys" (of `metadata`) or "tensor"
 --   constants       function(fields): list of {name, values}, tensors that are in no checkpoint
 --   tokenizer       kinds of tokenizer.lua in the order they are looked for; { "bpe" } when absent

@@ -69,6 +69,7 @@ return {
         { "attention.sliding_window", "u32", "sliding_window" },
     },
 
+    own_order = true,
     rope_scaling = { longrope = "tensor" },
 
     constants = function(fields)

@@ -1,0 +1,32 @@
+#!/bin/sh
+# kit.sh BUILD FOLDER [BITSANDBYTES]: adds to FOLDER, made by dist.sh, what a machine with a GPU needs to run the tests
+# and benchmarks: `sh run.sh` there.
+set -eu
+build=$1 to=$(realpath "$2") bnb=${3:-}
+for program in gpu_test gpu_bench; do
+    cp "$build/$program" "$to/"
+    strip -g "$to/$program"
+done
+mkdir -p "$to/tests/gpu"
+cp tests/run.lua "$to/tests/"
+cp tests/gpu/*.lua tests/gpu/*.py "$to/tests/gpu/"
+if [ -n "$bnb" ]; then # its Python files and the one library for CUDA 13.0
+    mkdir -p "$to/bnb"
+    (cd "$bnb" && find bitsandbytes \( -name '*.py' -o -name 'libbitsandbytes_cuda130.so' -o -name 'libbitsandbytes_cpu.so' \) \
+        -exec cp --parents -t "$to/bnb" {} +)
+fi
+cat >"$to/run.sh" <<'EOF'
+#!/bin/sh
+# Tests, then speed; the last lines say how it went.
+cd "$(dirname "$0")"
+status=0
+[ "${1:-}" = bench ] || ./qmoon tests/run.lua --unit ./gpu_test tests/gpu/cuda_test.lua || status=1
+if [ "${1:-}" != test ]; then
+    nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.limit --format=csv,noheader
+    ./gpu_bench || status=1
+    nvidia-smi --query-gpu=clocks.sm,clocks.mem,temperature.gpu,power.draw --format=csv,noheader
+    if [ -d bnb ]; then PYTHONPATH=bnb python3 tests/gpu/bnb_bench.py || status=1; fi
+fi
+exit $status
+EOF
+echo "$to: $(du -sm "$to" | cut -f1) MiB"
