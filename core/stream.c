@@ -147,7 +147,8 @@ static uint64_t memory_of(const stream *st)
                           + st->plane_total + st->rows_total;
     uint64_t total = (uint64_t)st->threads * per_thread + (uint64_t)st->chunks * sizeof(chunk_sums);
     if (st->job->source.strided.shape.ndim) /* read through the map */
-        total += (uint64_t)qm_strided_span(&st->job->source.strided) * (st->job->source.format->plane[0].bits / 8);
+        total += (uint64_t)qm_strided_span(&st->job->source.strided)
+                 * (st->job->source.format->plane[0].bits / 8);
     for (int k = 0; k < st->job->nsink; k++)
         total += st->sink[k].groups * (sizeof(qm_groupsum) + 3 * sizeof(float))
                  + (uint64_t)st->chunks * sizeof(qm_errsum);
@@ -521,7 +522,8 @@ static bool finish_double_quant(qm_sink *k, sink_run *r, uint64_t total, qm_err 
     uint8_t *codes = malloc(n + 1);
     bool ok = absmax && nested && codes;
     if (!ok)
-        qm_fail(e, QM_ENOFIT, "out of memory: %" PRIu64 " bytes for double quantisation", n * sizeof *absmax);
+        qm_fail(e, QM_ENOFIT, "%s: out of memory for %" PRIu64 " bytes of double quantisation", k->file->path,
+                n * sizeof *absmax);
     if (ok) {
         if (!k->offset_given)
             k->offset = qm_double_quant_offset(r->absmax, n);

@@ -8,9 +8,11 @@
 #include "codebook.h"
 #include "double_quant.h"
 
-static bool no_memory(qm_err *e, uint64_t bytes)
+static bool no_memory(const char *name, const qm_shape *shape, uint64_t bytes, qm_err *e)
 {
-    return qm_fail(e, QM_ENOFIT, "out of memory: %" PRIu64 " bytes for a tensor", bytes);
+    char text[160];
+    return qm_fail(e, QM_ENOFIT, "%s %s: out of memory for %" PRIu64 " bytes", name ? name : "tensor",
+                   qm_shape_text(shape, text, sizeof text), bytes);
 }
 
 static qm_buf *buf_new(uint64_t size, qm_device *d, qm_err *e)
@@ -20,7 +22,6 @@ static qm_buf *buf_new(uint64_t size, qm_device *d, qm_err *e)
         b->heap = d ? d->alloc(d, size, e) : malloc(size ? size : 1);
     if (!b || !b->heap) {
         free(b);
-        no_memory(e, size);
         return NULL;
     }
     b->device = qm_device_ref(d);
@@ -44,8 +45,10 @@ static void buf_unref(qm_buf *b)
 uint8_t *qm_tensor_plane_new(qm_tensor *t, int i, uint64_t size, qm_device *d, qm_err *e)
 {
     qm_buf *b = buf_new(size, d, e);
-    if (!b)
+    if (!b) {
+        no_memory(t->name, &t->shape, size, e);
         return NULL;
+    }
     t->plane[i] = (qm_slice){b, b->heap, size};
     return b->heap;
 }
@@ -64,7 +67,7 @@ qm_tensor *qm_tensor_new(const char *name, const qm_shape *shape, qm_err *e)
         t = NULL;
     }
     if (!t) {
-        no_memory(e, sizeof *t);
+        no_memory(name, shape, sizeof *t, e);
         return NULL;
     }
     t->shape = *shape;
@@ -96,7 +99,7 @@ qm_tensor *qm_tensor_view(const char *name, qm_infile *f, uint64_t at, uint64_t 
     }
     qm_buf *b = calloc(1, sizeof *b);
     if (!b) {
-        no_memory(e, sizeof *b);
+        no_memory(name, shape, sizeof *b, e);
         qm_tensor_free(t);
         return NULL;
     }
@@ -114,7 +117,7 @@ static bool plane_view(qm_tensor *t, int i, qm_infile *f, uint64_t at, uint64_t 
                        t->name, at, at + size);
     qm_buf *b = calloc(1, sizeof *b);
     if (!b)
-        return no_memory(e, sizeof *b);
+        return no_memory(t->name, &t->shape, sizeof *b, e);
     b->refs = 1;
     b->file = qm_infile_ref(f);
     t->plane[i] = (qm_slice){b, size ? f->map + at : NULL, size};
@@ -310,7 +313,7 @@ bool qm_tensor_values(const qm_tensor *t, float *dst, qm_err *e)
         size_t groups = (size_t)t->plane[1].size;
         absmax = malloc(groups * sizeof *absmax + 1);
         if (!absmax)
-            return no_memory(e, groups * sizeof *absmax);
+            return no_memory(t->name, &t->shape, groups * sizeof *absmax, e);
         qm_double_dequant(t->plane[1].data, (const float *)(const void *)t->plane[2].data, groups, t->offset,
                           absmax);
         plane[1] = (const uint8_t *)absmax;
@@ -390,7 +393,7 @@ qm_tensor *qm_tensor_quantize(const qm_tensor *t, const qm_format *f, const qm_q
     const char *what = t->name ? t->name : "tensor";
     float *x = malloc(n * sizeof *x + 1);
     if (!x) {
-        no_memory(e, n * sizeof *x);
+        no_memory(t->name, &t->shape, n * sizeof *x, e);
         return NULL;
     }
     if (!qm_tensor_values(t, x, e) || !(out = qm_tensor_new(t->name, &t->shape, e)))
@@ -466,7 +469,7 @@ bool qm_tensor_errors(const qm_tensor *a, const qm_tensor *b, qm_errsum *sum, qm
         return device->errors(device, a, b, sum, e);
     float *x = malloc(2 * n * sizeof *x + 1);
     if (!x)
-        return no_memory(e, 2 * n * sizeof *x);
+        return no_memory(a->name, &a->shape, 2 * n * sizeof *x, e);
     bool ok = qm_tensor_values(a, x, e) && qm_tensor_values(b, x + n, e);
     if (ok) {
         *sum = (qm_errsum){0};

@@ -53,6 +53,8 @@ end
 --- This machine's memory, for t:to(qm.cpu).
 qm.cpu = "cpu"
 
+qm.arch = require "qmoon.arch"
+
 local tensors = require "qmoon.tensor"
 for _, name in ipairs { "tensor", "randn", "uniform", "student_t", "error", "compare" } do
     qm[name] = tensors[name]

@@ -394,9 +394,7 @@ T["types of single tensors, profiles, and no fallback"] = function()
 end
 
 T["a type that does not divide the rows is a fallback, or an error when that is asked for"] = function()
-    local base, dir = support.scratch(), folder()
-    require("qmoon.synth").model({ hidden = 96, ffn = 160, layers = 2, heads = 3, kv = 1, vocab = 600, tied = true },
-        base, { seed = 3 })
+    local base, dir = support.qwen2 { hidden = 96, ffn = 160, layers = 2, heads = 3, kv = 1, vocab = 600 }, folder()
     qm.write(qm.open(base), { { dir .. "/a.gguf", format = "q4_k_m" } })
     support.equal(type_of(dir .. "/a.gguf", "blk.0.attn_k.weight"), "Q5_0", "fallback")
     support.raises("unsupported", { "attn_k.weight", "Q4_K_M" }, qm.write, qm.open(base),

@@ -215,9 +215,7 @@ T["a file cut short is corrupt, by name"] = function()
 end
 
 T["an adapter for another model is named with both shapes"] = function()
-    local base = support.scratch()
-    require("qmoon.synth").model({ hidden = 64, ffn = 160, layers = 4, heads = 4, kv = 2, vocab = 600, tied = true }, base,
-        { seed = 3 })
+    local base = support.qwen2 { hidden = 64, ffn = 160, layers = 4, heads = 4, kv = 2, vocab = 600 }
     refused("fail", "[", function(dir)
         qm.write(qm.open(base):merge(ADAPTER), all(dir))
     end)
@@ -301,9 +299,8 @@ T["every command has help, and it exits with 0"] = function()
 end
 
 T["killed in the middle: no final names, and the next run replaces what is left"] = function()
-    local base, dir = support.scratch(), support.scratch()
-    require("qmoon.synth").model({ hidden = 512, ffn = 2048, layers = 6, heads = 8, kv = 2, vocab = 20000, tied = true }, base,
-        { seed = 3 })
+    local base = support.qwen2 { hidden = 512, ffn = 2048, layers = 6, heads = 8, kv = 2, vocab = 20000 }
+    local dir = support.scratch()
     for _, delay in ipairs { 0.02, 0.05, 0.1 } do
         os.execute(("timeout -s KILL %g %s pipeline --base %s --out %s >/dev/null 2>&1"):format(delay, arg[-1], base, dir))
         for _, name in ipairs(core.stat(dir) and core.list(dir) or {}) do
@@ -323,9 +320,8 @@ T["killed in the middle: no final names, and the next run replaces what is left"
 end
 
 T["Ctrl-C ends with 130 and removes what was begun"] = function()
-    local base, dir = support.scratch(), support.scratch()
-    require("qmoon.synth").model({ hidden = 512, ffn = 2048, layers = 6, heads = 8, kv = 2, vocab = 60000, tied = true }, base,
-        { seed = 3 })
+    local base = support.qwen2 { hidden = 512, ffn = 2048, layers = 6, heads = 8, kv = 2, vocab = 60000 }
+    local dir = support.scratch()
     local status = os.execute(("timeout --preserve-status -s INT 0.15 %s pipeline --threads 1 --base %s --out %s >/dev/null 2>&1")
         :format(arg[-1], base, dir))
     status = status > 255 and math.floor(status / 256) or status

@@ -98,4 +98,16 @@ function support.equal(a, b, what)
     end
 end
 
+--- A synthetic qwen2 checkpoint of these dimensions, embeddings tied, in a new folder; returns it.
+---@param d {hidden:integer, ffn:integer, layers:integer, heads:integer, kv:integer, vocab:integer}
+function support.qwen2(d)
+    local size = { model_type = "qwen2", architectures = { "Qwen2ForCausalLM" }, pre = "qwen2", hidden_size = d.hidden,
+                   intermediate_size = d.ffn, num_hidden_layers = d.layers, num_attention_heads = d.heads,
+                   num_key_value_heads = d.kv, vocab_size = d.vocab, tie_word_embeddings = true,
+                   max_position_embeddings = 1024, rope_theta = 1e6, rms_norm_eps = 1e-6 }
+    local dir = support.scratch()
+    require("qmoon.synth").model(size, dir, { seed = 3 })
+    return dir
+end
+
 return support

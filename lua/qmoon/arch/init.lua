@@ -200,7 +200,17 @@ function arch.of_gguf(meta)
     return name and arch.named(name, of[tostring(name) .. ".expert_count"])
 end
 
---- The architecture whose table has the most of these names, and how many.
+--- How many modules a model of the architecture must have.
+local function needed_rows(a)
+    local count = 0
+    for _, row in ipairs(a.rows) do
+        count = count + ((row.optional or row.also or row.left_out) and 0 or 1)
+    end
+    return count
+end
+
+--- The architecture whose table has the most of these names, and how many; of several the one that wants least
+--- besides.
 ---@param names string[] of tensors, as a checkpoint has them
 ---@return table? a, integer count
 function arch.nearest(names)
@@ -210,7 +220,7 @@ function arch.nearest(names)
         for _, name in ipairs(names) do
             count = count + (arch.row(a, name) and 1 or 0)
         end
-        if count > most then
+        if count > most or best and count == most and needed_rows(a) < needed_rows(best) then
             best, most = a, count
         end
     end
