@@ -153,7 +153,7 @@ static void encode_rows(const qm_format *f, const float *x, size_t n, const qm_c
     uint8_t *at[QM_MAX_PLANES] = {0};
     memcpy(at, plane, sizeof at[0] * (size_t)qm_format_planes(f));
     for (; n; x += c->cols, n -= c->cols) {
-        encode_important(f, x, c, mean_square(x, c->cols), at);
+        encode_important(f, x, c, f->row_power ? mean_square(x, c->cols) : 0, at);
         for (int i = 0; i < qm_format_planes(f); i++)
             at[i] += qm_plane_size(f, c, i, c->cols);
     }

@@ -74,9 +74,10 @@ typedef struct qm_format {
     void (*decode)(const uint8_t *const plane[], uint32_t n, const qm_codec *c, float *y);
 
     /* The same where columns differ in importance: that of each of the n values, and the mean square of
-     * the row they are in.  NULL: this format takes no notice. */
+     * the row they are in (0 unless row_power).  NULL: this format takes no notice. */
     void (*encode_important)(const float *x, uint32_t n, const float *importance, float power,
                              uint8_t *const plane[]);
+    bool row_power;
 
     /* Formats made at run time (codebook.h); zero for those of the folder. */
     bool made;

@@ -8,28 +8,11 @@
 
 enum { BLOCKS_THREADS = 256, BLOCKS_TURNS = 4, BLOCKS_AT_ONCE = BLOCKS_THREADS / 4, BLOCKS = BLOCKS_TURNS * BLOCKS_AT_ONCE };
 
-/* The bits of the largest magnitude of four lanes; above infinity's where there is a NaN. */
-__device__ inline uint32_t largest_of_block(const float x[8])
-{
-    uint32_t most = 0;
-#pragma unroll
-    for (int i = 0; i < 8; i++)
-        most = max(most, __float_as_uint(x[i]) & 0x7fffffffu);
-    most = max(most, __shfl_xor_sync(~0u, most, 1));
-    return max(most, __shfl_xor_sync(~0u, most, 2));
-}
-
 struct q8_0_code {
     static constexpr int BYTES = sizeof(struct qm_q8_0);
     static constexpr encode_group *PLAIN = format_q8_0::encode;
 
-    /* d, and whether what follows is right for it */
-    __device__ static bool scale(const float[8], uint32_t most, float *d, float *inverse)
-    {
-        *d = __uint_as_float(most) / 127.0f;
-        *inverse = *d != 0 ? 1.0f / *d : 0.0f;
-        return most < 0x7f800000u && *inverse < INFINITY;
-    }
+    __device__ static float scale(const float[8], float high, float low) { return fmaxf(high, -low) / 127.0f; }
 
     /* The lane's 8 bytes, at an even address. */
     __device__ static void store(const float x[8], float inverse, uint8_t *block, uint32_t lane)
@@ -37,7 +20,7 @@ struct q8_0_code {
         uint16_t *to = (uint16_t *)(block + 2 + 8 * lane);
 #pragma unroll
         for (int i = 0; i < 4; i++)
-            to[i] = (uint16_t)((code(x[2 * i] * inverse) & 255) | code(x[2 * i + 1] * inverse) << 8);
+            to[i] = (uint16_t)__byte_perm(code(x[2 * i] * inverse), code(x[2 * i + 1] * inverse), 0x40);
     }
 
     __device__ static int code(float v) { return __float2int_rz(v + copysignf(0x1.fffffep-2f, v)); }
@@ -47,21 +30,20 @@ struct q4_0_code {
     static constexpr int BYTES = sizeof(struct qm_q4_0);
     static constexpr encode_group *PLAIN = format_q4_0::encode;
 
-    __device__ static bool scale(const float x[8], uint32_t most, float *d, float *inverse)
+    /* Of two that are equally far from zero, the first counts. */
+    __device__ static float scale(const float x[8], float high, float low)
     {
-        float max = 0; /* the first of the largest, with its sign */
-        bool have = false;
+        float max = high > -low ? high : low;
+        if (__any_sync(~0u, high == -low)) {
+            float first = 0;
 #pragma unroll
-        for (int i = 7; i >= 0; i--)
-            if ((__float_as_uint(x[i]) & 0x7fffffffu) == most) {
-                max = x[i];
-                have = true;
-            }
-        uint32_t lane = threadIdx.x % 32, first = __ffs(__ballot_sync(~0u, have) >> (lane & 28)) - 1;
-        max = __shfl_sync(~0u, max, (lane & 28) + (first & 3));
-        *d = (most ? max : 0.0f) / -8.0f;
-        *inverse = *d != 0 ? 1.0f / *d : 0.0f;
-        return most < 0x7f800000u && fabsf(*inverse) < INFINITY;
+            for (int i = 7; i >= 0; i--)
+                first = fabsf(x[i]) == high ? x[i] : first;
+            uint32_t lane = threadIdx.x % 32, have = __ballot_sync(~0u, first != 0) >> (lane & 28) & 15;
+            first = __shfl_sync(~0u, first, (lane & 28) + (have ? __ffs(have) - 1 : 0));
+            max = high == -low ? first : max;
+        }
+        return max * -0.125f; /* as divided by -8 */
     }
 
     /* Values 0 ... 15 are low nibbles, 16 ... 31 high ones: lanes 0 and 1 take those of 2 and 3. */
@@ -69,8 +51,8 @@ struct q4_0_code {
     {
         uint32_t word[2] = {0, 0};
 #pragma unroll
-        for (int i = 0; i < 8; i++)
-            word[i / 4] |= (uint32_t)min(__float2int_rz(x[i] * inverse + 8.5f), 15) << 8 * (i % 4);
+        for (int i = 7; i >= 0; i--)
+            word[i / 4] = word[i / 4] << 8 | min(__float2int_rz(x[i] * inverse + 8.5f), 15);
         word[0] |= __shfl_down_sync(~0u, word[0], 2) << 4;
         word[1] |= __shfl_down_sync(~0u, word[1], 2) << 4;
         if (lane < 2) {
@@ -91,7 +73,7 @@ template <class F, qm_dtype D> __device__ __noinline__ void encode_plainly(const
 }
 
 template <class F, qm_dtype D>
-__global__ void __launch_bounds__(BLOCKS_THREADS)
+__global__ void __launch_bounds__(BLOCKS_THREADS, 4)
     blocks32_encode(const void *__restrict__ x, uint64_t blocks, uint8_t *__restrict__ out)
 {
     __shared__ uint4 staged[BLOCKS * F::BYTES / 16];
@@ -107,9 +89,11 @@ __global__ void __launch_bounds__(BLOCKS_THREADS)
     for (int u = 0; u < BLOCKS_TURNS; u++) {
         uint32_t block = u * BLOCKS_AT_ONCE + threadIdx.x / 4;
         uint8_t *to = (uint8_t *)staged + block * F::BYTES;
-        float each[8], d, inverse;
+        float each[8];
         unpack(v[u], each);
-        bool ordinary = F::scale(each, largest_of_block(each), &d, &inverse);
+        range<D> r = among_lanes(range<D>::of_eight(v[u]), 4);
+        float high = r.top(), low = r.bottom(), d = F::scale(each, high, low), inverse = d != 0 ? 1.0f / d : 0.0f;
+        bool ordinary = fmaxf(high, -low) < INFINITY && high == high && fabsf(inverse) < INFINITY;
         F::store(each, inverse, to, lane);
         if (lane == 0)
             *(__half *)to = __float2half_rn(d); /* agrees with half.h on all but NaN, which is done plainly */

@@ -137,6 +137,72 @@ template <> struct magnitude<QM_F16> : packed_magnitude<__half2> {
     __device__ float value() const { return fmaxf(__low2float(most), __high2float(most)); }
 };
 
+/* The larger; NaN when one is. */
+__device__ inline float max_or_nan(float a, float b)
+{
+#if __CUDA_ARCH__ >= 800
+    float r;
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b));
+    return r;
+#else
+    return a > b || a != a ? a : b;
+#endif
+}
+
+/* ---- ranges -----------------------------------------------------------------------------------------
+ *
+ * Both ends of a range of values, of_eight and then joined; NaN where there is one among them. */
+
+template <qm_dtype D> struct range;
+
+template <> struct range<QM_F32> {
+    float high, low; /* the lower end negated */
+    __device__ static range of_eight(eight<QM_F32> v)
+    {
+        float x[8];
+        unpack(v, x);
+        range r = {x[0], -x[0]};
+#pragma unroll
+        for (int i = 1; i < 8; i++)
+            r = r.join({x[i], -x[i]});
+        return r;
+    }
+    __device__ range join(range o) const { return {max_or_nan(high, o.high), max_or_nan(low, o.low)}; }
+    __device__ range other_lane(int mask) const
+    {
+        return {__shfl_xor_sync(~0u, high, mask), __shfl_xor_sync(~0u, low, mask)};
+    }
+    __device__ float top() const { return high; }
+    __device__ float bottom() const { return -low; }
+};
+
+template <class P> struct packed_range {
+    P high, low;
+    __device__ static packed_range of_words(uint4 w)
+    {
+        P a = *(P *)&w.x, b = *(P *)&w.y, c = *(P *)&w.z, d = *(P *)&w.w;
+        return {__hmax2_nan(__hmax2_nan(a, b), __hmax2_nan(c, d)), __hmin2_nan(__hmin2_nan(a, b), __hmin2_nan(c, d))};
+    }
+    __device__ packed_range join(packed_range o) const { return {__hmax2_nan(high, o.high), __hmin2_nan(low, o.low)}; }
+    __device__ packed_range other_lane(int mask) const
+    {
+        uint32_t h = __shfl_xor_sync(~0u, *(const uint32_t *)&high, mask), l = __shfl_xor_sync(~0u, *(const uint32_t *)&low, mask);
+        return {*(P *)&h, *(P *)&l};
+    }
+    __device__ float top() const { return max_or_nan(__low2float(high), __high2float(high)); }
+    __device__ float bottom() const { return -max_or_nan(-__low2float(low), -__high2float(low)); }
+};
+
+template <> struct range<QM_BF16> : packed_range<__nv_bfloat162> {
+    __device__ range(packed_range<__nv_bfloat162> r) : packed_range(r) {}
+    __device__ static range of_eight(eight<QM_BF16> v) { return of_words(v.part[0]); }
+};
+
+template <> struct range<QM_F16> : packed_range<__half2> {
+    __device__ range(packed_range<__half2> r) : packed_range(r) {}
+    __device__ static range of_eight(eight<QM_F16> v) { return of_words(v.part[0]); }
+};
+
 /* The largest of 2, 4, 8, 16 or 32 neighbouring lanes, in all of them. */
 template <class M> __device__ inline M among_lanes(M m, int lanes)
 {

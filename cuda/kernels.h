@@ -72,10 +72,13 @@ cudaError_t qm_nested_encode(const float *absmax, uint64_t n, const float *offse
 cudaError_t qm_nested_decode(const uint8_t *codes, const float *nested, uint64_t n, float offset,
                              float *absmax, cudaStream_t s);
 
-/* ---- rows.cuh: int8 ----------------------------------------------------------------------------- */
+/* ---- rows.cuh: int8; cols a multiple of 8, values on 16 bytes, codes on 8 ----------------------- */
 
 cudaError_t qm_int8_encode(const void *x, qm_dtype dtype, uint64_t rows, uint32_t cols, uint8_t *codes,
                            float *absmax, cudaStream_t s);
+
+cudaError_t qm_int8_decode(const uint8_t *codes, const float *absmax, uint64_t rows, uint32_t cols, void *y,
+                           qm_dtype dtype, cudaStream_t s);
 
 /* ---- blocks32.cuh: q8_0 and q4_0; n a multiple of 32, addresses of 16 --------------------------- */
 

@@ -205,18 +205,32 @@ template <bool NESTED> __device__ inline void fill_tables(nibble_tables &t, cons
     __syncthreads();
 }
 
-template <bool NESTED> __device__ inline float scale_at(const nibble_tables &t, const qm_nibbles &q, uint64_t group)
+/* The scale of a group, from what was read for it. */
+template <bool NESTED> struct scale_bytes {
+    float first; /* single: the scale */
+    float super;
+    uint8_t code;
+};
+
+template <bool NESTED> __device__ inline scale_bytes<NESTED> load_scale(const qm_nibbles &q, uint64_t group)
 {
-    if (!NESTED)
-        return ((const float *)q.absmax)[group];
-    return times_ftz(t.nested[((const uint8_t *)q.absmax)[group]], q.nested[group / 256]) + q.offset;
+    if constexpr (NESTED)
+        return {0, q.nested[group / 256], ((const uint8_t *)q.absmax)[group]};
+    else
+        return {((const float *)q.absmax)[group], 0, 0};
+}
+
+template <bool NESTED> __device__ inline float scale_of(const nibble_tables &t, const qm_nibbles &q, scale_bytes<NESTED> s)
+{
+    return NESTED ? times_ftz(t.nested[s.code], s.super) + q.offset : s.first;
 }
 
 /* Value k of the lane's word: bytes in order, high nibble first. */
 __device__ inline float nibble_value(const nibble_tables &t, uint32_t word, int k, float scale)
 {
-    uint32_t code = word >> (8 * (k / 2) + (k % 2 ? 0 : 4)) & 15;
-    return times_ftz(t.level[code][threadIdx.x % 32], scale);
+    int from = 8 * (k / 2) + (k % 2 ? 0 : 4) - 7; /* a code is 128 bytes of the table */
+    uint32_t at = (from < 0 ? word << -from : word >> from) & 15 << 7;
+    return times_ftz(*(const float *)((const char *)&t.level[0][threadIdx.x % 32] + at), scale);
 }
 
 /* An f32 lane has half as many values, so that it, too, writes 16 bytes. */
@@ -224,7 +238,7 @@ template <qm_dtype D> struct decoded {
     static constexpr int VALUES = D == QM_F32 ? 4 : 8;
 };
 
-template <qm_dtype D> __device__ inline uint32_t codes_at(const uint8_t *codes, uint64_t i)
+template <qm_dtype D> __device__ inline uint32_t codes_at(const uint8_t *codes, uint32_t i)
 {
     return D == QM_F32 ? ((const uint16_t *)codes)[i] : ((const uint32_t *)codes)[i];
 }
@@ -235,32 +249,41 @@ __global__ void __launch_bounds__(NIBBLE_THREADS)
 {
     constexpr int VALUES = decoded<D>::VALUES;
     __shared__ nibble_tables t;
-    const uint64_t vectors = n / VALUES, first = (uint64_t)blockIdx.x * U * NIBBLE_THREADS + threadIdx.x;
+    const uint64_t vectors = n / VALUES, start = (uint64_t)blockIdx.x * U * NIBBLE_THREADS;
+    const uint8_t *codes = q.codes + start * VALUES / 2;
+    const uint64_t group = start >> shift; /* the block of threads begins with a group: U vectors of it are 4096 values */
+    const uint32_t here = vectors - start < U * NIBBLE_THREADS ? (uint32_t)(vectors - start) : U * NIBBLE_THREADS;
+    uint4 *to = (uint4 *)y + start;
     uint32_t word[U];
+    scale_bytes<NESTED> scale[U];
 #pragma unroll
-    for (int u = 0; u < U; u++)
-        if (first + u * NIBBLE_THREADS < vectors)
-            word[u] = codes_at<D>(q.codes, first + u * NIBBLE_THREADS);
+    for (int u = 0; u < U; u++) {
+        uint32_t i = u * NIBBLE_THREADS + threadIdx.x;
+        if (i < here) {
+            word[u] = codes_at<D>(codes, i);
+            scale[u] = load_scale<NESTED>(q, group + (i >> shift));
+        }
+    }
     fill_tables<NESTED>(t, q);
 #pragma unroll
     for (int u = 0; u < U; u++) {
-        uint64_t i = first + u * NIBBLE_THREADS;
-        if (i >= vectors)
+        uint32_t i = u * NIBBLE_THREADS + threadIdx.x;
+        if (i >= here)
             break;
-        float scale = scale_at<NESTED>(t, q, i >> shift), v[VALUES];
+        float by = scale_of(t, q, scale[u]), v[VALUES];
 #pragma unroll
         for (int k = 0; k < VALUES; k++)
-            v[k] = nibble_value(t, word[u], k, scale);
-        uint4 out;
+            v[k] = nibble_value(t, word[u], k, by);
         if constexpr (D == QM_F32)
-            out = make_uint4(__float_as_uint(v[0]), __float_as_uint(v[1]), __float_as_uint(v[2]), __float_as_uint(v[3]));
+            __stcs(to + i, make_uint4(__float_as_uint(v[0]), __float_as_uint(v[1]), __float_as_uint(v[2]), __float_as_uint(v[3])));
         else
-            out = make_uint4(pack_pair<D>(v[0], v[1]), pack_pair<D>(v[2], v[3]), pack_pair<D>(v[4], v[5]), pack_pair<D>(v[6], v[7]));
-        __stcs((uint4 *)y + i, out); /* written once */
+            __stcs(to + i, make_uint4(pack_pair<D>(v[0], v[1]), pack_pair<D>(v[2], v[3]), pack_pair<D>(v[4], v[5]), pack_pair<D>(v[6], v[7])));
     }
-    if (blockIdx.x == 0 && threadIdx.x == 0) /* what does not fill a lane */
-        for (uint64_t i = vectors * VALUES; i < n; i++)
-            store_one(y, D, i, nibble_value(t, q.codes[i / 2], i % 2, scale_at<NESTED>(t, q, i / VALUES >> shift)));
+    if (blockIdx.x == 0 && threadIdx.x < n % VALUES) { /* what does not fill a lane */
+        uint64_t i = vectors * VALUES + threadIdx.x;
+        float by = scale_of(t, q, load_scale<NESTED>(q, i / VALUES >> shift));
+        store_one(y, D, i, nibble_value(t, q.codes[i / 2], i % 2, by));
+    }
 }
 
 template <qm_dtype D, int U>

@@ -10,7 +10,7 @@
 #ifndef QM_SUMS_CUH
 #define QM_SUMS_CUH
 
-enum { SUMS_THREADS = 256, SUMS_TURNS = QM_SUMS_RUN / (SUMS_THREADS * 8) };
+enum { SUMS_THREADS = 256 };
 
 /* With d = y - x; sums of x*y and y*y follow from these, as in core/vec.c. */
 struct sums {
@@ -74,72 +74,74 @@ __device__ inline sums sums_of_threads(sums s)
     return s;
 }
 
-/* What the second tensor's values come from: fetch brings vector i into registers, get decodes it. */
+/* What the second tensor's values come from, seen from vector `start` on: fetch brings vector start + i into
+ * registers, get decodes it. */
 template <qm_dtype D> struct plain_values {
     typedef eight<D> raw;
     struct tables {};
     const void *y;
     __device__ void prepare(tables &) const {}
-    __device__ raw fetch(uint64_t i) const { return load_eight<D>(y, i); }
-    __device__ void get(const tables &, raw v, uint64_t, float x[8]) const { unpack(v, x); }
+    __device__ raw fetch(uint64_t start, uint32_t i) const { return load_eight<D>(y, start + i); }
+    __device__ void get(const tables &, raw v, float x[8]) const { unpack(v, x); }
     __device__ float one(const tables &, uint64_t i) const { return load_one(y, D, i); }
 };
 
 template <bool NESTED> struct nibble_values {
-    typedef uint32_t raw;
+    struct raw {
+        uint32_t word;
+        scale_bytes<NESTED> scale;
+    };
     typedef nibble_tables tables;
     qm_nibbles q;
-    uint32_t shift; /* vector of eight -> group */
+    uint32_t shift; /* vector of eight -> group; a run begins with one */
     __device__ void prepare(tables &t) const { fill_tables<NESTED>(t, q); }
-    __device__ raw fetch(uint64_t i) const { return __ldcs((const uint32_t *)q.codes + i); }
-    __device__ void get(const tables &t, raw word, uint64_t i, float x[8]) const
+    __device__ raw fetch(uint64_t start, uint32_t i) const
     {
-        float scale = scale_at<NESTED>(t, q, i >> shift);
+        return {__ldcs((const uint32_t *)q.codes + start + i), load_scale<NESTED>(q, (start >> shift) + (i >> shift))};
+    }
+    __device__ void get(const tables &t, raw r, float x[8]) const
+    {
+        float scale = scale_of(t, q, r.scale);
 #pragma unroll
         for (int k = 0; k < 8; k++)
-            x[k] = nibble_value(t, word, k, scale);
+            x[k] = nibble_value(t, r.word, k, scale);
     }
     __device__ float one(const tables &t, uint64_t i) const
     {
-        return nibble_value(t, q.codes[i / 2], i % 2, scale_at<NESTED>(t, q, i / 8 >> shift));
+        return nibble_value(t, q.codes[i / 2], i % 2, scale_of(t, q, load_scale<NESTED>(q, i / 8 >> shift)));
     }
 };
 
 template <qm_dtype D, class Y>
-__global__ void __launch_bounds__(SUMS_THREADS)
+__global__ void __launch_bounds__(SUMS_THREADS, 4)
     sums_of_run(const void *__restrict__ x, const __grid_constant__ Y y, uint64_t n, sums *partial)
 {
+    constexpr int AHEAD = 2;
     __shared__ typename Y::tables t;
-    constexpr int AHEAD = 4;
-    const uint64_t start = (uint64_t)blockIdx.x * QM_SUMS_RUN, left = n - start;
-    const uint64_t first = start / 8 + threadIdx.x, vectors = n / 8;
+    const uint64_t first = (uint64_t)blockIdx.x * (QM_SUMS_RUN / 8), vectors = n / 8;
+    const uint32_t here = vectors - first < QM_SUMS_RUN / 8 ? (uint32_t)(vectors - first) : QM_SUMS_RUN / 8;
     y.prepare(t);
     sums s = {};
-    for (int turn = 0; turn < SUMS_TURNS; turn += AHEAD) {
+    for (uint32_t start = threadIdx.x; start < here; start += AHEAD * SUMS_THREADS) {
         eight<D> v[AHEAD];
         typename Y::raw w[AHEAD];
 #pragma unroll
-        for (int u = 0; u < AHEAD; u++) {
-            uint64_t i = first + (turn + u) * SUMS_THREADS;
-            if (i < vectors) {
-                v[u] = load_eight<D>(x, i);
-                w[u] = y.fetch(i);
+        for (int u = 0; u < AHEAD; u++)
+            if (start + u * SUMS_THREADS < here) {
+                v[u] = load_eight<D>(x, first + start + u * SUMS_THREADS);
+                w[u] = y.fetch(first, start + u * SUMS_THREADS);
             }
-        }
 #pragma unroll
-        for (int u = 0; u < AHEAD; u++) {
-            uint64_t i = first + (turn + u) * SUMS_THREADS;
-            if (i >= vectors)
-                break;
-            float a[8], b[8];
-            unpack(v[u], a);
-            y.get(t, w[u], i, b);
-            s.add_eight(a, b);
-        }
+        for (int u = 0; u < AHEAD; u++)
+            if (start + u * SUMS_THREADS < here) {
+                float a[8], b[8];
+                unpack(v[u], a);
+                y.get(t, w[u], b);
+                s.add_eight(a, b);
+            }
     }
-    if (threadIdx.x == 0 && left <= QM_SUMS_RUN) /* what does not fill a vector */
-        for (uint64_t i = vectors * 8; i < n; i++)
-            s.add_value(load_one(x, D, i), y.one(t, i));
+    if (blockIdx.x == gridDim.x - 1 && threadIdx.x < n % 8) /* what does not fill a vector */
+        s.add_value(load_one(x, D, vectors * 8 + threadIdx.x), y.one(t, vectors * 8 + threadIdx.x));
     s = sums_of_threads(s);
     if (threadIdx.x == 0)
         partial[blockIdx.x] = s;

@@ -15,9 +15,9 @@
 enum { QM_AFFINE_LONGEST = 32 };
 
 typedef struct qm_affine_search {
-    int most;          /* codes are 0 ... most */
+    int most;          /* codes are 0 … most */
     float first, step; /* trial k cuts the range into first + step k + most parts, */
-    int last;          /*   k = 0 ... last */
+    int last;          /*   k = 0 … last */
     bool absolute;     /* a pair is judged by the errors' magnitudes; else by their squares */
 } qm_affine_search;
 

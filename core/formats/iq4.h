@@ -13,8 +13,7 @@ enum { QM_IQ4_SUB = 32, QM_IQ4_TRIALS = 7 };
 /* Sub-blocks below this are taken for zero. */
 #define QM_IQ4_TINY 1e-15f
 
-QM_TABLE int8_t qm_iq4_level[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
-                                        1,    13,   25,  38,  53,  69,  89,  113};
+QM_TABLE int8_t qm_iq4_level[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 
 /* Of the nearest level; halfway between two, of the upper one.  (Both differences are exact there, so that
  * this is also what ggml's comparison of the two says.  Of NaN, as there, the uppermost.) */

@@ -10,20 +10,14 @@
 #include "importance.h"
 #include "iq4_xs.h"
 
-/* The second half of encoding: scales become six bits, in units of which the largest is -32, and codes follow
- * them. */
+/* The second half of encoding: scales are known, and codes follow them. */
 QM_FN void finish(const float *x, const float scale[QM_IQ4_XS_SUBS], uint8_t *out)
 {
-    struct qm_iq4_xs b = {0};
-    float unit = -qm_signed_max(scale, QM_IQ4_XS_SUBS) / 32.0f, inverse = unit != 0 ? 1.0f / unit : 0.0f;
-    b.d = qm_f32_to_f16(unit);
-    for (int j = 0; j < QM_IQ4_XS_SUBS; j++) {
-        int32_t l = qm_clamp(qm_nearest_int(inverse * scale[j]), -32, 31);
-        qm_iq4_pack(x + QM_IQ4_SUB * j, unit * (float)l, b.pair + QM_IQ4_SUB / 2 * j);
-        uint32_t six = (uint32_t)(l + 32);
-        b.lower[j / 2] = (uint8_t)(b.lower[j / 2] | (six & 15) << 4 * (j % 2));
-        b.upper = (uint16_t)(b.upper | six >> 4 << 2 * j);
-    }
+    struct qm_iq4_xs b;
+    float d[QM_IQ4_XS_SUBS];
+    qm_iq4_xs_round(scale, &b, d);
+    for (int j = 0; j < QM_IQ4_XS_SUBS; j++)
+        qm_iq4_pack(x + QM_IQ4_SUB * j, d[j], b.pair + QM_IQ4_SUB / 2 * j);
     memcpy(out, &b, sizeof b);
 }
 

@@ -58,7 +58,7 @@ QM_FN float qm_k32_six_bits(const float v[QM_K32_SUBS], uint8_t six[QM_K32_SUBS]
 }
 
 /* A weight's say in the error: its magnitude, and the sub-block's root mean square. */
-QM_FN void qm_k32_say(const float *x, float *w)
+QM_FN void qm_k32_weigh(const float *x, float *w)
 {
     float rms = sqrtf(qm_sum_squares(x, QM_K32_SUB) / QM_K32_SUB);
     for (int i = 0; i < QM_K32_SUB; i++)
@@ -85,22 +85,13 @@ QM_FN void qm_k32_finish(const float *x, int most, struct qm_k32 *head, uint8_t 
     }
 }
 
-/* The head and the 256 codes of a block. */
-QM_FN void qm_k32_encode(const qm_affine_search *s, const float *x, struct qm_k32 *head, uint8_t *code)
+/* Scales and mins become six bits each. */
+QM_FN void qm_k32_round(const float scale[QM_K32_SUBS], const float min[QM_K32_SUBS], struct qm_k32 *head)
 {
-    float w[QM_K32_SUB], scale[QM_K32_SUBS], min[QM_K32_SUBS];
     uint8_t six_scale[QM_K32_SUBS], six_min[QM_K32_SUBS];
-    for (int j = 0; j < QM_K32_SUBS; j++) {
-        const float *sub = x + QM_K32_SUB * j;
-        qm_k32_say(sub, w);
-        qm_affine a = qm_affine_fit(s, sub, w, QM_K32_SUB, code + QM_K32_SUB * j);
-        scale[j] = a.scale;
-        min[j] = -a.least;
-    }
     head->d = qm_f32_to_f16(qm_k32_six_bits(scale, six_scale));
     head->dmin = qm_f32_to_f16(qm_k32_six_bits(min, six_min));
     qm_k32_pack(six_scale, six_min, head->packed);
-    qm_k32_finish(x, s->most, head, code);
 }
 
 QM_FN void qm_k32_clip(uint8_t six[QM_K32_SUBS])
@@ -109,13 +100,41 @@ QM_FN void qm_k32_clip(uint8_t six[QM_K32_SUBS])
         six[j] = six[j] < 63 ? six[j] : 63;
 }
 
-/* The same where columns differ in importance. */
+/* The same where columns differ in importance; sum_w is that of each sub-block. */
+QM_FN void qm_k32_round_important(const float scale[QM_K32_SUBS], const float min[QM_K32_SUBS],
+                                  const float sum_w[QM_K32_SUBS], int most, struct qm_k32 *head)
+{
+    uint8_t six_scale[QM_K32_SUBS], six_min[QM_K32_SUBS];
+    head->d = qm_f32_to_f16(qm_positive_fit(scale, sum_w, QM_K32_SUBS, 63, six_scale));
+    head->dmin = qm_f32_to_f16(qm_positive_fit(min, sum_w, QM_K32_SUBS, 63, six_min));
+    if (most > 15) { /* ggml sees to it for q5_k, not for q4_k; only extreme importances bring more than 63
+                        about */
+        qm_k32_clip(six_scale);
+        qm_k32_clip(six_min);
+    }
+    qm_k32_pack(six_scale, six_min, head->packed);
+}
+
+/* The head and the 256 codes of a block. */
+QM_FN void qm_k32_encode(const qm_affine_search *s, const float *x, struct qm_k32 *head, uint8_t *code)
+{
+    float w[QM_K32_SUB], scale[QM_K32_SUBS], min[QM_K32_SUBS];
+    for (int j = 0; j < QM_K32_SUBS; j++) {
+        const float *sub = x + QM_K32_SUB * j;
+        qm_k32_weigh(sub, w);
+        qm_affine a = qm_affine_fit(s, sub, w, QM_K32_SUB, code + QM_K32_SUB * j);
+        scale[j] = a.scale;
+        min[j] = -a.least;
+    }
+    qm_k32_round(scale, min, head);
+    qm_k32_finish(x, s->most, head, code);
+}
+
 QM_FN void qm_k32_encode_important(int most, const float *x, const float *importance, struct qm_k32 *head,
                                    uint8_t *code)
 {
     const qm_affine_search search = qm_affine_important(most);
     float w[QM_K32_SUB], scale[QM_K32_SUBS], min[QM_K32_SUBS], sum_w[QM_K32_SUBS];
-    uint8_t six_scale[QM_K32_SUBS], six_min[QM_K32_SUBS];
     float power = 2 * qm_sum_squares(x, QM_K32_BLOCK) / QM_K32_BLOCK;
     for (int j = 0; j < QM_K32_SUBS; j++) {
         const float *sub = x + QM_K32_SUB * j;
@@ -125,14 +144,7 @@ QM_FN void qm_k32_encode_important(int most, const float *x, const float *import
         scale[j] = a.scale;
         min[j] = -a.least;
     }
-    head->d = qm_f32_to_f16(qm_positive_fit(scale, sum_w, QM_K32_SUBS, 63, six_scale));
-    head->dmin = qm_f32_to_f16(qm_positive_fit(min, sum_w, QM_K32_SUBS, 63, six_min));
-    if (most
-        > 15) { /* ggml sees to it for q5_k and not for q4_k; it takes extreme importances to exceed 63 */
-        qm_k32_clip(six_scale);
-        qm_k32_clip(six_min);
-    }
-    qm_k32_pack(six_scale, six_min, head->packed);
+    qm_k32_round_important(scale, min, sum_w, most, head);
     qm_k32_finish(x, most, head, code);
 }
 

@@ -1,7 +1,7 @@
 /* mxfp4: 32 weights to a block of 17 bytes: four-bit floats with a shared power of two.
  *
- *   | e: u8 | 16 x (code j in the low nibble, code j + 16 in the high) |      value = 2^(e - 128) *
- * level[code]
+ *   | e: u8 | 16 x (code j in the low nibble, code j + 16 in the high) |
+ *   value = 2^(e - 128) * level[code]
  *
  * A code is a sign, two bits of exponent and one of mantissa (OCP Microscaling Formats 1.0); levels are
  * written doubled here.  There is a code for -0, which the encoder does not use.  ggml,
@@ -10,14 +10,12 @@
 #include "../format.h"
 #include "mxfp4.h"
 
-QM_TABLE int8_t level[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
-
 /* Of the nearest level; halfway between two, of the one nearer to zero. */
-QM_FN uint32_t code_of(float x, float d)
+QM_FN uint32_t code_of(float x, const float middle[7])
 {
     uint32_t code = 0;
     for (int i = 0; i < 7; i++)
-        code += qm_abs(x) > 0.5f * (float)(level[i] + level[i + 1]) * d;
+        code += qm_abs(x) > middle[i];
     return code && x < 0 ? code | 8 : code;
 }
 
@@ -29,9 +27,11 @@ QM_FN void encode(const float *x, uint32_t n, const qm_codec *c, uint8_t *const 
     for (int i = 0; i < QM_MXFP4_BLOCK; i++)
         most = most < qm_abs(x[i]) ? qm_abs(x[i]) : most;
     b.exponent = (uint8_t)(most > 0 ? qm_mxfp4_floor_log2(most) - 2 + 127 : 0);
-    float d = qm_mxfp4_scale(b.exponent);
+    float d = qm_mxfp4_scale(b.exponent), middle[7];
+    for (int i = 0; i < 7; i++)
+        middle[i] = 0.5f * (float)(qm_mxfp4_level[i] + qm_mxfp4_level[i + 1]) * d;
     for (int j = 0; j < QM_MXFP4_BLOCK / 2; j++)
-        b.pair[j] = (uint8_t)(code_of(x[j], d) | code_of(x[j + 16], d) << 4);
+        b.pair[j] = (uint8_t)(code_of(x[j], middle) | code_of(x[j + 16], middle) << 4);
     memcpy(plane[0], &b, sizeof b);
 }
 
@@ -42,8 +42,8 @@ QM_FN void decode(const uint8_t *const plane[], uint32_t n, const qm_codec *c, f
     memcpy(&b, plane[0], sizeof b);
     float d = qm_mxfp4_scale(b.exponent);
     for (int j = 0; j < QM_MXFP4_BLOCK / 2; j++) {
-        y[j] = (float)level[b.pair[j] & 15] * d;
-        y[j + 16] = (float)level[b.pair[j] >> 4] * d;
+        y[j] = (float)qm_mxfp4_level[b.pair[j] & 15] * d;
+        y[j + 16] = (float)qm_mxfp4_level[b.pair[j] >> 4] * d;
     }
 }
 

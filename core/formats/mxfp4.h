@@ -12,6 +12,9 @@ struct qm_mxfp4 {
 };
 _Static_assert(sizeof(struct qm_mxfp4) == 17, "mxfp4: an exponent and 16 pairs");
 
+/* Doubled, to be whole numbers. */
+QM_TABLE int8_t qm_mxfp4_level[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+
 /* floor(log2f(x)) of 0 < x < infinity, where log2f is the true logarithm rounded to f32, as libm's is near
  * powers of two.  Rounding matters just below a power of two 2^k: there the logarithm is k - d / ln 2 for
  * x = 2^k (1 - d), and becomes k itself when that lies within half a unit of k's last place.  One step of x
@@ -32,7 +35,7 @@ QM_FN int32_t qm_mxfp4_floor_log2(float x)
     return size > 0 && below <= lifted[e] ? next : exponent;
 }
 
-/* 2^(e - 128), half of what the exponent says: the levels are kept doubled, as whole numbers. */
+/* 2^(e - 128), half of what the exponent says, as levels are doubled. */
 QM_FN float qm_mxfp4_scale(uint8_t e)
 {
     return qm_bits_f32(e < 2 ? 0x00200000u << e : (uint32_t)(e - 1) << 23);

@@ -69,7 +69,7 @@ QM_FN int qm_positive_improve(const float *x, const float *w, int n, int most, u
     return changed;
 }
 
-/* The unit, and codes 0 ... most. */
+/* The unit, and codes 0 … most. */
 QM_FN float qm_positive_fit(const float *x, const float *w, int n, int most, uint8_t *code)
 {
     float max = 0;

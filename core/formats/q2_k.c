@@ -11,18 +11,6 @@
 #include "q2_k.h"
 #include "two_bits.h"
 
-/* Four bits for each of sixteen numbers, in units of the result: the largest, if positive, becomes 15. */
-QM_FN float four_bits(const float v[QM_Q2_K_SUBS], uint8_t four[QM_Q2_K_SUBS])
-{
-    float max = 0;
-    for (int j = 0; j < QM_Q2_K_SUBS; j++)
-        max = v[j] > max ? v[j] : max;
-    float inverse = max > 0 ? 15.0f / max : 0.0f;
-    for (int j = 0; j < QM_Q2_K_SUBS; j++)
-        four[j] = (uint8_t)qm_nearest_int(inverse * v[j]);
-    return max / 15.0f;
-}
-
 /* Codes once more, with the step and least value that the reader will see. */
 QM_FN void requantize(const float *x, float d, float min, uint8_t *code)
 {
@@ -57,8 +45,8 @@ QM_FN void encode(const float *x, uint32_t n, const qm_codec *c, uint8_t *const 
         scale[j] = a.scale;
         min[j] = -a.least;
     }
-    b.d = qm_f32_to_f16(four_bits(scale, low));
-    b.dmin = qm_f32_to_f16(four_bits(min, high));
+    b.d = qm_f32_to_f16(qm_q2_k_four_bits(scale, low));
+    b.dmin = qm_f32_to_f16(qm_q2_k_four_bits(min, high));
     finish(x, low, high, code, &b);
     memcpy(plane[0], &b, sizeof b);
 }

@@ -42,7 +42,7 @@ QM_FN int improve(const float *x, int32_t *l, float *top, float *bottom)
     return changed;
 }
 
-/* The scale that fits a sub-block best, and its codes, 0 ... 7. */
+/* The scale that fits a sub-block best, and its codes, 0 … 7. */
 QM_FN float fit_scale(const float *x, uint8_t *code)
 {
     float max = qm_signed_max(x, QM_Q3_K_SUB), top = 0, bottom = 0;
@@ -64,20 +64,6 @@ QM_FN float fit_scale(const float *x, uint8_t *code)
     for (int i = 0; i < QM_Q3_K_SUB; i++)
         code[i] = (uint8_t)(l[i] + 4);
     return bottom > 0 ? top / bottom : 0.0f;
-}
-
-/* Six bits for each scale, 0 ... 63 standing for -32 ... 31, in units of the result. */
-QM_FN float six_bits(const float v[QM_Q3_K_SUBS], uint8_t six[QM_Q3_K_SUBS])
-{
-    float max = qm_signed_max(v, QM_Q3_K_SUBS);
-    if (max == 0) {
-        memset(six, 0, QM_Q3_K_SUBS);
-        return 0;
-    }
-    float inverse = -32.0f / max;
-    for (int j = 0; j < QM_Q3_K_SUBS; j++)
-        six[j] = (uint8_t)(qm_clamp((int8_t)qm_nearest_int(inverse * v[j]), -32, 31) + 32);
-    return 1.0f / inverse;
 }
 
 /* Codes once more, with the step that the reader will see. */
@@ -115,7 +101,7 @@ QM_FN void encode(const float *x, uint32_t n, const qm_codec *c, uint8_t *const 
     float scale[QM_Q3_K_SUBS];
     for (int j = 0; j < QM_Q3_K_SUBS; j++)
         scale[j] = fit_scale(x + QM_Q3_K_SUB * j, code + QM_Q3_K_SUB * j);
-    b.d = qm_f32_to_f16(six_bits(scale, six));
+    b.d = qm_f32_to_f16(qm_q3_k_six_bits(scale, six));
     finish(x, six, code, &b);
     memcpy(plane[0], &b, sizeof b);
 }

@@ -34,4 +34,18 @@ QM_FN void qm_q3_k_unpack_scales(const uint8_t packed[12], uint8_t scale[QM_Q3_K
     }
 }
 
+/* Six bits for each scale, 0 … 63 standing for -32 … 31, in units of the result. */
+QM_FN float qm_q3_k_six_bits(const float v[QM_Q3_K_SUBS], uint8_t six[QM_Q3_K_SUBS])
+{
+    float max = qm_signed_max(v, QM_Q3_K_SUBS);
+    if (max == 0) {
+        memset(six, 0, QM_Q3_K_SUBS);
+        return 0;
+    }
+    float inverse = -32.0f / max;
+    for (int j = 0; j < QM_Q3_K_SUBS; j++)
+        six[j] = (uint8_t)(qm_clamp((int8_t)qm_nearest_int(inverse * v[j]), -32, 31) + 32);
+    return 1.0f / inverse;
+}
+
 #endif

@@ -32,14 +32,11 @@ QM_FN void encode_important(const float *x, uint32_t n, const float *importance,
                             uint8_t *const plane[])
 {
     (void)n;
-    struct qm_q4_0 b;
     uint8_t code[QM_Q4_0_BLOCK];
     float w[QM_Q4_0_BLOCK];
     qm_importance(x, importance, power, QM_Q4_0_BLOCK, w);
-    b.d = qm_f32_to_f16(qm_symmetric_fit(x, w, QM_Q4_0_BLOCK, 8, code));
-    for (int i = 0; i < QM_Q4_0_BLOCK / 2; i++)
-        b.pair[i] = (uint8_t)(code[i] | code[i + QM_Q4_0_BLOCK / 2] << 4);
-    memcpy(plane[0], &b, sizeof b);
+    float d = qm_symmetric_fit(x, w, QM_Q4_0_BLOCK, 8, code);
+    qm_q4_0_pack(d, code, plane[0]);
 }
 
 QM_FN void decode(const uint8_t *const plane[], uint32_t n, const qm_codec *c, float *y)
@@ -66,4 +63,5 @@ const qm_format qm_format_q4_0 = {
     .encode = encode,
     .decode = decode,
     .encode_important = encode_important,
+    .row_power = true,
 };

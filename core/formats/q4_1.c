@@ -38,17 +38,12 @@ QM_FN void encode_important(const float *x, uint32_t n, const float *importance,
                             uint8_t *const plane[])
 {
     (void)n;
-    struct qm_q4_1 b;
     uint8_t code[QM_Q4_1_BLOCK];
     float w[QM_Q4_1_BLOCK];
     qm_importance(x, importance, power, QM_Q4_1_BLOCK, w);
     qm_affine_search search = qm_affine_important(15);
     qm_affine a = qm_affine_fit(&search, x, w, QM_Q4_1_BLOCK, code);
-    b.d = qm_f32_to_f16(a.scale);
-    b.least = qm_f32_to_f16(a.least);
-    for (int i = 0; i < QM_Q4_1_BLOCK / 2; i++)
-        b.pair[i] = (uint8_t)(code[i] | code[i + QM_Q4_1_BLOCK / 2] << 4);
-    memcpy(plane[0], &b, sizeof b);
+    qm_q4_1_pack(a.scale, a.least, code, plane[0]);
 }
 
 QM_FN void decode(const uint8_t *const plane[], uint32_t n, const qm_codec *c, float *y)
@@ -75,4 +70,5 @@ const qm_format qm_format_q4_1 = {
     .encode = encode,
     .decode = decode,
     .encode_important = encode_important,
+    .row_power = true,
 };

@@ -7,7 +7,6 @@
  * ggml, quantize_row_q5_0_ref.
  */
 #include "../format.h"
-#include "five_bits.h"
 #include "importance.h"
 #include "q5_0.h"
 #include "symmetric.h"
@@ -15,30 +14,25 @@
 QM_FN void encode(const float *x, uint32_t n, const qm_codec *c, uint8_t *const plane[])
 {
     (void)n, (void)c;
-    struct qm_q5_0 b;
     uint8_t code[QM_Q5_0_BLOCK];
     float d = qm_signed_max(x, QM_Q5_0_BLOCK) / -16.0f,
           inverse = d != 0 ? 1.0f / d : 0.0f; /* of d before it becomes an f16 */
-    b.d = qm_f32_to_f16(d);
     for (int i = 0; i < QM_Q5_0_BLOCK; i++) {
         int32_t q = (int8_t)qm_truncate(x[i] * inverse + 16.5f);
         code[i] = (uint8_t)(q < 31 ? q : 31);
     }
-    qm_five_bits_pack(code, b.fifth, b.pair);
-    memcpy(plane[0], &b, sizeof b);
+    qm_q5_0_pack(d, code, plane[0]);
 }
 
 QM_FN void encode_important(const float *x, uint32_t n, const float *importance, float power,
                             uint8_t *const plane[])
 {
     (void)n;
-    struct qm_q5_0 b;
     uint8_t code[QM_Q5_0_BLOCK];
     float w[QM_Q5_0_BLOCK];
     qm_importance(x, importance, power, QM_Q5_0_BLOCK, w);
-    b.d = qm_f32_to_f16(qm_symmetric_fit(x, w, QM_Q5_0_BLOCK, 16, code));
-    qm_five_bits_pack(code, b.fifth, b.pair);
-    memcpy(plane[0], &b, sizeof b);
+    float d = qm_symmetric_fit(x, w, QM_Q5_0_BLOCK, 16, code);
+    qm_q5_0_pack(d, code, plane[0]);
 }
 
 QM_FN void decode(const uint8_t *const plane[], uint32_t n, const qm_codec *c, float *y)
@@ -65,4 +59,5 @@ const qm_format qm_format_q5_0 = {
     .encode = encode,
     .decode = decode,
     .encode_important = encode_important,
+    .row_power = true,
 };

@@ -7,14 +7,12 @@
  */
 #include "../format.h"
 #include "affine.h"
-#include "five_bits.h"
 #include "importance.h"
 #include "q5_1.h"
 
 QM_FN void encode(const float *x, uint32_t n, const qm_codec *c, uint8_t *const plane[])
 {
     (void)n, (void)c;
-    struct qm_q5_1 b;
     uint8_t code[QM_Q5_1_BLOCK];
     float low = x[0], high = x[0];
     for (int i = 1; i < QM_Q5_1_BLOCK; i++) {
@@ -22,28 +20,21 @@ QM_FN void encode(const float *x, uint32_t n, const qm_codec *c, uint8_t *const 
         high = x[i] > high ? x[i] : high;
     }
     float d = (high - low) / 31.0f, inverse = d != 0 ? 1.0f / d : 0.0f; /* of d before it becomes an f16 */
-    b.d = qm_f32_to_f16(d);
-    b.least = qm_f32_to_f16(low);
     for (int i = 0; i < QM_Q5_1_BLOCK; i++)
         code[i] = (uint8_t)qm_truncate((x[i] - low) * inverse + 0.5f);
-    qm_five_bits_pack(code, b.fifth, b.pair);
-    memcpy(plane[0], &b, sizeof b);
+    qm_q5_1_pack(d, low, code, plane[0]);
 }
 
 QM_FN void encode_important(const float *x, uint32_t n, const float *importance, float power,
                             uint8_t *const plane[])
 {
     (void)n;
-    struct qm_q5_1 b;
     uint8_t code[QM_Q5_1_BLOCK];
     float w[QM_Q5_1_BLOCK];
     qm_importance(x, importance, power, QM_Q5_1_BLOCK, w);
     qm_affine_search search = qm_affine_important(31);
     qm_affine a = qm_affine_fit(&search, x, w, QM_Q5_1_BLOCK, code);
-    b.d = qm_f32_to_f16(a.scale);
-    b.least = qm_f32_to_f16(a.least);
-    qm_five_bits_pack(code, b.fifth, b.pair);
-    memcpy(plane[0], &b, sizeof b);
+    qm_q5_1_pack(a.scale, a.least, code, plane[0]);
 }
 
 QM_FN void decode(const uint8_t *const plane[], uint32_t n, const qm_codec *c, float *y)
@@ -70,4 +61,5 @@ const qm_format qm_format_q5_1 = {
     .encode = encode,
     .decode = decode,
     .encode_important = encode_important,
+    .row_power = true,
 };

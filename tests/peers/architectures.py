@@ -1,6 +1,6 @@
 """GGUF files of every architecture, against llama.cpp's converter and quantiser: whole files, key by key, byte by byte.
 
-    architectures.py QMOON --llama-bin BIN [--seeds N] [--only TEXT] [--keep DIR]
+    architectures.py QMOON --llama-bin BIN [--models DIR] [--seeds N] [--only TEXT] [--keep DIR]
 
 transformers makes small random models from a config: several shapes for each architecture, rows that 256, 64 and 32
 do not divide, one and several weight files, bf16, f16 and f32, tied and untied heads, configs in both styles. The
@@ -12,6 +12,7 @@ with `N passed, N failed`.
 import argparse
 import contextlib
 import copy
+import hashlib
 import io
 import json
 import logging
@@ -340,6 +341,31 @@ def dims(tensor):
     return shape
 
 
+def stack_experts(folder, out):
+    """Names and shapes as the modules of transformers 5 have them: [experts, rows, columns], gate and up in one."""
+    out.mkdir()
+    tensors = {}
+    for file in sorted(folder.iterdir()):
+        if file.suffix == ".safetensors":
+            tensors.update(load_file(file))
+        elif file.name != "model.safetensors.index.json":
+            shutil.copyfile(file, out / file.name)
+    parts = {}
+    for name in sorted(tensors):
+        found = re.match(r"(.*)\.(?:block_sparse_moe|mlp)\.experts\.(\d+)\.(\w+)\.weight$", name)
+        if found:
+            layer, expert, what = found.groups()
+            parts.setdefault((layer, {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}.get(what, what)), {})[
+                int(expert)] = tensors.pop(name)
+    stacks = {key: torch.stack([experts[i] for i in sorted(experts)]) for key, experts in parts.items()}
+    for layer in {layer for layer, _ in stacks}:
+        tensors[layer + ".mlp.experts.gate_up_proj"] = torch.cat(
+            [stacks[layer, "gate_proj"], stacks[layer, "up_proj"]], dim=1)
+        tensors[layer + ".mlp.experts.down_proj"] = stacks[layer, "down_proj"]
+    tensors = {name.replace("block_sparse_moe", "mlp"): tensor.contiguous() for name, tensor in tensors.items()}
+    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+
+
 TEXT = "To be, or not to be: 1234 words, naïve café, 日本語\n\n  two  spaces"
 
 
@@ -425,12 +451,57 @@ def checks(case, few):
         same_model(folder, case.folder, 1e-3 if rounded else 1e-5)
         return case.same(again, ours)
 
+    def fused(_):
+        """The same model with its experts in stacks, as transformers 5 may save it, gives the same file."""
+        stacks, ours = case.work / "stacks", case.work / "ours-stacks.gguf"
+        stack_experts(case.folder, stacks)
+        case.quantize(stacks, ours, "f32")
+        return case.same(ours, case.work / "ours-f32.gguf")
+
     for kind in CONVERTED:
         yield f"convert {kind}", lambda c, k=kind: convert(k)
+    if case.shape.name.startswith(("mixtral", "qwen2moe", "qwen3moe")):
+        yield "the same file from stacks of experts", fused
     if case.shape.name.split()[0] in BACK:
         yield "back to a folder, and the same file from that", back
     for kind in FEW if few else QUANTIZED:
         yield f"llama-quantize {kind}", lambda c, k=kind: requantize(k)
+
+
+# The golden files -----------------------------------------------------------------------------------
+
+
+def golden(args, work):
+    """(title, function): small-mixtral as the tools of November 2025 wrote it, every type."""
+    want = json.loads((FIXTURES / "golden" / "mixtral-gguf.json").read_text())
+
+    def check(kind):
+        out = work / f"golden-{kind}.gguf"
+        subprocess.run([args.qmoon.resolve(), "quantize", args.models / "small-mixtral", out, "--type", kind.lower(),
+                        "--force"], check=True, capture_output=True)
+        metadata, tensors = read_gguf(out)
+        same_names("tensors", tensors, want["tensors"][kind])
+        for name, (type_name, shape, digest) in want["tensors"][kind].items():
+            same(name, [tensors[name].tensor_type.name, tensors[name].shape.tolist(),
+                        hashlib.sha256(tensors[name].data.tobytes()).hexdigest()], [type_name, shape, digest])
+        if want["file_type"][kind] is not None:
+            same("general.file_type", metadata["general.file_type"], want["file_type"][kind])
+        if kind == "bf16":
+            same("order", list(tensors), want["order"])
+            for key, value in want["metadata"].items():
+                if key != "general.name":  # made from a temporary folder's name
+                    same(key, summary(metadata[key], value), value["value"])
+        out.unlink()
+
+    for kind in want["tensors"]:
+        yield f"golden mixtral {kind}", lambda _, k=kind: check(k)
+
+
+def summary(value, like):
+    if not isinstance(like["value"], dict):
+        return value
+    text = json.dumps(value, ensure_ascii=False)
+    return {"n": len(value), "sha256_of_json": hashlib.sha256(text.encode()).hexdigest(), "first": value[:4]}
 
 
 # The converter -------------------------------------------------------------------------------------
@@ -473,6 +544,7 @@ def main():
     parser.add_argument("--llama-bin", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--only", default="")
+    parser.add_argument("--models", type=Path, help="a folder with small-mixtral, compared with tests/fixtures/golden")
     parser.add_argument("--keep", type=Path, help="keep the files in this folder")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -484,6 +556,9 @@ def main():
 
     outcome = []
     with tempfile.TemporaryDirectory(prefix="qmoon-arch-") as scratch:
+        for title, function in golden(args, Path(scratch)) if args.models and (args.models / "small-mixtral").exists() else ():
+            if args.only in title:
+                outcome.append(attempt(function, None, title))
         for seed in range(1, args.seeds + 1):
             for shape in shapes():
                 case = Case(shape, seed, args, convert, args.keep or Path(scratch))

@@ -7,6 +7,7 @@
 #define QM_AVX2_LANES_H
 
 #include <immintrin.h>
+#include <stddef.h>
 
 #include "../../format.h"
 
@@ -36,6 +37,41 @@ static inline uint32_t qm_largest_magnitude(const float *x, size_t n)
     }
     return qm_largest8(_mm256_max_epu32(_mm256_max_epu32(a, b), _mm256_max_epu32(c, d)));
 }
+
+/* One bit for each of eight weights whose magnitude is the largest. */
+static inline uint32_t qm_largest_mask8(const float *x, __m256i most)
+{
+    __m256i same = _mm256_cmpeq_epi32(qm_magnitude8(_mm256_loadu_ps(x)), most);
+    return (uint32_t)_mm256_movemask_ps(_mm256_castsi256_ps(same));
+}
+
+/* Of 32 weights, the first of the largest magnitude, which is known. */
+static inline float qm_signed_max32(const float *x, float absmax)
+{
+    __m256i most = _mm256_set1_epi32((int32_t)qm_f32_bits(absmax));
+    uint32_t mask = qm_largest_mask8(x, most) | qm_largest_mask8(x + 8, most) << 8
+                    | qm_largest_mask8(x + 16, most) << 16 | qm_largest_mask8(x + 24, most) << 24;
+    return x[__builtin_ctz(mask)];
+}
+
+/* The f16 at an address of any alignment.  (Fields are read and written where they are: a block copied to a
+ * structure and read from there in larger pieces would have to wait for the copy.)  Storing is for numbers
+ * other than NaN. */
+static inline float qm_load_half(const uint8_t *at)
+{
+    uint16_t half;
+    memcpy(&half, at, sizeof half);
+    return qm_f16_to_f32(half);
+}
+
+static inline void qm_store_half(uint8_t *at, float x)
+{
+    uint16_t half = (uint16_t)_cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT);
+    memcpy(at, &half, sizeof half);
+}
+
+static inline __m256i qm_load32(const uint8_t *at) { return _mm256_loadu_si256((const __m256i *)at); }
+static inline void qm_store32(uint8_t *at, __m256i x) { _mm256_storeu_si256((__m256i *)at, x); }
 
 /* 32 integers of -128 … 127 to bytes.  The pack instructions work in 128-bit halves and leave groups
  * of four as a b c d | a b c d; qm_in_order32 puts those in order. */

@@ -1,24 +1,7 @@
-/* q4_0 with AVX2. */
-#include "../q4_0.h"
-#include "lanes.h"
+/* q4_0 with AVX2; where columns differ in importance, see q4_0_lanes.h. */
+#include "wide.h"
 
-extern const qm_format qm_format_q4_0;
-
-/* One bit for each of eight weights whose magnitude is the largest. */
-static inline uint32_t largest_mask(const float *x, __m256i most)
-{
-    __m256i same = _mm256_cmpeq_epi32(qm_magnitude8(_mm256_loadu_ps(x)), most);
-    return (uint32_t)_mm256_movemask_ps(_mm256_castsi256_ps(same));
-}
-
-/* The first weight of the largest magnitude. */
-static inline float signed_max(const float *x, float absmax)
-{
-    __m256i most = _mm256_set1_epi32((int32_t)qm_f32_bits(absmax));
-    uint32_t mask = largest_mask(x, most) | largest_mask(x + 8, most) << 8 | largest_mask(x + 16, most) << 16
-                    | largest_mask(x + 24, most) << 24;
-    return x[__builtin_ctz(mask)];
-}
+#include "../q4_0_lanes.h"
 
 /* x * inverse lies in [-8.1, 8.1], so truncation gives 0 … 16. */
 static inline __m256i codes8(const float *x, __m256 inverse)
@@ -53,7 +36,7 @@ static void encode(const float *x, size_t n, const qm_codec *c, uint8_t *const p
     for (; n; n -= QM_Q4_0_BLOCK, x += QM_Q4_0_BLOCK, at += sizeof(struct qm_q4_0)) {
         float absmax = qm_bits_f32(qm_largest_magnitude(x, QM_Q4_0_BLOCK));
         if (absmax >= smallest && absmax <= 0x1.fffffep127f)
-            encode_block(x, signed_max(x, absmax), at);
+            encode_block(x, qm_signed_max32(x, absmax), at);
         else
             qm_format_q4_0.encode(x, QM_Q4_0_BLOCK, c, &at);
     }
@@ -83,4 +66,4 @@ static void decode(const uint8_t *const plane[], size_t n, const qm_codec *c, fl
     }
 }
 
-const qm_fast qm_avx2_q4_0 = {.encode = encode, .decode = decode};
+const qm_fast qm_avx2_q4_0 = {.encode = encode, .decode = decode, .encode_important = encode_important};

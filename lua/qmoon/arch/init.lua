@@ -126,15 +126,15 @@ local function check_modules(a)
     end
 end
 
-local KINDS = { string = "name", table = "modules" }
+local NEEDED = { { "name", "string" }, { "modules", "table" } }
 
 --- One more architecture, from a script. It comes before those that are there, so it may replace one.
 ---@param a table as this file's top says; name, modules, metadata, and model_type or architectures, are needed
 ---@return table a
 function arch.add(a)
-    for kind, field in pairs(KINDS) do
-        if type(a) ~= "table" or type(a[field]) ~= kind then
-            core.fail("usage", "arch.add: an architecture needs %s (a %s)", field, kind)
+    for _, need in ipairs(NEEDED) do
+        if type(a) ~= "table" or type(a[need[1]]) ~= need[2] then
+            core.fail("usage", "arch.add: an architecture needs %s (a %s)", need[1], need[2])
         end
     end
     if type(a.metadata) ~= "table" or not (a.model_type or a.architectures) then
