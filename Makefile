@@ -46,7 +46,8 @@ ifndef V
 endif
 SAY = @printf '  %-6s %s\n'
 
-all: $(BUILD)/qmoon
+all: deps
+	@$(MAKE) --no-print-directory $(BUILD)/qmoon
 
 include cuda/build.mk
 
@@ -126,7 +127,7 @@ demo: deps
 readme: $(BUILD)/qmoon
 	@sh tests/readme.sh $(BUILD)/qmoon
 
-install: $(BUILD)/qmoon
+install: all
 	install -D -m 755 $(BUILD)/qmoon $(DESTDIR)$(PREFIX)/bin/qmoon
 	install -D -m 644 README.md $(DESTDIR)$(PREFIX)/share/doc/qmoon/README.md
 
@@ -183,6 +184,8 @@ test-peers: deps
 test-peers-full: deps $(PEERS_FULL_MADE) $(LLAMA_MADE)
 	@$(MAKE) --no-print-directory $(BUILD)/qmoon
 	$(PEERS_FULL_VENV)/bin/python -B tests/peers/full.py $(BUILD)/qmoon --llama-bin $(LLAMA_BIN) \
+	    $(if $(PEERS_MODELS),--models $(PEERS_MODELS))
+	$(PEERS_FULL_VENV)/bin/python -B tests/peers/architectures.py $(BUILD)/qmoon --llama-bin $(LLAMA_BIN) \
 	    $(if $(PEERS_MODELS),--models $(PEERS_MODELS))
 	$(PEERS_FULL_VENV)/bin/python -B tests/peers/merge_peft.py --qmoon $(BUILD)/qmoon \
 	    $(if $(PEERS_MODELS),--models $(PEERS_MODELS))

@@ -11,8 +11,8 @@ typedef enum {
 
 extern const char *const qm_simd_names[QM_SIMD_COUNT];
 
-qm_simd qm_cpu_simd(void);            /* best usable level, no higher than the lid */
-void qm_cpu_limit(qm_simd highest);   /* the bytes written never depend on it */
-int qm_cpu_count(void);               /* processors this process may run on */
+qm_simd qm_cpu_simd(void);          /* best usable level, no higher than the lid */
+void qm_cpu_limit(qm_simd highest); /* the bytes written never depend on it */
+int qm_cpu_count(void);             /* processors this process may run on */
 
 #endif

@@ -36,14 +36,14 @@ static inline const uint8_t *qm_cursor_take(qm_cursor *c, uint64_t n)
 }
 
 /* Little-endian machines only, as the whole program. */
-#define QM_CURSOR_GET(type, suffix)                                                                          \
-    static inline type qm_cursor_##suffix(qm_cursor *c)                                                      \
-    {                                                                                                        \
-        type v = 0;                                                                                          \
-        const uint8_t *p = qm_cursor_take(c, sizeof v);                                                      \
-        if (p)                                                                                               \
-            memcpy(&v, p, sizeof v);                                                                         \
-        return v;                                                                                            \
+#define QM_CURSOR_GET(type, suffix)                     \
+    static inline type qm_cursor_##suffix(qm_cursor *c) \
+    {                                                   \
+        type v = 0;                                     \
+        const uint8_t *p = qm_cursor_take(c, sizeof v); \
+        if (p)                                          \
+            memcpy(&v, p, sizeof v);                    \
+        return v;                                       \
     }
 QM_CURSOR_GET(uint8_t, u8)
 QM_CURSOR_GET(uint32_t, u32)

@@ -19,7 +19,8 @@ qm_infile *qm_infile_open(const char *path, qm_err *e);
 qm_infile *qm_infile_ref(qm_infile *f);
 void qm_infile_unref(qm_infile *f); /* NULL is fine */
 bool qm_infile_read(const qm_infile *f, uint64_t at, void *dst, size_t n, qm_err *e);
-bool qm_infile_intact(const qm_infile *f, qm_err *e); /* still as long as when it was opened: before the map is read */
+bool qm_infile_intact(const qm_infile *f,
+                      qm_err *e);           /* still as long as when it was opened: before the map is read */
 void qm_infile_release(const qm_infile *f); /* give the mapped pages back to the system */
 
 /* An output file of known size, written anywhere in any order from any thread under
@@ -35,7 +36,7 @@ qm_outfile *qm_outfile_create(const char *path, uint64_t size, qm_err *e);
 bool qm_outfile_write(const qm_outfile *f, uint64_t at, const void *src, size_t n, qm_err *e);
 bool qm_outfile_sync(const qm_outfile *f, qm_err *e); /* fsync: what can still fail on the disk fails now */
 bool qm_outfile_finish(qm_outfile *f, qm_err *e);     /* fsync + rename + fsync of the folder */
-void qm_outfile_free(qm_outfile *f);              /* unfinished: the .part is removed */
+void qm_outfile_free(qm_outfile *f);                  /* unfinished: the .part is removed */
 
 /* Writes over bytes of a file that is there, and only inside it: for headers that keep their size.  Not
  * atomic: whoever calls this keeps what was there until it has returned. */

@@ -35,6 +35,18 @@ QM_FN float qm_bits_f32(uint32_t u)
     return x;
 }
 
+/* The bits of a result, in which a NaN that arithmetic has made is x86's negative one, on a GPU too: NVIDIA's
+ * is positive, and all ones.  (A NaN that was in an operand x86 passes on and NVIDIA does not: there the two
+ * differ.) */
+QM_FN uint32_t qm_result_bits(float x)
+{
+    uint32_t u = qm_f32_bits(x);
+#ifdef __CUDACC__
+    u = (u & 0x7fffffffu) == 0x7fffffffu ? u ^ 0x803fffffu : u;
+#endif
+    return u;
+}
+
 QM_FN float qm_bf16_to_f32(uint16_t h) { return qm_bits_f32((uint32_t)h << 16); }
 
 QM_FN uint16_t qm_f32_to_bf16(float x)
@@ -59,7 +71,7 @@ QM_FN float qm_f16_to_f32(uint16_t h)
 
 QM_FN uint16_t qm_f32_to_f16(float x)
 {
-    uint32_t u = qm_f32_bits(x), sign = (u >> 16) & 0x8000u;
+    uint32_t u = qm_result_bits(x), sign = (u >> 16) & 0x8000u;
     u &= 0x7fffffffu;
     if (u > 0x7f800000u)
         return (uint16_t)(sign | 0x7e00u);

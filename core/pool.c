@@ -26,11 +26,11 @@ struct qm_pool {
     worker *worker;
     pthread_mutex_t lock;
     pthread_cond_t start, done;
-    uint64_t turn;   /* counts runs; a worker that sees a new one joins in */
-    int busy;        /* workers still in the current run */
+    uint64_t turn; /* counts runs; a worker that sees a new one joins in */
+    int busy;      /* workers still in the current run */
     bool quit;
     run run;
-    qm_err err;      /* first failure, under lock */
+    qm_err err; /* first failure, under lock */
 };
 
 static void take_indices(qm_pool *p, int thread)

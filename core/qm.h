@@ -25,13 +25,13 @@
 /* Codes double as the program's exit status, so they are part of the interface. */
 typedef enum {
     QM_OK = 0,
-    QM_EFAIL = 1,         /* system call failed, argument makes no sense */
-    QM_EUSAGE = 2,        /* wrong command line */
-    QM_EVERIFY = 3,       /* output does not match what it should hold */
-    QM_ENOFIT = 4,        /* would not fit in memory or on disk; nothing was started */
-    QM_EUNSUPPORTED = 5,  /* well-formed, but not something this program does */
-    QM_ECORRUPT = 6,      /* input breaks its format's rules */
-    QM_EINTERRUPT = 130,  /* the user asked to stop */
+    QM_EFAIL = 1,        /* system call failed, argument makes no sense */
+    QM_EUSAGE = 2,       /* wrong command line */
+    QM_EVERIFY = 3,      /* output does not match what it should hold */
+    QM_ENOFIT = 4,       /* would not fit in memory or on disk; nothing was started */
+    QM_EUNSUPPORTED = 5, /* well-formed, but not something this program does */
+    QM_ECORRUPT = 6,     /* input breaks its format's rules */
+    QM_EINTERRUPT = 130, /* the user asked to stop */
 } qm_code;
 
 typedef struct qm_err {
@@ -59,9 +59,28 @@ bool qm_interrupted(void);
 /* Element types as they occur in files.  ORDER follows safetensors' own order, because its
  * writer sorts tensors by it, largest first. */
 typedef enum {
-    QM_BOOL, QM_F4, QM_F6_E2M3, QM_F6_E3M2, QM_U8, QM_I8, QM_F8_E5M2, QM_F8_E4M3, QM_F8_E8M0,
-    QM_F8_E4M3FNUZ, QM_F8_E5M2FNUZ, QM_I16, QM_U16, QM_F16, QM_BF16, QM_I32, QM_U32, QM_F32,
-    QM_C64, QM_F64, QM_I64, QM_U64,
+    QM_BOOL,
+    QM_F4,
+    QM_F6_E2M3,
+    QM_F6_E3M2,
+    QM_U8,
+    QM_I8,
+    QM_F8_E5M2,
+    QM_F8_E4M3,
+    QM_F8_E8M0,
+    QM_F8_E4M3FNUZ,
+    QM_F8_E5M2FNUZ,
+    QM_I16,
+    QM_U16,
+    QM_F16,
+    QM_BF16,
+    QM_I32,
+    QM_U32,
+    QM_F32,
+    QM_C64,
+    QM_F64,
+    QM_I64,
+    QM_U64,
     QM_DTYPE_COUNT
 } qm_dtype;
 

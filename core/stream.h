@@ -19,7 +19,7 @@
  * A 1-D tensor is one row.  A format with several planes names the start of each. */
 typedef struct qm_source {
     qm_infile *file;
-    const char *name;   /* of the tensor, for messages */
+    const char *name; /* of the tensor, for messages */
     const qm_format *format;
     qm_codec codec;
     uint64_t at[QM_MAX_PLANES];
@@ -32,10 +32,12 @@ typedef struct qm_source {
     uint64_t nested_at;
     float offset;
 
-    /* Files of single planes and of the nested scales, where a sharded checkpoint has them apart; NULL: file. */
+    /* Files of single planes and of the nested scales, where a sharded checkpoint has them apart; NULL: file.
+     */
     qm_infile *plane_file[QM_MAX_PLANES], *nested_file;
 
-    /* Rows that lie as qm_sink.interleave_heads writes them are put back as they are decoded.  Heads, or 0. */
+    /* Rows that lie as qm_sink.interleave_heads writes them are put back as they are decoded.  Heads, or 0.
+     */
     int64_t interleaved_heads;
 } qm_source;
 
@@ -49,8 +51,8 @@ typedef enum {
 
 typedef struct qm_step {
     qm_step_kind kind;
-    const float *left;      /* LOW_RANK: [rows x rank] */
-    const float *right;     /* LOW_RANK: [rank x cols] */
+    const float *left;  /* LOW_RANK: [rows x rank] */
+    const float *right; /* LOW_RANK: [rank x cols] */
     size_t rank;
     float scale;
     qm_round round_delta;   /* LOW_RANK: delta is rounded to this before it is added */
@@ -70,14 +72,15 @@ typedef struct qm_sink {
     qm_outfile *file;
     uint64_t at[QM_MAX_PLANES]; /* start of each plane in the file */
 
-    /* GGUF's llama stores the rows of each attention head interleaved: of a head's h rows, row j of the first half goes
-     * to 2j and row j of the second to 2j + 1.  The number of heads, or 0; rows must be a multiple of 2 * heads. */
+    /* GGUF's llama stores the rows of each attention head interleaved: of a head's h rows, row j of the first
+     * half goes to 2j and row j of the second to 2j + 1.  The number of heads, or 0; rows must be a multiple
+     * of 2 * heads. */
     int64_t interleave_heads;
     float add;            /* added to every value for this sink alone (gemma's norms: 1) … */
     qm_round round_added; /* … and the sum rounded to this */
 
-    /* How much each column counts (an importance matrix), or NULL: cols values for every `importance_rows` rows, so
-     * that stacked matrices have their own. */
+    /* How much each column counts (an importance matrix), or NULL: cols values for every `importance_rows`
+     * rows, so that stacked matrices have their own. */
     const float *importance;
     int64_t importance_rows;
 
@@ -85,7 +88,7 @@ typedef struct qm_sink {
      * takes one byte a group and nested_at one f32 per 256 groups. */
     bool double_quant;
     uint64_t nested_at;
-    float offset;      /* in: used when offset_given; out: what was used */
+    float offset; /* in: used when offset_given; out: what was used */
     bool offset_given;
 
     /* Out. */

@@ -113,8 +113,8 @@ qm_tensor *qm_tensor_view(const char *name, qm_infile *f, uint64_t at, uint64_t 
 static bool plane_view(qm_tensor *t, int i, qm_infile *f, uint64_t at, uint64_t size, qm_err *e)
 {
     if (at > f->size || size > f->size - at)
-        return qm_fail(e, QM_ECORRUPT, "%s: tensor '%s': bytes %" PRIu64 " to %" PRIu64 " do not lie in it", f->path,
-                       t->name, at, at + size);
+        return qm_fail(e, QM_ECORRUPT, "%s: tensor '%s': bytes %" PRIu64 " to %" PRIu64 " do not lie in it",
+                       f->path, t->name, at, at + size);
     qm_buf *b = calloc(1, sizeof *b);
     if (!b)
         return no_memory(t->name, &t->shape, sizeof *b, e);
@@ -151,8 +151,8 @@ qm_tensor *qm_tensor_planes(const qm_planes *p, qm_err *e)
     return NULL;
 }
 
-qm_tensor *qm_tensor_gather(const char *name, const qm_infile *f, uint64_t at, const qm_strided *s, const char *dtype,
-                            qm_err *e)
+qm_tensor *qm_tensor_gather(const char *name, const qm_infile *f, uint64_t at, const qm_strided *s,
+                            const char *dtype, qm_err *e)
 {
     qm_tensor *t = qm_tensor_new(name, &s->shape, e);
     if (!t)
@@ -195,10 +195,7 @@ qm_tensor *qm_tensor_f32(const qm_shape *shape, float **values, qm_err *e)
 
 int64_t qm_tensor_count(const qm_tensor *t) { return qm_shape_count(&t->shape); }
 
-int64_t qm_tensor_cols(const qm_tensor *t)
-{
-    return t->shape.ndim ? t->shape.dim[t->shape.ndim - 1] : 1;
-}
+int64_t qm_tensor_cols(const qm_tensor *t) { return t->shape.ndim ? t->shape.dim[t->shape.ndim - 1] : 1; }
 
 uint64_t qm_tensor_bytes(const qm_tensor *t)
 {
@@ -269,13 +266,13 @@ static bool plain_values(const qm_tensor *t, float *dst, qm_err *e)
 {
     const uint8_t *p = t->plane[0].data;
     size_t n = (size_t)qm_tensor_count(t);
-#define CASE(dt, type)                                                                                       \
-    case dt:                                                                                                 \
-        for (size_t i = 0; i < n; i++) {                                                                     \
-            type v;                                                                                          \
-            memcpy(&v, p + i * sizeof v, sizeof v);                                                          \
-            dst[i] = (float)v;                                                                               \
-        }                                                                                                    \
+#define CASE(dt, type)                              \
+    case dt:                                        \
+        for (size_t i = 0; i < n; i++) {            \
+            type v;                                 \
+            memcpy(&v, p + i * sizeof v, sizeof v); \
+            dst[i] = (float)v;                      \
+        }                                           \
         return true
     switch (t->dtype) {
         CASE(QM_BOOL, uint8_t);
@@ -288,7 +285,8 @@ static bool plain_values(const qm_tensor *t, float *dst, qm_err *e)
         CASE(QM_I64, int64_t);
         CASE(QM_U64, uint64_t);
         CASE(QM_F64, double);
-    default: break;
+    default:
+        break;
     }
 #undef CASE
     return qm_fail(e, QM_EUNSUPPORTED, "tensor '%s' holds %s elements, which have no decoder here",
@@ -302,7 +300,8 @@ bool qm_tensor_values(const qm_tensor *t, float *dst, qm_err *e)
     if (!t->format)
         return plain_values(t, dst, e);
     if (!t->format->decode)
-        return qm_fail(e, QM_EUNSUPPORTED, "tensor in format %s: only the functions it was made with can decode it",
+        return qm_fail(e, QM_EUNSUPPORTED,
+                       "tensor in format %s: only the functions it was made with can decode it",
                        t->format->name);
     size_t n = (size_t)qm_tensor_count(t);
     const uint8_t *plane[QM_MAX_PLANES] = {0};
@@ -347,7 +346,8 @@ qm_tensor *qm_tensor_transpose(const qm_tensor *t, qm_err *e)
     qm_shape turned = {2, {cols, rows}};
     float *to;
     if (qm_tensor_device(t)) {
-        qm_fail(e, QM_EUNSUPPORTED, "transposing on %s is not there yet; bring the tensor here first: t:to(qm.cpu)",
+        qm_fail(e, QM_EUNSUPPORTED,
+                "transposing on %s is not there yet; bring the tensor here first: t:to(qm.cpu)",
                 qm_tensor_device(t)->name);
         return NULL;
     }
@@ -401,7 +401,8 @@ qm_tensor *qm_tensor_quantize(const qm_tensor *t, const qm_format *f, const qm_q
     out->format = qm_format_ref(f);
     out->dtype = f->plane[0].dtype;
     if (!f->encode) {
-        qm_fail(e, QM_EUNSUPPORTED, "%s: only the functions that format %s was made with can encode it", what, f->name);
+        qm_fail(e, QM_EUNSUPPORTED, "%s: only the functions that format %s was made with can encode it", what,
+                f->name);
         goto fail;
     }
     if (!qm_codec_init(&out->codec, f, qm_tensor_cols(t), o->block, what, e))
@@ -409,7 +410,9 @@ qm_tensor *qm_tensor_quantize(const qm_tensor *t, const qm_format *f, const qm_q
     out->codec.exact_zero = o->exact_zero;
     qm_codec_measure(&out->codec, f, x, n);
     if (o->double_quant && !qm_can_double_quant(f)) {
-        qm_fail(e, QM_EUNSUPPORTED, "%s: format %s has no f32 absmax to quantise again; double_quant goes with nf4, fp4 and others of "
+        qm_fail(e, QM_EUNSUPPORTED,
+                "%s: format %s has no f32 absmax to quantise again; double_quant goes with nf4, fp4 and "
+                "others of "
                 "less than 8 bits with one scale a block",
                 what, f->name);
         goto fail;
@@ -460,10 +463,12 @@ bool qm_tensor_errors(const qm_tensor *a, const qm_tensor *b, qm_errsum *sum, qm
     char left[96], right[96];
     if ((size_t)qm_tensor_count(b) != n)
         return qm_fail(e, QM_EFAIL, "shapes %s and %s hold different numbers of values",
-                       qm_shape_text(&a->shape, left, sizeof left), qm_shape_text(&b->shape, right, sizeof right));
+                       qm_shape_text(&a->shape, left, sizeof left),
+                       qm_shape_text(&b->shape, right, sizeof right));
     qm_device *device = qm_tensor_device(a), *other = qm_tensor_device(b);
     if (device != other)
-        return qm_fail(e, QM_EFAIL, "one tensor is on %s, the other on %s; bring them together with t:to(...)",
+        return qm_fail(e, QM_EFAIL,
+                       "one tensor is on %s, the other on %s; bring them together with t:to(...)",
                        device ? device->name : "the CPU", other ? other->name : "the CPU");
     if (device)
         return device->errors(device, a, b, sum, e);

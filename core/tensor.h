@@ -44,8 +44,8 @@ typedef struct qm_tensor {
 qm_tensor *qm_tensor_view(const char *name, qm_infile *f, uint64_t at, uint64_t size, const qm_shape *shape,
                           qm_dtype dtype, const qm_format *format, qm_err *e);
 
-/* A quantised tensor where it lies in a file, or several: a place for every plane and, behind them, for the nested
- * scales of a double-quantised one.  Fails when a plane does not lie in its file. */
+/* A quantised tensor where it lies in a file, or several: a place for every plane and, behind them, for the
+ * nested scales of a double-quantised one.  Fails when a plane does not lie in its file. */
 typedef struct qm_planes {
     const char *name;
     qm_shape shape;
@@ -62,8 +62,8 @@ typedef struct qm_planes {
 qm_tensor *qm_tensor_planes(const qm_planes *p, qm_err *e);
 
 /* A copy, in order, of elements that lie otherwise; the caller has checked that they lie in the file. */
-qm_tensor *qm_tensor_gather(const char *name, const qm_infile *f, uint64_t at, const qm_strided *s, const char *dtype,
-                            qm_err *e);
+qm_tensor *qm_tensor_gather(const char *name, const qm_infile *f, uint64_t at, const qm_strided *s,
+                            const char *dtype, qm_err *e);
 
 /* New f32 tensor with its values not yet set; *values points at them until the tensor is shared. */
 qm_tensor *qm_tensor_f32(const qm_shape *shape, float **values, qm_err *e);
@@ -97,7 +97,8 @@ typedef struct qm_quantize_options {
     float offset;
 } qm_quantize_options;
 
-qm_tensor *qm_tensor_quantize(const qm_tensor *t, const qm_format *f, const qm_quantize_options *o, qm_err *e);
+qm_tensor *qm_tensor_quantize(const qm_tensor *t, const qm_format *f, const qm_quantize_options *o,
+                              qm_err *e);
 
 /* Of bytes encoded elsewhere, which are copied; each plane's size is checked. */
 qm_tensor *qm_tensor_of_planes(const char *name, const qm_shape *shape, const qm_format *f, uint32_t block,

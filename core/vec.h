@@ -44,8 +44,8 @@ typedef struct qm_vec {
      * applied last.  rows x cols. */
     void (*low_rank)(const float *left, size_t left_stride, const float *right, size_t rank, float scale,
                      float *delta, size_t rows, size_t cols);
-    void (*add)(float *x, const float *y, size_t n);           /* x += y */
-    void (*scale)(float *x, float s, size_t n);                /* x *= s */
+    void (*add)(float *x, const float *y, size_t n);                          /* x += y */
+    void (*scale)(float *x, float s, size_t n);                               /* x *= s */
     void (*errors)(const float *x, const float *y, size_t n, qm_errsum *sum); /* adds to *sum */
     /* One for every group of `block` values; the last may be short. */
     void (*group_sums)(const float *x, const float *y, size_t n, size_t block, qm_groupsum *group);

@@ -101,10 +101,10 @@ bool qm_cuda_decode(qm_cuda_stream *s, const qm_cuda_coded *from, uint64_t n, vo
     return absent(e);
 }
 
-bool qm_cuda_encode_double(qm_cuda_stream *s, const void *x, qm_dtype dtype, uint64_t n, qm_cuda_coded *to,
-                           bool offset_given, qm_err *e)
+bool qm_cuda_encode_double(qm_cuda_stream *s, const void *x, qm_dtype dtype, uint64_t n,
+                           const qm_cuda_coded *to, bool offset_given, float *offset, qm_err *e)
 {
-    (void)s, (void)x, (void)dtype, (void)n, (void)to, (void)offset_given;
+    (void)s, (void)x, (void)dtype, (void)n, (void)to, (void)offset_given, (void)offset;
     return absent(e);
 }
 

@@ -41,7 +41,7 @@ struct q4_0_code {
                 first = fabsf(x[i]) == high ? x[i] : first;
             uint32_t lane = threadIdx.x % 32, have = __ballot_sync(~0u, first != 0) >> (lane & 28) & 15;
             first = __shfl_sync(~0u, first, (lane & 28) + (have ? __ffs(have) - 1 : 0));
-            max = high == -low ? first : max;
+            max = high != -low ? max : have ? first : 0; /* and of nothing but zeros, +0 */
         }
         return max * -0.125f; /* as divided by -8 */
     }

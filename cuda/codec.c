@@ -164,42 +164,35 @@ bool qm_cuda_encode(qm_cuda_stream *s, const void *x, qm_dtype dtype, uint64_t n
 static uint64_t groups_of(const qm_codec *c, uint64_t n) { return (n + c->block - 1) / c->block; }
 
 /* The second level, from f32 scales on the GPU. */
-static bool encode_scales(qm_cuda_stream *s, const float *absmax, uint64_t groups, qm_cuda_coded *to,
-                          bool offset_given, qm_err *e)
+static bool encode_scales(qm_cuda_stream *s, const float *absmax, uint64_t groups, const qm_cuda_coded *to,
+                          bool offset_given, float *offset, qm_err *e)
 {
     qm_cuda *d = s->gpu;
-    uint64_t sums = qm_nested_scratch(groups);
-    double *scratch = qm_cuda_scratch(d, s->handle, (sums + 1) * sizeof *scratch, e);
+    double *scratch = qm_cuda_scratch(d, s->handle, qm_nested_scratch(groups) * sizeof *scratch, e);
     if (!scratch)
         return false;
-    float *offset = (float *)(scratch + sums);
     cudaError_t x = offset_given ? cudaMemcpyAsync(offset, &to->offset, sizeof *offset, cudaMemcpyHostToDevice, s->handle)
                                  : qm_nested_offset(absmax, groups, scratch, offset, s->handle);
     if (!x)
         x = qm_nested_encode(absmax, groups, offset, to->plane[1], to->nested, s->handle);
-    if (!x && !offset_given)
-        x = cudaMemcpyAsync(&to->offset, offset, sizeof *offset, cudaMemcpyDeviceToHost, s->handle);
     qm_cuda_unscratch(scratch, s->handle);
-    cudaError_t last = cudaStreamSynchronize(s->handle);
-    return qm_cuda_check(d, x ? x : last, "double quantisation", e);
+    return qm_cuda_check(d, x, "double quantisation", e);
 }
 
-bool qm_cuda_encode_double(qm_cuda_stream *s, const void *x, qm_dtype dtype, uint64_t n, qm_cuda_coded *to,
-                           bool offset_given, qm_err *e)
+bool qm_cuda_encode_double(qm_cuda_stream *s, const void *x, qm_dtype dtype, uint64_t n,
+                           const qm_cuda_coded *to, bool offset_given, float *offset, qm_err *e)
 {
     uint64_t groups = groups_of(&to->codec, n);
     qm_cuda_enter(s->gpu);
-    if (n == 0) {
-        to->offset = offset_given ? to->offset : 0;
-        return true;
-    }
+    if (n == 0)
+        return qm_cuda_check(s->gpu, cudaMemsetAsync(offset, 0, sizeof *offset, s->handle), "double quantisation", e);
     uint8_t *absmax = qm_cuda_scratch(s->gpu, s->handle, groups * sizeof(float), e);
     if (!absmax)
         return false;
     qm_cuda_coded single = *to;
     single.plane[1] = absmax;
     bool ok = qm_cuda_encode(s, x, dtype, n, &single, e)
-              && encode_scales(s, (const float *)(void *)absmax, groups, to, offset_given, e);
+              && encode_scales(s, (const float *)(void *)absmax, groups, to, offset_given, offset, e);
     qm_cuda_unscratch(absmax, s->handle);
     return ok;
 }
@@ -274,6 +267,12 @@ bool qm_cuda_decode(qm_cuda_stream *s, const qm_cuda_coded *from, uint64_t n, vo
         return false;
     if (aligned(y, 16) && as_nibbles(s->gpu, &c, &q))
         return qm_cuda_check(s->gpu, qm_nibbles_decode(&q, n, y, dtype, s->handle), "decoding", e);
+    if (!s->gpu->generic_only && n && is(c.format, "int8") && c.codec.block % 8 == 0 && aligned(y, 16)
+        && aligned(c.plane[0], 8)) {
+        cudaError_t x = qm_int8_decode(c.plane[0], (const float *)(void *)c.plane[1], n / c.codec.block,
+                                       c.codec.block, y, dtype, s->handle);
+        return qm_cuda_check(s->gpu, x, "decoding", e);
+    }
     bool ok = undo_double(s, &c, n, &scales, e);
     run r = {.format = c.format, .codec = c.codec, .values = y, .dtype = dtype, .n = n};
     memcpy(r.plane, c.plane, sizeof r.plane);

@@ -71,16 +71,18 @@ typedef struct qm_cuda_coded {
     float offset;
 } qm_cuda_coded;
 
-/* As qm_encode and qm_decode, and the same bytes; values are f32, f16 or bf16 (`dtype`), n of them.  A NaN
- * that arithmetic makes may differ in sign and payload. */
+/* As qm_encode and qm_decode, and the same bytes; values are f32, f16 or bf16 (`dtype`), n of them.  Where a
+ * group holds a NaN, scales and codes that follow from it may differ (see qm_result_bits), and so may the sign
+ * and payload of a NaN that is decoded. */
 bool qm_cuda_encode(qm_cuda_stream *s, const void *x, qm_dtype dtype, uint64_t n, const qm_cuda_coded *to,
                     qm_err *e);
 bool qm_cuda_decode(qm_cuda_stream *s, const qm_cuda_coded *from, uint64_t n, void *y, qm_dtype dtype,
                     qm_err *e);
 
-/* With a second level for the scales.  to->offset is used when offset_given and set when not; waits. */
-bool qm_cuda_encode_double(qm_cuda_stream *s, const void *x, qm_dtype dtype, uint64_t n, qm_cuda_coded *to,
-                           bool offset_given, qm_err *e);
+/* With a second level for the scales, whose offset, to->offset when that is given, is also put into *offset, on
+ * the GPU. */
+bool qm_cuda_encode_double(qm_cuda_stream *s, const void *x, qm_dtype dtype, uint64_t n,
+                           const qm_cuda_coded *to, bool offset_given, float *offset, qm_err *e);
 
 /* Sets codec->factor, as qm_codec_measure does; waits. */
 bool qm_cuda_measure(qm_cuda_stream *s, qm_codec *codec, const qm_format *f, const void *x, qm_dtype dtype,

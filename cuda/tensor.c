@@ -94,18 +94,30 @@ static bool new_planes(qm_tensor *t, qm_device *d, uint64_t n, qm_err *e)
     return qm_tensor_plane_new(t, 2, blocks * sizeof(float), d, e);
 }
 
+/* Returns with the offset in to->offset. */
+static bool encode_double(qm_cuda *d, const values *v, qm_tensor *to, uint64_t n, const qm_quantize_options *o,
+                          qm_err *e)
+{
+    qm_cuda_stream s = stream_of(d);
+    qm_cuda_coded c = coded_of(to);
+    c.offset = o->offset;
+    float *offset = qm_cuda_scratch(d, d->stream, sizeof *offset, e);
+    bool ok = offset && qm_cuda_encode_double(&s, v->data, v->dtype, n, &c, o->offset_given, offset, e)
+              && qm_cuda_download(d, &to->offset, offset, sizeof *offset, e);
+    qm_cuda_unscratch(offset, d->stream);
+    return ok;
+}
+
 static bool encode_values(qm_cuda *d, const values *v, qm_tensor *to, uint64_t n, const qm_quantize_options *o,
                           qm_err *e)
 {
     qm_cuda_stream s = stream_of(d);
+    if (to->double_quant)
+        return encode_double(d, v, to, n, o, e);
     if (!qm_cuda_measure(&s, &to->codec, to->format, v->data, v->dtype, n, e))
         return false;
     qm_cuda_coded c = coded_of(to);
-    c.offset = o->offset;
-    bool ok = to->double_quant ? qm_cuda_encode_double(&s, v->data, v->dtype, n, &c, o->offset_given, e)
-                               : qm_cuda_encode(&s, v->data, v->dtype, n, &c, e);
-    to->offset = to->double_quant ? c.offset : 0;
-    return ok && qm_cuda_wait(&s, e);
+    return qm_cuda_encode(&s, v->data, v->dtype, n, &c, e) && qm_cuda_wait(&s, e);
 }
 
 /* Quantised values that are wanted as f32, f16 or bf16 need no step between. */

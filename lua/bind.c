@@ -8,8 +8,12 @@ static const struct {
     qm_code code;
     const char *kind;
 } kinds[] = {
-    {QM_EFAIL, "fail"},     {QM_EUSAGE, "usage"},         {QM_EVERIFY, "verify"},
-    {QM_ENOFIT, "nofit"},   {QM_EUNSUPPORTED, "unsupported"}, {QM_ECORRUPT, "corrupt"},
+    {QM_EFAIL, "fail"},
+    {QM_EUSAGE, "usage"},
+    {QM_EVERIFY, "verify"},
+    {QM_ENOFIT, "nofit"},
+    {QM_EUNSUPPORTED, "unsupported"},
+    {QM_ECORRUPT, "corrupt"},
     {QM_EINTERRUPT, "interrupt"},
 };
 enum { NKINDS = sizeof kinds / sizeof kinds[0] };
@@ -118,7 +122,8 @@ const char *qml_check_text(lua_State *L, int arg)
     return text;
 }
 
-/* Raw: a metatable's __index could hand out a string that nothing else refers to, or close what was read before. */
+/* Raw: a metatable's __index could hand out a string that nothing else refers to, or close what was read
+ * before. */
 static void push_field(lua_State *L, int table, const char *name)
 {
     lua_pushstring(L, name);

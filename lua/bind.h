@@ -21,7 +21,7 @@
 
 int luaopen_qmoon_core(lua_State *L);
 
-/* What a box is, as memory: the object (NULL once it is closed), and how many jobs that are running use it.  A
+/* What a box is, as memory: the object (NULL once it is closed), and how many jobs that are running use it. A
  * progress function may do anything; an object that is held refuses to be closed. */
 typedef struct qml_userdata {
     void *object;
@@ -31,11 +31,14 @@ typedef struct qml_userdata {
 /* From bind.c */
 int qml_raise(lua_State *L, const qm_err *e); /* never returns */
 void **qml_box(lua_State *L, const char *class);
-void *qml_check(lua_State *L, int arg, const char *class); /* an open box of that class, or an argument error */
+void *qml_check(lua_State *L, int arg,
+                const char *class); /* an open box of that class, or an argument error */
 void qml_check_idle(lua_State *L, int arg, const char *class); /* an argument error if it is held */
-void qml_hold(lua_State *L, int index, int by); /* adds to the holds of a box, and of those in a table of tables */
+void qml_hold(lua_State *L, int index,
+              int by); /* adds to the holds of a box, and of those in a table of tables */
 const char *qml_check_text(lua_State *L, int arg); /* a string without a zero byte: a path, a name */
-void *qml_field_box(lua_State *L, int table, const char *name, const char *class); /* NULL when the field is nil */
+void *qml_field_box(lua_State *L, int table, const char *name,
+                    const char *class); /* NULL when the field is nil */
 void qml_class(lua_State *L, const char *class, const luaL_Reg *methods, lua_CFunction gc);
 void qml_functions(lua_State *L, const luaL_Reg *functions); /* into the table on top */
 
@@ -56,9 +59,10 @@ void qml_push_format(lua_State *L, const qm_format *f); /* bind_tensor.c */
 uint32_t qml_opt_block(lua_State *L, int arg, uint32_t absent);
 uint32_t qml_field_block(lua_State *L, int table); /* the field "block"; 0 when it is nil */
 
-/* From bind_source.c.  Fields of a source: `strides` with `shape` (checked to lie in the file; ndim 0 without), `files`
- * of the planes and, behind them, of the nested scales. */
-void qml_field_strided(lua_State *L, int table, const qm_infile *f, uint64_t at, unsigned bits, qm_strided *s);
+/* From bind_source.c.  Fields of a source: `strides` with `shape` (checked to lie in the file; ndim 0
+ * without), `files` of the planes and, behind them, of the nested scales. */
+void qml_field_strided(lua_State *L, int table, const qm_infile *f, uint64_t at, unsigned bits,
+                       qm_strided *s);
 void qml_field_files(lua_State *L, int table, int planes, qm_infile *file, qm_infile *plane[QM_MAX_PLANES],
                      qm_infile **nested);
 qm_round qml_field_round(lua_State *L, int table, const char *field);

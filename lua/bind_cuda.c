@@ -39,8 +39,8 @@ static void set_number(lua_State *L, const char *name, double v)
     lua_setfield(L, -2, name);
 }
 
-/* d:info() -> {name, index, capability, multiprocessors, memory, l2, driver, runtime, own_rcp}; bytes, and CUDA
- * versions as 13.0. */
+/* d:info() -> {name, index, capability, multiprocessors, memory, l2, driver, runtime, own_rcp}; bytes, and
+ * CUDA versions as 13.0. */
 static int info(lua_State *L)
 {
     const qm_cuda_info *i = qm_cuda_get_info(gpu(L));
@@ -126,7 +126,8 @@ static int device(lua_State *L)
 
 void qml_open_cuda(lua_State *L)
 {
-    static const luaL_Reg methods[] = {{"info", info}, {"memory", memory}, {"close", device_gc}, {NULL, NULL}};
+    static const luaL_Reg methods[] = {
+        {"info", info}, {"memory", memory}, {"close", device_gc}, {NULL, NULL}};
     static const luaL_Reg of_tensors[] = {{"to", to}, {"device", device}, {NULL, NULL}};
     static const luaL_Reg functions[] = {{"cuda", cuda}, {"cuda_count", cuda_count}, {NULL, NULL}};
     qml_class(L, QML_DEVICE, methods, device_gc);

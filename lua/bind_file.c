@@ -190,8 +190,8 @@ static void push_st(lua_State *L, const qm_st_header *h)
     lua_setfield(L, -2, "meta");
 }
 
-static const char *const gguf_kinds[QM_GGUF_KIND_COUNT] = {"u8",     "i8",    "u16", "i16", "u32", "i32", "f32",
-                                                           "bool",   "string", "array", "u64", "i64", "f64"};
+static const char *const gguf_kinds[QM_GGUF_KIND_COUNT] = {
+    "u8", "i8", "u16", "i16", "u32", "i32", "f32", "bool", "string", "array", "u64", "i64", "f64"};
 
 /* Pushes one element and returns the bytes it takes. Lengths were checked when the header was read. */
 static uint64_t push_gguf_element(lua_State *L, qm_gguf_kind kind, const uint8_t *p)
@@ -211,19 +211,45 @@ static uint64_t push_gguf_element(lua_State *L, qm_gguf_kind kind, const uint8_t
     static const uint8_t sizes[QM_GGUF_KIND_COUNT] = {1, 1, 2, 2, 4, 4, 4, 1, 8, 0, 8, 8, 8};
     memcpy(&v, p, sizes[kind]);
     switch (kind) {
-    case QM_GGUF_U8: lua_pushnumber(L, v.u8); break;
-    case QM_GGUF_I8: lua_pushnumber(L, v.i8); break;
-    case QM_GGUF_U16: lua_pushnumber(L, v.u16); break;
-    case QM_GGUF_I16: lua_pushnumber(L, v.i16); break;
-    case QM_GGUF_U32: lua_pushnumber(L, v.u32); break;
-    case QM_GGUF_I32: lua_pushnumber(L, v.i32); break;
-    case QM_GGUF_F32: lua_pushnumber(L, (double)v.f32); break;
-    case QM_GGUF_BOOL: lua_pushboolean(L, v.u8); break;
-    case QM_GGUF_U64: lua_pushnumber(L, (double)v.u64); break;
-    case QM_GGUF_I64: lua_pushnumber(L, (double)v.i64); break;
-    case QM_GGUF_F64: lua_pushnumber(L, v.f64); break;
-    case QM_GGUF_STRING: lua_pushlstring(L, (const char *)p + 8, v.u64); return 8 + v.u64;
-    default: lua_pushnil(L); break;
+    case QM_GGUF_U8:
+        lua_pushnumber(L, v.u8);
+        break;
+    case QM_GGUF_I8:
+        lua_pushnumber(L, v.i8);
+        break;
+    case QM_GGUF_U16:
+        lua_pushnumber(L, v.u16);
+        break;
+    case QM_GGUF_I16:
+        lua_pushnumber(L, v.i16);
+        break;
+    case QM_GGUF_U32:
+        lua_pushnumber(L, v.u32);
+        break;
+    case QM_GGUF_I32:
+        lua_pushnumber(L, v.i32);
+        break;
+    case QM_GGUF_F32:
+        lua_pushnumber(L, (double)v.f32);
+        break;
+    case QM_GGUF_BOOL:
+        lua_pushboolean(L, v.u8);
+        break;
+    case QM_GGUF_U64:
+        lua_pushnumber(L, (double)v.u64);
+        break;
+    case QM_GGUF_I64:
+        lua_pushnumber(L, (double)v.i64);
+        break;
+    case QM_GGUF_F64:
+        lua_pushnumber(L, v.f64);
+        break;
+    case QM_GGUF_STRING:
+        lua_pushlstring(L, (const char *)p + 8, v.u64);
+        return 8 + v.u64;
+    default:
+        lua_pushnil(L);
+        break;
     }
     return sizes[kind];
 }
@@ -465,8 +491,8 @@ static int path_rename(lua_State *L)
     return 0;
 }
 
-/* exchange(a, b) -> true: each name stands for what the other stood for, in one step; false where the file system
- * cannot do that. */
+/* exchange(a, b) -> true: each name stands for what the other stood for, in one step; false where the file
+ * system cannot do that. */
 static int path_exchange(lua_State *L)
 {
     const char *a = qml_check_text(L, 1), *b = qml_check_text(L, 2);
@@ -553,11 +579,16 @@ static int path_writable(lua_State *L)
 
 void qml_open_files(lua_State *L)
 {
-    static const luaL_Reg in[] = {
-        {"read", infile_read}, {"size", infile_size}, {"path", infile_path},
-        {"release", infile_release}, {NULL, NULL}};
-    static const luaL_Reg out[] = {
-        {"write", outfile_write}, {"sync", outfile_sync}, {"finish", outfile_finish}, {"drop", outfile_drop}, {NULL, NULL}};
+    static const luaL_Reg in[] = {{"read", infile_read},
+                                  {"size", infile_size},
+                                  {"path", infile_path},
+                                  {"release", infile_release},
+                                  {NULL, NULL}};
+    static const luaL_Reg out[] = {{"write", outfile_write},
+                                   {"sync", outfile_sync},
+                                   {"finish", outfile_finish},
+                                   {"drop", outfile_drop},
+                                   {NULL, NULL}};
     static const luaL_Reg functions[] = {{"infile", infile},
                                          {"outfile", outfile},
                                          {"overwrite", overwrite},

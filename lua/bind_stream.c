@@ -1,7 +1,8 @@
 /* bind_stream.c: a Lua table becomes a qm_job.
  *
- * The job points at tensors, files and strings of that table, and while it runs a progress function may do what it likes.
- * So the table is copied first; the copy, out of everybody's reach, keeps all of it alive, and what can be closed is held.
+ * The job points at tensors, files and strings of that table, and while it runs a progress function may do
+ * what it likes. So the table is copied first; the copy, out of everybody's reach, keeps all of it alive, and
+ * what can be closed is held.
  */
 #include <math.h>
 #include <stdlib.h>
@@ -17,8 +18,8 @@ enum { MAX_STEPS = 64 };
 
 enum { JOB_DEPTH = 5 }; /* job.steps[1].row[1] needs 4 */
 
-/* Puts a copy, tables within tables included, in the place of the table on top of the stack.  Raw: what a metatable would
- * add is not in it. */
+/* Puts a copy, tables within tables included, in the place of the table on top of the stack.  Raw: what a
+ * metatable would add is not in it. */
 static void copy_table(lua_State *L, int depth)
 {
     int from = lua_gettop(L), to = from + 1;
@@ -81,14 +82,16 @@ static const qm_format *field_format(lua_State *L, int table)
     return f;
 }
 
-static void read_codec(lua_State *L, int table, qm_codec *c, const qm_format *f, int64_t cols, const char *what)
+static void read_codec(lua_State *L, int table, qm_codec *c, const qm_format *f, int64_t cols,
+                       const char *what)
 {
     qm_err e = {0};
     if (!qm_codec_init(c, f, cols, qml_field_block(L, table), what, &e))
         qml_raise(L, &e);
     if (!f->encode || !f->decode || f->tensor_range != 0) {
         qm_fail(&e, QM_EUNSUPPORTED, "%s: %s cannot be streamed: %s", what, f->name,
-                f->tensor_range != 0 ? "it depends on the whole tensor" : "only the functions it was made with can code it");
+                f->tensor_range != 0 ? "it depends on the whole tensor"
+                                     : "only the functions it was made with can code it");
         qml_raise(L, &e);
     }
     c->exact_zero = qml_field_boolean(L, table, "exact_zero", false);
@@ -126,7 +129,8 @@ static void read_source(lua_State *L, int table, qm_source *s)
     if (!s->file)
         luaL_error(L, "source of '%s' has no file", s->name);
     if (product(s->rows, s->cols) < 0)
-        luaL_error(L, "source of '%s': %f x %f values cannot be counted", s->name, (double)s->rows, (double)s->cols);
+        luaL_error(L, "source of '%s': %f x %f values cannot be counted", s->name, (double)s->rows,
+                   (double)s->cols);
     read_codec(L, table, &s->codec, s->format, s->cols, s->name);
     read_offsets(L, table, s->at, qm_format_planes(s->format));
     s->double_quant = qml_field_boolean(L, table, "double_quant", false);
@@ -135,7 +139,8 @@ static void read_source(lua_State *L, int table, qm_source *s)
     s->round = qml_field_round(L, table, "round");
     qml_field_files(L, table, qm_format_planes(s->format), s->file, s->plane_file, &s->nested_file);
     qml_field_strided(L, table, s->file, s->at[0], s->format->plane[0].bits, &s->strided);
-    if (s->strided.shape.ndim && (s->format->block != 1 || qm_shape_count(&s->strided.shape) != s->rows * s->cols))
+    if (s->strided.shape.ndim
+        && (s->format->block != 1 || qm_shape_count(&s->strided.shape) != s->rows * s->cols))
         luaL_error(L, "source of '%s': strides go with plain elements, all of them", s->name);
     s->interleaved_heads = (int64_t)qml_field_size(L, table, "interleaved_heads", 0);
     if (s->interleaved_heads && s->rows % (2 * s->interleaved_heads) != 0)
@@ -188,7 +193,8 @@ static void read_step(lua_State *L, int table, qm_step *s, const qm_source *src)
             lua_rawgeti(L, -1, (int)i + 1);
             double number = lua_isnumber(L, -1) ? lua_tonumber(L, -1) : -1;
             if (!(number >= 0 && number < (double)src->rows) || number != floor(number))
-                luaL_error(L, "step: row %f is none of the %f there are, from 0 on", number, (double)src->rows);
+                luaL_error(L, "step: row %f is none of the %f there are, from 0 on", number,
+                           (double)src->rows);
             row[i] = (int64_t)number;
             lua_pop(L, 1);
         }
@@ -208,7 +214,8 @@ static void read_importance(lua_State *L, int table, qm_sink *k, const qm_source
         return;
     int64_t n = qm_tensor_count(t), matrices = src->cols > 0 ? n / src->cols : 0;
     if (matrices < 1 || n % src->cols != 0 || src->rows % matrices != 0)
-        luaL_error(L, "sink of '%s': %f importances do not fit rows of %f", src->name, (double)n, (double)src->cols);
+        luaL_error(L, "sink of '%s': %f importances do not fit rows of %f", src->name, (double)n,
+                   (double)src->cols);
     k->importance = field_floats(L, table, "importance", n);
     k->importance_rows = src->rows / matrices;
 }
@@ -230,7 +237,8 @@ static void read_sink(lua_State *L, int table, qm_sink *k, const qm_source *src)
     k->round_added = qml_field_round(L, table, "round_added");
     k->interleave_heads = (int64_t)qml_field_size(L, table, "interleave_heads", 0);
     if (k->interleave_heads && (src->rows % (2 * k->interleave_heads) != 0 || k->format->over_rows))
-        luaL_error(L, "sink of '%s': rows do not make %f heads of two halves", src->name, (double)k->interleave_heads);
+        luaL_error(L, "sink of '%s': rows do not make %f heads of two halves", src->name,
+                   (double)k->interleave_heads);
     if (k->double_quant && !qm_can_double_quant(k->format))
         luaL_error(L, "sink of '%s': format %s is never double quantised", src->name, k->format->name);
 }
@@ -422,7 +430,8 @@ static int pool_close(lua_State *L)
     return pool_gc(L);
 }
 
-/* ---- synthetic checkpoints ------------------------------------------------------------------------------ */
+/* ---- synthetic checkpoints ------------------------------------------------------------------------------
+ */
 
 typedef struct fill {
     const qm_outfile *file;

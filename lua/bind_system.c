@@ -142,8 +142,15 @@ static int uninterrupt(lua_State *L)
 
 void qml_open_system(lua_State *L)
 {
-    static const luaL_Reg functions[] = {{"now", now},         {"terminal", terminal}, {"memory", memory},
-                                         {"cpus", cpus},       {"simd", simd},         {"source", source},
-                                         {"modules", modules}, {"interrupted", interrupted}, {"uninterrupt", uninterrupt}, {NULL, NULL}};
+    static const luaL_Reg functions[] = {{"now", now},
+                                         {"terminal", terminal},
+                                         {"memory", memory},
+                                         {"cpus", cpus},
+                                         {"simd", simd},
+                                         {"source", source},
+                                         {"modules", modules},
+                                         {"interrupted", interrupted},
+                                         {"uninterrupt", uninterrupt},
+                                         {NULL, NULL}};
     qml_functions(L, functions);
 }

@@ -133,9 +133,9 @@ static int push_tensor(lua_State *L, void **box, qm_tensor *t, const qm_err *e)
     return 1;
 }
 
-/* view(infile, {name, at, size, shape, dtype | format}) -> tensor over the file's map.  With a list of offsets as `at`,
- * one per plane, and block, double_quant, nested_at, offset, round, files as in core/stream.h: of several planes.  With
- * strides: a copy, in order. */
+/* view(infile, {name, at, size, shape, dtype | format}) -> tensor over the file's map.  With a list of
+ * offsets as `at`, one per plane, and block, double_quant, nested_at, offset, round, files as in
+ * core/stream.h: of several planes.  With strides: a copy, in order. */
 static int view(lua_State *L)
 {
     qm_infile *f = qml_check(L, 1, QML_INFILE);
@@ -160,7 +160,8 @@ static int view(lua_State *L)
         if (strcmp(qm_dtypes[i].name, dtype) == 0)
             dt = i;
     if (dt < 0)
-        return luaL_error(L, "view: neither a format nor an element type is called '%s'", format ? format : "nil");
+        return luaL_error(L, "view: neither a format nor an element type is called '%s'",
+                          format ? format : "nil");
     if (fmt && qm_format_planes(fmt) != 1)
         return luaL_error(L, "view: format '%s' does not lie in one piece", fmt->name);
     uint64_t n = (uint64_t)qm_shape_count(&shape), need = n * qm_dtypes[dt].bits / 8;
@@ -178,7 +179,8 @@ static int view(lua_State *L)
     return push_tensor(L, box, t, &e);
 }
 
-/* tensor(shape, list) -> f32 tensor of those numbers; instead of the list, a string of f32s in memory order. */
+/* tensor(shape, list) -> f32 tensor of those numbers; instead of the list, a string of f32s in memory order.
+ */
 static int tensor(lua_State *L)
 {
     qm_shape shape;
@@ -202,7 +204,8 @@ static int tensor(lua_State *L)
     for (int64_t i = 0; i < n; i++) {
         lua_rawgeti(L, 2, (int)i + 1);
         if (lua_type(L, -1) != LUA_TNUMBER)
-            return luaL_error(L, "tensor: element %d is a %s, not a number", (int)i + 1, luaL_typename(L, -1));
+            return luaL_error(L, "tensor: element %d is a %s, not a number", (int)i + 1,
+                              luaL_typename(L, -1));
         v[i] = (float)lua_tonumber(L, -1);
         lua_pop(L, 1);
     }
@@ -385,8 +388,9 @@ static int stats(lua_State *L)
     const struct {
         const char *name;
         double value;
-    } row[] = {{"min", used ? low : 0}, {"max", used ? high : 0}, {"mean", mean},
-               {"std", used ? sqrt(squares / (double)used) : 0}, {"nan", (double)nans}, {"inf", (double)infs}};
+    } row[] = {{"min", used ? low : 0}, {"max", used ? high : 0},
+               {"mean", mean},          {"std", used ? sqrt(squares / (double)used) : 0},
+               {"nan", (double)nans},   {"inf", (double)infs}};
     lua_newtable(L);
     for (size_t i = 0; i < sizeof row / sizeof row[0]; i++) {
         lua_pushnumber(L, row[i].value);
@@ -453,14 +457,13 @@ static int tensor_close(lua_State *L)
 void qml_open_tensor(lua_State *L)
 {
     static const luaL_Reg methods[] = {{"info", info},           {"close", tensor_close},
-                                                {"quantize", quantize},
-                                       {"dequantize", dequantize}, {"transpose", transpose},
-                                       {"plane", plane},         {"values", values},
-                                       {"stats", stats},         {"errors", errors},
-                                       {NULL, NULL}};
-    static const luaL_Reg functions[] = {{"formats", formats}, {"dtypes", dtypes}, {"plane_sizes", plane_sizes}, {"levels", levels},
-                                         {"view", view},       {"tensor", tensor}, {"random", random_tensor},
-                                         {NULL, NULL}};
+                                       {"quantize", quantize},   {"dequantize", dequantize},
+                                       {"transpose", transpose}, {"plane", plane},
+                                       {"values", values},       {"stats", stats},
+                                       {"errors", errors},       {NULL, NULL}};
+    static const luaL_Reg functions[] = {
+        {"formats", formats}, {"dtypes", dtypes}, {"plane_sizes", plane_sizes}, {"levels", levels},
+        {"view", view},       {"tensor", tensor}, {"random", random_tensor},    {NULL, NULL}};
     qml_class(L, QML_TENSOR, methods, tensor_gc);
     luaL_getmetatable(L, QML_TENSOR);
     lua_pushcfunction(L, tensor_text);

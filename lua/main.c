@@ -104,7 +104,8 @@ int main(int argc, char **argv)
     lua_pushlightuserdata(L, argv);
     int status = QM_EFAIL;
     if (lua_pcall(L, 2, 1, 0) != 0)
-        fprintf(stderr, "error: %s\n", lua_isstring(L, -1) ? lua_tostring(L, -1) : "error in the program itself");
+        fprintf(stderr, "error: %s\n",
+                lua_isstring(L, -1) ? lua_tostring(L, -1) : "error in the program itself");
     else
         status = (int)lua_tointeger(L, -1);
     lua_close(L);

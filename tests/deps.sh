@@ -11,7 +11,7 @@ for p; do
 done
 [ -n "$missing" ] || exit 0
 if [ "$(id -u)" != 0 ]; then
-    echo "missing packages; run this once:  sudo apt-get install -y$missing" >&2
+    echo "missing packages; run this once:  sudo sh -c 'apt-get update && apt-get install -y$missing'" >&2
     exit 1
 fi
 export DEBIAN_FRONTEND=noninteractive

@@ -14,17 +14,29 @@
 #include "../qm.h"
 
 typedef enum {
-    QM_GGUF_U8, QM_GGUF_I8, QM_GGUF_U16, QM_GGUF_I16, QM_GGUF_U32, QM_GGUF_I32, QM_GGUF_F32, QM_GGUF_BOOL,
-    QM_GGUF_STRING, QM_GGUF_ARRAY, QM_GGUF_U64, QM_GGUF_I64, QM_GGUF_F64, QM_GGUF_KIND_COUNT
+    QM_GGUF_U8,
+    QM_GGUF_I8,
+    QM_GGUF_U16,
+    QM_GGUF_I16,
+    QM_GGUF_U32,
+    QM_GGUF_I32,
+    QM_GGUF_F32,
+    QM_GGUF_BOOL,
+    QM_GGUF_STRING,
+    QM_GGUF_ARRAY,
+    QM_GGUF_U64,
+    QM_GGUF_I64,
+    QM_GGUF_F64,
+    QM_GGUF_KIND_COUNT
 } qm_gguf_kind;
 
 /* A value where it lies in the file's map: valid as long as the file is open. */
 typedef struct qm_gguf_value {
-    qm_gguf_kind kind;  /* of the value, or of the elements when count is of an array */
+    qm_gguf_kind kind; /* of the value, or of the elements when count is of an array */
     bool array;
-    uint64_t count;     /* elements; 1 for a scalar */
-    const uint8_t *at;  /* first element; a string is u64 length + bytes */
-    uint64_t size;      /* bytes of all elements */
+    uint64_t count;    /* elements; 1 for a scalar */
+    const uint8_t *at; /* first element; a string is u64 length + bytes */
+    uint64_t size;     /* bytes of all elements */
 } qm_gguf_value;
 
 typedef struct qm_gguf_pair {

@@ -25,8 +25,8 @@ typedef struct qm_st_tensor {
 typedef struct qm_st_header {
     qm_st_tensor *tensor; /* in order of offset */
     size_t count;
-    char **meta;          /* key, value, key, value … of __metadata__ */
-    size_t nmeta;         /* pairs */
+    char **meta;  /* key, value, key, value … of __metadata__ */
+    size_t nmeta; /* pairs */
 } qm_st_header;
 
 bool qm_st_read(qm_st_header *h, const qm_infile *f, qm_err *e);

@@ -31,7 +31,7 @@ QM_FN uint8_t qm_f8_of_magnitude(float a, int mantissa, int bias)
 
 QM_FN uint8_t qm_f8_of(float x, int mantissa, int bias, float most)
 {
-    uint32_t sign = qm_f32_bits(x) >> 24 & 0x80;
+    uint32_t sign = qm_result_bits(x) >> 24 & 0x80;
     float a = qm_abs(x);
     if (a != a)
         return (uint8_t)(sign | 0x7f);

@@ -26,7 +26,7 @@ QM_FN int32_t qm_round_away(float x)
  * range ggml's nearest_int returns what these bits happen to say, and so must we. */
 QM_FN int32_t qm_nearest_int(float x)
 {
-    return (int32_t)(qm_f32_bits(x + 12582912.0f) & 0x7fffffu) - 0x400000;
+    return (int32_t)(qm_result_bits(x + 12582912.0f) & 0x7fffffu) - 0x400000;
 }
 
 /* The first element of the largest magnitude, with its sign; 0 when there is nothing but zeros. */

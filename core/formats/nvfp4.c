@@ -20,7 +20,7 @@ QM_FN uint32_t code_of(float v)
 {
     float a = qm_abs(v);
     uint32_t code = a <= 6 ? qm_f8_of_magnitude(a, 1, 1) : a > 6 ? 7 : 0;
-    return code | (qm_f32_bits(v) >> 31) << 3;
+    return code | (qm_result_bits(v) >> 31) << 3;
 }
 
 QM_FN float value_of(uint32_t code) { return code & 8 ? -level[code & 7] : level[code & 7]; }

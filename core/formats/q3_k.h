@@ -28,8 +28,7 @@ QM_FN void qm_q3_k_pack_scales(const uint8_t scale[QM_Q3_K_SUBS], uint8_t packed
 QM_FN void qm_q3_k_unpack_scales(const uint8_t packed[12], uint8_t scale[QM_Q3_K_SUBS])
 {
     for (int j = 0; j < QM_Q3_K_SUBS; j++) {
-        uint32_t low = j < 8 ? packed[j] & 15u : packed[j - 8] >> 4,
-                 high = packed[8 + j % 4] >> 2 * (j / 4) & 3;
+        uint32_t low = j < 8 ? packed[j] & 15u : packed[j - 8] >> 4, high = packed[8 + j % 4] >> 2 * (j / 4) & 3;
         scale[j] = (uint8_t)(low | high << 4);
     }
 }

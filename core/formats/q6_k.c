@@ -50,8 +50,7 @@ QM_FN void encode(const float *x, uint32_t n, const qm_codec *c, uint8_t *const 
     finish(x, scale, code, plane[0]);
 }
 
-QM_FN void encode_important(const float *x, uint32_t n, const float *importance, float power,
-                            uint8_t *const plane[])
+QM_FN void encode_important(const float *x, uint32_t n, const float *importance, float power, uint8_t *const plane[])
 {
     (void)n, (void)power;
     uint8_t code[QM_Q6_K_BLOCK];

@@ -44,13 +44,15 @@ local function pieces_of(a, item, fields, what)
     local name, list = item.gguf_name or item.name, {}
     local hf, row = arch.to_hf(a, name)
     if not item.source.format then
-        core.fail("unsupported", "%s: tensor '%s' is %s, which this program cannot decode", what, name, item.source.dtype)
+        core.fail("unsupported", "%s: tensor '%s' is %s, which this program cannot decode", what, name,
+            item.source.dtype)
     elseif not hf then
         core.fail("unsupported", "%s: tensor '%s' has no place in a model folder of %s", what, name, a.name)
     elseif not row.stacked then
         return { piece(item, row, hf, nil, fields) }
     elseif #item.shape ~= 3 or item.shape[1] ~= fields.num_local_experts then
-        core.fail("corrupt", "%s: tensor '%s' is no stack of %s experts", what, name, tostring(fields.num_local_experts))
+        core.fail("corrupt", "%s: tensor '%s' is no stack of %s experts", what, name,
+            tostring(fields.num_local_experts))
     end
     for expert = 0, item.shape[1] - 1 do
         list[#list + 1] = piece(item, row, (arch.to_hf(a, name, expert)), expert, fields)
@@ -212,8 +214,8 @@ end
 local function notices_of(a)
     for _, row in ipairs(a.rows) do
         if row.add then
-            return { "norms are stored with one added to them, which was taken off again; of values below 2^-16 the last bits "
-                .. "are lost" }
+            return { "norms are stored with one added to them, which was taken off again; of values below 2^-16 "
+                .. "the last bits are lost" }
         end
     end
     return {}
@@ -234,8 +236,8 @@ function gguf_model.read(g, what, options)
         core.fail("unsupported", "%s: architecture '%s' is not one this program can make a model folder of", what,
             tostring((gguf.get(g.meta, "general.architecture"))))
     elseif a.unsaid then
-        core.fail("unsupported", "%s: no model folder is made of a GGUF file of %s, which does not say %s", what, a.name,
-            a.unsaid)
+        core.fail("unsupported", "%s: no model folder is made of a GGUF file of %s, which does not say %s", what,
+            a.name, a.unsaid)
     end
     local fields = fields_of(a, g)
     complete(a, g, fields, what)

@@ -42,17 +42,18 @@ function gguf_tensors.unknown_architecture(model)
                 lacking[#lacking + 1] = name
             end
         end
-        hint = ("the nearest is %s (%s) with %d of %d tensors"):format(near.name, near.model_type or near.architectures[1],
-            count, #names) .. (#lacking > 0 and ", without " .. listed(lacking) or "")
+        local type = near.model_type or near.architectures[1]
+        hint = ("the nearest is %s (%s) with %d of %d tensors"):format(near.name, type, count, #names)
+            .. (#lacking > 0 and ", without " .. listed(lacking) or "")
     end
-    core.fail("unsupported", "%s: architecture '%s' has no table for GGUF; %s; %s. Folders (int8, nf4, fp4, f16) can be "
-        .. "written without one", model.path, tostring(class), hint, ADVICE)
+    core.fail("unsupported", "%s: architecture '%s' has no table for GGUF; %s; %s. Folders (int8, nf4, fp4, f16) "
+        .. "can be written without one", model.path, tostring(class), hint, ADVICE)
 end
 
 local function fail_unmapped(model, a, names)
     local near = arch.nearest(names_of(model.items))
-    local hint = near and near ~= a and (" (the table of %s has more of the model)"):format(near.model_type or near.name)
-        or ""
+    local hint = near and near ~= a
+        and (" (the table of %s has more of the model)"):format(near.model_type or near.name) or ""
     core.fail("unsupported", "%s: GGUF's %s has no name for %d of its tensors: %s%s; %s", model.path, a.name, #names,
         listed(names), hint, ADVICE)
 end
@@ -62,8 +63,8 @@ end
 --- A model whose head was made its own cannot be said where GGUF has one tensor for both.
 local function check_head(model, row, item)
     if row and row.role == "output" and not model.config.fields.tie_word_embeddings then
-        core.fail("unsupported", "%s: tensor '%s' is not the embedding (tie_word_embeddings is false), and a GGUF file "
-            .. "of %s has no head of its own", model.path, item.name, model.config.arch.name)
+        core.fail("unsupported", "%s: tensor '%s' is not the embedding (tie_word_embeddings is false), and a GGUF "
+            .. "file of %s has no head of its own", model.path, item.name, model.config.arch.name)
     end
 end
 
@@ -172,8 +173,8 @@ function gguf_tensors.of(model, a, tokens)
     end
     for _, name in ipairs(arch.required(a, g.fields)) do
         if not g.seen[name] then
-            core.fail("corrupt", "%s: tensor '%s' is missing; config.json says that a %s model has it", model.path, name,
-                a.name)
+            core.fail("corrupt", "%s: tensor '%s' is missing; config.json says that a %s model has it", model.path,
+                name, a.name)
         end
     end
     for _, t in ipairs(g.list) do

@@ -151,7 +151,8 @@ local function tokenizer_config(t, meta, context)
         decoder[i] = { tostring(token.id), json.object(added_fields(token)) }
     end
     local fields = {
-        add_prefix_space = gguf.get(meta, "tokenizer.ggml.add_space_prefix"), clean_up_tokenization_spaces = false, errors = "replace",
+        add_prefix_space = gguf.get(meta, "tokenizer.ggml.add_space_prefix"),
+        clean_up_tokenization_spaces = false, errors = "replace",
         added_tokens_decoder = json.object(decoder), chat_template = chat_template(meta),
         model_max_length = context, split_special_tokens = false,
         tokenizer_class = t.class, add_bos_token = t.add_bos, add_eos_token = t.add_eos,
@@ -196,7 +197,8 @@ local function last_piece(v, what)
         bytes = bytes + (kind == BYTE and 1 or 0)
     end
     if bytes ~= 0 and bytes ~= 256 then
-        core.fail("unsupported", "%s: the tokenizer has tokens for %d bytes; SentencePiece knows 256 or none", what, bytes)
+        core.fail("unsupported", "%s: the tokenizer has tokens for %d bytes; SentencePiece knows 256 or none", what,
+            bytes)
     end
     return last
 end

@@ -112,8 +112,8 @@ local FLOATS = { rope_theta = true, rms_norm_eps = true, factor = true, low_freq
 local function as_floats(fields)
     local copy = {}
     for key, value in pairs(fields) do
-        copy[key] = FLOATS[key] and json.float(value) or type(value) == "table" and key == "rope_scaling" and as_floats(value)
-            or value
+        local inner = key == "rope_scaling" and as_floats(value) or value
+        copy[key] = FLOATS[key] and json.float(value) or inner
     end
     return copy
 end

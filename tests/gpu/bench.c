@@ -27,6 +27,7 @@ typedef struct bench {
     uint8_t *plane[COPIES][QM_MAX_PLANES];
     float *nested[COPIES];
     uint32_t *largest;
+    float *offset;
     double copy_rate, read_rate;
 } bench;
 
@@ -117,7 +118,7 @@ static void encode(bench *b, int i, const void *arg)
     const subject *s = arg;
     qm_cuda_coded c = coded(b, i, s);
     qm_err e = {0};
-    must(s->dq ? qm_cuda_encode_double(b->stream, b->values[i], s->dtype, b->n, &c, false, &e)
+    must(s->dq ? qm_cuda_encode_double(b->stream, b->values[i], s->dtype, b->n, &c, false, b->offset, &e)
                : qm_cuda_encode(b->stream, b->values[i], s->dtype, b->n, &c, &e), &e);
 }
 
@@ -146,13 +147,17 @@ static double coded_bytes(const bench *b, const subject *s)
     return (double)bytes;
 }
 
+/* argv[2]: only what has this in its line. */
+static const char *only = "";
+
 static void one(bench *b, const char *verb, void (*work)(bench *, int, const void *), subject s)
 {
     char what[96];
     double bytes = coded_bytes(b, &s) + (double)b->n * qm_dtypes[s.dtype].bits / 8;
     snprintf(what, sizeof what, "%s %s %" PRIu32 "%s, %s", verb, s.format->name, s.codec.block, s.dq ? " dq" : "",
              qm_dtypes[s.dtype].name);
-    report(b, what, seconds(b, work, &s), bytes, work == errors ? b->read_rate : b->copy_rate);
+    if (strstr(what, only))
+        report(b, what, seconds(b, work, &s), bytes, work == errors ? b->read_rate : b->copy_rate);
 }
 
 static void all_of(bench *b, const char *name, uint32_t block, qm_dtype dtype, bool dq)
@@ -169,11 +174,12 @@ static void take_memory(bench *b)
     for (int i = 0; i < COPIES; i++) {
         must((b->values[i] = qm_cuda_alloc(b->gpu, 4 * b->n, &e)) != NULL, &e);
         must((b->second[i] = qm_cuda_alloc(b->gpu, 4 * b->n, &e)) != NULL, &e);
-        must((b->plane[i][0] = qm_cuda_alloc(b->gpu, 5 * b->n / 4 + 4096, &e)) != NULL, &e);
+        must((b->plane[i][0] = qm_cuda_alloc(b->gpu, 4 * b->n + 4096, &e)) != NULL, &e);
         must((b->plane[i][1] = qm_cuda_alloc(b->gpu, b->n / 4 + 4096, &e)) != NULL, &e);
         must((b->nested[i] = qm_cuda_alloc(b->gpu, b->n / 32 + 4096, &e)) != NULL, &e);
     }
     must((b->largest = qm_cuda_alloc(b->gpu, sizeof *b->largest, &e)) != NULL, &e);
+    must((b->offset = qm_cuda_alloc(b->gpu, sizeof *b->offset, &e)) != NULL, &e);
 }
 
 /* Random values as elements of this type; every copy has its own. */
@@ -237,8 +243,10 @@ static void start(bench *b, uint64_t n)
 int main(int argc, char **argv)
 {
     bench b;
+    only = argc > 2 ? argv[2] : "";
     start(&b, argc > 1 ? strtoull(argv[1], NULL, 10) : 1ull << 28);
-    host(&b);
+    if (!*only)
+        host(&b);
     set_type(&b, QM_BF16);
     roof(&b);
     all_of(&b, "nf4", 64, QM_BF16, false);

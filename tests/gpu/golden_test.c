@@ -20,7 +20,7 @@ static void check_golden(const golden *g, const char *kernel)
     float x[COUNT];
     qm_err e = {0};
     golden_values(x);
-    void *elements = elements_of(g->dtype, x, COUNT), *there = gpu_copy_of(elements, sizeof x / 32 * qm_dtypes[g->dtype].bits);
+    void *elements = elements_of(g->dtype, x, COUNT), *there = gpu_copy_of(elements, sizeof x);
     qm_codec c = {.block = g->block};
     planes p = planes_new(qm_format_find(g->format), &c, COUNT);
     qm_cuda_coded coded = coded_there(&p, &c);
@@ -53,14 +53,16 @@ TEST(gpu_double_quantises_as_bitsandbytes)
     golden_values(x);
     for (size_t i = 0; i < sizeof bnb_double / sizeof *bnb_double; i++) {
         const golden *g = &bnb_double[i];
-        void *elements = elements_of(g->dtype, x, COUNT), *there = gpu_copy_of(elements, sizeof x / 32 * qm_dtypes[g->dtype].bits);
+        void *elements = elements_of(g->dtype, x, COUNT), *there = gpu_copy_of(elements, sizeof x);
         qm_codec c = {.block = g->block};
         planes p = planes_new(qm_format_find(g->format), &c, COUNT);
         qm_cuda_coded coded = coded_there(&p, &c);
         coded.double_quant = true;
         coded.offset = 0.0234375f;
         coded.nested = (float *)(void *)(p.there[1] + (BLOCKS + 3) / 4 * 4);
-        CHECKF(qm_cuda_encode_double(gpu_stream(), there, g->dtype, COUNT, &coded, true, &e), "%s", e.msg);
+        float *offset = coded.nested + NESTED;
+        CHECKF(qm_cuda_encode_double(gpu_stream(), there, g->dtype, COUNT, &coded, true, offset, &e)
+                   && qm_cuda_wait(gpu_stream(), &e), "%s", e.msg);
         CHECKF(digest_is(coded.plane[1], BLOCKS, g->codes), "%s", qm_dtypes[g->dtype].name);
         CHECKF(digest_is(coded.nested, NESTED * sizeof(float), g->absmax), "%s", qm_dtypes[g->dtype].name);
         qm_cuda_free(gpu(), there);

@@ -78,26 +78,31 @@ static uint8_t *fetched(const planes *p, int i)
     return bytes;
 }
 
-int planes_differing(const planes *p)
+static bool any_nan(const float *x, size_t n)
 {
-    for (int i = 0; i < qm_format_planes(p->format); i++) {
-        uint8_t *bytes = fetched(p, i);
-        int same = memcmp(bytes + GUARD, p->here[i], p->size[i]) == 0;
-        free(bytes);
-        if (!same)
-            return i;
-    }
-    return -1;
+    for (size_t i = 0; x && i < n; i++)
+        if (isnan(x[i]))
+            return true;
+    return false;
 }
 
-size_t planes_first_byte(const planes *p, int i)
+int64_t planes_differing(const planes *p, const qm_codec *c, size_t n, const float *values)
 {
-    uint8_t *bytes = fetched(p, i);
-    size_t at = 0;
-    while (at < p->size[i] && bytes[GUARD + at] == p->here[i][at])
-        at++;
-    free(bytes);
-    return at;
+    int64_t found = -1;
+    for (int i = 0; i < qm_format_planes(p->format); i++) {
+        uint8_t *bytes = fetched(p, i);
+        size_t each = qm_plane_size(p->format, c, i, c->block);
+        for (size_t g = 0; memcmp(bytes + GUARD, p->here[i], p->size[i]) && g * c->block < n; g++) {
+            size_t count = n - g * c->block < c->block ? n - g * c->block : c->block;
+            size_t at = g * each, size = p->size[i] - at < each ? p->size[i] - at : each;
+            if (memcmp(bytes + GUARD + at, p->here[i] + at, size) == 0 || any_nan(values ? values + g * c->block : NULL, count))
+                continue;
+            found = found < 0 || (int64_t)g < found ? (int64_t)g : found;
+            break;
+        }
+        free(bytes);
+    }
+    return found;
 }
 
 bool planes_guarded(const planes *p)

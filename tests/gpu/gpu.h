@@ -27,8 +27,9 @@ typedef struct planes {
 
 planes planes_new(const qm_format *f, const qm_codec *c, size_t n);
 void planes_upload(planes *p);              /* here -> there */
-int planes_differing(const planes *p);      /* index of the first plane that differs, or -1 */
-size_t planes_first_byte(const planes *p, int i); /* in it, the first byte that does */
+/* The first group whose bytes differ, or -1.  Of groups that hold a NaN among `values` (or NULL), what is asked is
+ * only that nothing crashed. */
+int64_t planes_differing(const planes *p, const qm_codec *c, size_t n, const float *values);
 bool planes_guarded(const planes *p);       /* nothing was written around there */
 void planes_free(planes *p);
 

@@ -38,17 +38,16 @@ typedef struct subject {
     const char *values, *kernel;
 } subject;
 
-static void check_encode(const subject *s, const void *elements, planes *p)
+static void check_encode(const subject *s, const void *elements, const float *values, planes *p)
 {
     qm_err e = {0};
     qm_cuda_coded to = coded_there(p, &s->codec);
     void *x = gpu_copy_of(elements, s->n * qm_dtypes[s->type].bits / 8);
     bool ok = qm_cuda_encode(gpu_stream(), x, s->type, s->n, &to, &e) && qm_cuda_wait(gpu_stream(), &e);
     CHECKF(ok, "%s: %s", s->format->name, e.msg);
-    int plane = planes_differing(p);
-    CHECKF(plane < 0, "%s block %u of %s %s, %zu values, %s kernel: plane %d, byte %zu", s->format->name,
-           s->codec.block, qm_dtypes[s->type].name, s->values, s->n, s->kernel, plane,
-           planes_first_byte(p, plane < 0 ? 0 : plane));
+    int64_t group = planes_differing(p, &s->codec, s->n, values);
+    CHECKF(group < 0, "%s block %u of %s %s, %zu values, %s kernel: group %lld", s->format->name, s->codec.block,
+           qm_dtypes[s->type].name, s->values, s->n, s->kernel, (long long)group);
     CHECKF(planes_guarded(p), "%s block %u of %s %s, %zu values, %s kernel: wrote beyond", s->format->name,
            s->codec.block, qm_dtypes[s->type].name, s->values, s->n, s->kernel);
     qm_cuda_free(gpu(), x);
@@ -89,7 +88,7 @@ static void check(subject s, const float *x)
     for (int generic = 0; generic < 2; generic++) {
         qm_cuda_generic_only(gpu(), generic);
         s.kernel = generic ? "generic" : "fast";
-        check_encode(&s, elements, &p);
+        check_encode(&s, elements, values, &p);
         planes_upload(&p);
         check_decode(&s, &p, decoded);
     }
@@ -211,7 +210,7 @@ TEST(gpu_takes_values_from_any_address)
         qm_encode(f, x, N, &c, p.here);
         qm_decode(f, (const uint8_t *const *)p.here, N, &c, want);
         CHECKF(qm_cuda_encode(gpu_stream(), there + 1, QM_F32, N, &to, &e) && qm_cuda_wait(gpu_stream(), &e), "%s", e.msg);
-        CHECKF(planes_differing(&p) < 0 && planes_guarded(&p), "%s", names[i]);
+        CHECKF(planes_differing(&p, &c, N, x) < 0 && planes_guarded(&p), "%s", names[i]);
         CHECKF(qm_cuda_decode(gpu_stream(), &to, N, there + 1, QM_F32, &e) && qm_cuda_wait(gpu_stream(), &e), "%s", e.msg);
         gpu_fetch(back, there + 1, sizeof back);
         CHECKF(!memcmp(back, want, sizeof want), "%s", names[i]);

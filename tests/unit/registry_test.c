@@ -99,14 +99,13 @@ static void check_levels(const qm_format *f, const qm_codec *c, const float *x, 
         qm_cpu_limit(level);
         planes got = planes_new(f, c, n);
         qm_encode(f, x, n, c, got.at);
-        CHECKF(planes_equal(&got, &want), "%s %s block %u, %zu values, %s", f->name, qm_simd_names[level],
-               c->block, n, what);
-        CHECKF(guards_intact(&got), "%s %s block %u, %zu values, %s", f->name, qm_simd_names[level], c->block,
-               n, what);
+        CHECKF(planes_equal(&got, &want), "%s %s block %u, %zu values, %s", f->name, qm_simd_names[level], c->block, n,
+               what);
+        CHECKF(guards_intact(&got), "%s %s block %u, %zu values, %s", f->name, qm_simd_names[level], c->block, n, what);
         z[n] = 12345;
         qm_decode(f, (const uint8_t *const *)want.at, n, c, z);
-        CHECKF(!memcmp(y, z, sizeof *y * n) && z[n] == 12345, "%s %s decoding block %u, %zu values, %s",
-               f->name, qm_simd_names[level], c->block, n, what);
+        CHECKF(!memcmp(y, z, sizeof *y * n) && z[n] == 12345, "%s %s decoding block %u, %zu values, %s", f->name,
+               qm_simd_names[level], c->block, n, what);
         planes_free(&got);
     }
     qm_cpu_limit(highest);
@@ -133,6 +132,30 @@ TEST(registry_every_level_writes_the_same_bytes)
     free(x);
 }
 
+/* Whole rows; some columns have no importance at all. */
+static void check_importance(const qm_format *f, const float *x, uint32_t cols, size_t rows, const char *what)
+{
+    float *importance = malloc(sizeof *importance * cols);
+    for (uint32_t i = 0; i < cols; i++)
+        importance[i] = next() % 5 ? (float)(next() % 1000) * power_of_two(-20, 10) : 0.0f;
+    qm_codec c = {.block = f->block, .importance = importance, .cols = cols};
+    check_levels(f, &c, x, cols * rows, what);
+    free(importance);
+}
+
+TEST(registry_every_level_heeds_importance_alike)
+{
+    static const uint32_t groups[] = {1, 2, 3, 7, 19};
+    float *x = malloc(sizeof *x * LONGEST);
+    for (const qm_format *const *f = qm_formats; *f; f++)
+        for (int v = 0; v < FAMILIES && (*f)->encode_important; v++) {
+            fill(&families[v], x, LONGEST);
+            for (int g = 0; g < 5; g++)
+                check_importance(*f, x, groups[g] * (*f)->block, g < 2 ? 4 : 2, families[v].name);
+        }
+    free(x);
+}
+
 /* Files may hold any bytes. */
 TEST(registry_every_level_decodes_any_bytes)
 {
@@ -154,8 +177,7 @@ TEST(registry_every_level_decodes_any_bytes)
             for (qm_simd level = QM_AVX2; level <= highest; level++) {
                 qm_cpu_limit(level);
                 qm_decode(*f, (const uint8_t *const *)p.at, n, &c, z);
-                CHECKF(!memcmp(y, z, sizeof *y * n), "%s %s block %u", (*f)->name, qm_simd_names[level],
-                       block[b]);
+                CHECKF(!memcmp(y, z, sizeof *y * n), "%s %s block %u", (*f)->name, qm_simd_names[level], block[b]);
             }
             qm_cpu_limit(highest);
             planes_free(&p);
@@ -182,10 +204,9 @@ static void check_bound(const qm_format *f, const qm_codec *c, const float *x, s
             absmax = fmax(absmax, fabs((double)x[i]));
         for (size_t i = at; i < n && i < at + c->block; i++) {
             double far = fabs((double)y[i] - (double)x[i]);
-            double most = f->bound * absmax + f->bound_rel * fabs((double)x[i]) + least
-                          + 0x1p-25; /* f16's last bit */
-            CHECKF(far <= most, "%s block %u of %s, value %zu: %g became %g", f->name, c->block, what, i,
-                   (double)x[i], (double)y[i]);
+            double most = f->bound * absmax + f->bound_rel * fabs((double)x[i]) + least + 0x1p-25; /* f16's last bit */
+            CHECKF(far <= most, "%s block %u of %s, value %zu: %g became %g", f->name, c->block, what, i, (double)x[i],
+                   (double)y[i]);
         }
     }
     planes_free(&p);

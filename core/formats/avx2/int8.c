@@ -6,10 +6,7 @@ extern const qm_format qm_format_int8;
 
 enum { RUN = 32 };
 
-static inline __m256 to_half(__m256 x)
-{
-    return _mm256_cvtph_ps(_mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
-}
+static inline __m256 to_half(__m256 x) { return _mm256_cvtph_ps(_mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT)); }
 
 /* Bits of the largest magnitude, after rounding to f16: rounding keeps order, so once is enough. */
 static uint32_t largest_half(const float *x, size_t n)

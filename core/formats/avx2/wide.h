@@ -32,8 +32,8 @@ static inline lanes_mask lanes_either(lanes_mask a, lanes_mask b) { return _mm25
 static inline bool lanes_any(lanes_mask a) { return _mm256_movemask_ps(a) != 0; }
 static inline lanes lanes_choose(lanes_mask m, lanes yes, lanes no) { return _mm256_blendv_ps(no, yes, m); }
 
-/* qm_nearest_int, clamped, as a float.  The lower 23 bits of the sum are made into a float of [2^23, 2^24) again,
- * whatever x was, and clamped there. */
+/* qm_nearest_int, clamped, as a float.  The lower 23 bits of the sum are made into a float of [2^23, 2^24)
+ * again, whatever x was, and clamped there. */
 static inline lanes lanes_code(lanes x, float low, float high)
 {
     const float zero = 12582912.0f;
