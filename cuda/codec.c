@@ -20,6 +20,12 @@ static bool known_values(const qm_cuda *d, qm_dtype dtype, qm_err *e)
                    qm_dtypes[dtype].name);
 }
 
+/* The element type whose values a format is, or QM_DTYPE_COUNT. */
+static qm_dtype plain_type(const qm_format *f)
+{
+    return is(f, "f32") ? QM_F32 : is(f, "f16") ? QM_F16 : is(f, "bf16") ? QM_BF16 : QM_DTYPE_COUNT;
+}
+
 /* ---- every format -------------------------------------------------------------------------------- */
 
 enum {
@@ -147,6 +153,8 @@ static bool encode_run(qm_cuda_stream *s, const run *r, qm_err *e)
         x = qm_q8_0_encode(r->values, r->dtype, r->n, r->plane[0], s->handle);
     else if (fast && r->n && is(f, "q4_0") && aligned(r->plane[0], 16))
         x = qm_q4_0_encode(r->values, r->dtype, r->n, r->plane[0], s->handle);
+    else if (fast && r->n && plain_type(f) != QM_DTYPE_COUNT && aligned(r->plane[0], 16))
+        x = qm_convert(r->values, r->dtype, r->n, r->plane[0], plain_type(f), s->handle);
     else
         return run_generic(s, true, r, e);
     return qm_cuda_check(s->gpu, x, "encoding", e);
@@ -267,12 +275,15 @@ bool qm_cuda_decode(qm_cuda_stream *s, const qm_cuda_coded *from, uint64_t n, vo
         return false;
     if (aligned(y, 16) && as_nibbles(s->gpu, &c, &q))
         return qm_cuda_check(s->gpu, qm_nibbles_decode(&q, n, y, dtype, s->handle), "decoding", e);
-    if (!s->gpu->generic_only && n && is(c.format, "int8") && c.codec.block % 8 == 0 && aligned(y, 16)
-        && aligned(c.plane[0], 8)) {
-        cudaError_t x = qm_int8_decode(c.plane[0], (const float *)(void *)c.plane[1], n / c.codec.block,
-                                       c.codec.block, y, dtype, s->handle);
+    cudaError_t x = cudaErrorNotSupported;
+    bool fast = !s->gpu->generic_only && n && aligned(y, 16);
+    if (fast && is(c.format, "int8") && c.codec.block % 8 == 0 && aligned(c.plane[0], 8))
+        x = qm_int8_decode(c.plane[0], (const float *)(void *)c.plane[1], n / c.codec.block, c.codec.block, y, dtype,
+                           s->handle);
+    else if (fast && plain_type(c.format) != QM_DTYPE_COUNT && aligned(c.plane[0], 16))
+        x = qm_convert(c.plane[0], plain_type(c.format), n, y, dtype, s->handle);
+    if (x != cudaErrorNotSupported)
         return qm_cuda_check(s->gpu, x, "decoding", e);
-    }
     bool ok = undo_double(s, &c, n, &scales, e);
     run r = {.format = c.format, .codec = c.codec, .values = y, .dtype = dtype, .n = n};
     memcpy(r.plane, c.plane, sizeof r.plane);
@@ -316,12 +327,6 @@ static bool decoded_errors(qm_cuda_stream *s, const void *x, qm_dtype dtype, con
     qm_cuda_unscratch(values, s->handle);
     qm_cuda_unscratch(scales, s->handle);
     return ok;
-}
-
-/* The element type whose values a format is, or QM_DTYPE_COUNT. */
-static qm_dtype plain_type(const qm_format *f)
-{
-    return is(f, "f32") ? QM_F32 : is(f, "f16") ? QM_F16 : is(f, "bf16") ? QM_BF16 : QM_DTYPE_COUNT;
 }
 
 static bool partial_errors(qm_cuda_stream *s, const void *x, qm_dtype dtype, const qm_cuda_coded *b, uint64_t n,

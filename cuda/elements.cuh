@@ -16,7 +16,7 @@ template <qm_dtype D> __device__ inline eight<D> load_eight(const void *x, uint6
     eight<D> v;
     const uint4 *p = (const uint4 *)x + i * eight<D>::PARTS;
     for (int k = 0; k < eight<D>::PARTS; k++)
-        v.part[k] = __ldcs(p + k); /* read once */
+        v.part[k] = __ldg(p + k);
     return v;
 }
 

@@ -17,8 +17,8 @@
 extern "C" {
 #endif
 
-/* Compares the GPU's approximate reciprocal with the table (core/rcp.h), and leaves the table for qm_rcp to
- * use where they differ.  Waits. */
+/* What all kernels rely on; once for every GPU that is opened.  Compares the GPU's approximate reciprocal with
+ * the table (core/rcp.h), and leaves the table for qm_rcp to use where they differ.  Waits. */
 cudaError_t qm_kernels_prepare(const uint8_t *deltas, bool *own_rcp, cudaStream_t s);
 
 /* ---- generic.cuh: every format ------------------------------------------------------------------ */
@@ -41,6 +41,10 @@ typedef struct qm_generic {
 /* name: of a format of the folder core/formats, or "codebook".  cudaErrorInvalidValue when there is none. */
 cudaError_t qm_generic_encode(const char *name, const qm_generic *g, unsigned grid, cudaStream_t s);
 cudaError_t qm_generic_decode(const char *name, const qm_generic *g, unsigned grid, cudaStream_t s);
+
+/* ---- plain.cuh: between f32, f16 and bf16; n values on 16 bytes -------------------------------- */
+
+cudaError_t qm_convert(const void *x, qm_dtype from, uint64_t n, void *y, qm_dtype to, cudaStream_t s);
 
 /* ---- nibbles.cuh: nf4 and fp4 ------------------------------------------------------------------- */
 

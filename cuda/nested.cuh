@@ -1,23 +1,15 @@
 /* nested.cuh: double quantisation of scales (core/double_quant.h), whose offset depends on all of them.
  *
- *     scales -> sums of 256 -> sums of 256 of those ...     one launch for two levels, until 256 are left
- *     scales, sums -> offset, codes, nested absmax          one launch; every block of threads adds up the
- *                                                           last sums for itself */
+ *     scales -> sums of 256 -> offset -> codes, nested absmax      one launch each
+ *
+ * Very large tensors take one more level of sums. */
 #ifndef QM_NESTED_CUH
 #define QM_NESTED_CUH
 
 enum { NESTED_THREADS = 256, NESTED_WARPS = NESTED_THREADS / 32, FOLDED = QM_DOUBLE_QUANT_BLOCK };
-static_assert(FOLDED == 256, "a warp folds 8 values a lane, a block of threads one value a thread");
+static_assert(FOLDED == 256, "a warp folds 8 values a lane");
 
-/* Sum of v over 32 lanes, upper half onto lower; lane 0 has it. */
-__device__ inline double fold_lanes(double v)
-{
-    for (int half = 16; half; half /= 2)
-        v += __shfl_down_sync(~0u, v, half);
-    return v;
-}
-
-/* Sum of the FOLDED values at place i * FOLDED, as far as there are any. */
+/* The sum of values i * FOLDED ... (i + 1) * FOLDED - 1, as far as there are any, by a warp; lane 0 has it. */
 template <class T> __device__ inline double fold_run(const T *x, uint64_t n, uint64_t i)
 {
     double v[8];
@@ -28,48 +20,55 @@ template <class T> __device__ inline double fold_run(const T *x, uint64_t n, uin
     for (int half = 4; half; half /= 2)
         for (int k = 0; k < half; k++)
             v[k] += v[k + half];
-    return fold_lanes(v[0]);
+    for (int half = 16; half; half /= 2)
+        v[0] += __shfl_down_sync(~0u, v[0], half);
+    return v[0];
 }
 
-/* Two levels: sum[b] of the FOLDED * FOLDED values from b on. */
-template <class T> __global__ void __launch_bounds__(NESTED_THREADS) fold_twice(const T *x, uint64_t n, double *sum)
+template <class T> __global__ void __launch_bounds__(NESTED_THREADS) fold(const T *x, uint64_t n, double *sum)
+{
+    uint64_t run = (uint64_t)blockIdx.x * NESTED_WARPS + threadIdx.x / 32;
+    double v = fold_run(x, n, run);
+    if (threadIdx.x % 32 == 0 && run * FOLDED < n)
+        sum[run] = v;
+}
+
+/* One block of threads: the last two levels, of FOLDED * FOLDED sums at most. */
+enum { FINISH_THREADS = 1024 };
+
+static __global__ void __launch_bounds__(FINISH_THREADS)
+    finish_offset(const double *sum, uint64_t sums, uint64_t n, float *offset)
 {
     __shared__ double level[FOLDED];
-    for (int i = threadIdx.x / 32; i < FOLDED; i += NESTED_WARPS) {
-        uint64_t run = (uint64_t)blockIdx.x * FOLDED + i;
-        double v = run * FOLDED < n ? fold_run(x, n, run) : 0;
+    for (int i = threadIdx.x / 32; i < FOLDED; i += FINISH_THREADS / 32) {
+        double v = i * FOLDED < sums ? fold_run(sum, sums, i) : 0;
         if (threadIdx.x % 32 == 0)
             level[i] = v;
     }
     __syncthreads();
-    if (threadIdx.x < 32) {
-        double v = fold_run(level, FOLDED, 0);
-        if (threadIdx.x == 0)
-            sum[blockIdx.x] = v;
-    }
-}
-
-static __global__ void finish_offset(const double *sum, uint64_t sums, uint64_t n, float *offset)
-{
-    double all = fold_run(sum, sums, 0);
+    if (threadIdx.x >= 32)
+        return;
+    double all = fold_run(level, FOLDED, 0);
     if (threadIdx.x == 0)
         *offset = qm_bf16_to_f32(qm_f32_to_bf16((float)(all / (double)n)));
 }
 
-static uint64_t folds(uint64_t n) { return (n + FOLDED * FOLDED - 1) / (FOLDED * FOLDED); }
+static uint64_t folds(uint64_t n) { return (n + FOLDED - 1) / FOLDED; }
+
+static unsigned fold_grid(uint64_t n) { return (unsigned)((folds(n) + NESTED_WARPS - 1) / NESTED_WARPS); }
 
 uint64_t qm_nested_scratch(uint64_t n) { return folds(n) + folds(folds(n)); }
 
 cudaError_t qm_nested_offset(const float *absmax, uint64_t n, double *scratch, float *offset, cudaStream_t s)
 {
     uint64_t sums = folds(n);
-    fold_twice<<<(unsigned)sums, NESTED_THREADS, 0, s>>>(absmax, n, scratch);
-    if (sums > FOLDED) {
-        fold_twice<<<(unsigned)folds(sums), NESTED_THREADS, 0, s>>>(scratch, sums, scratch + sums);
+    fold<<<fold_grid(n), NESTED_THREADS, 0, s>>>(absmax, n, scratch);
+    if (sums > FOLDED * FOLDED) {
+        fold<<<fold_grid(sums), NESTED_THREADS, 0, s>>>(scratch, sums, scratch + sums);
         scratch += sums;
         sums = folds(sums);
     }
-    finish_offset<<<1, 32, 0, s>>>(scratch, sums, n, offset);
+    finish_offset<<<1, FINISH_THREADS, 0, s>>>(scratch, sums, n, offset);
     return cudaGetLastError();
 }
 
@@ -84,8 +83,9 @@ enum { NESTED_BINS = 23 * 64 + 1, NESTED_LOWEST = (127 - 22) << 6 }; /* 2^-22 ..
 
 struct nested_tables {
     uint32_t threshold[129]; /* bits of f32; the last is infinite */
-    uint8_t below[NESTED_BINS];
+    uint8_t below[NESTED_BINS + 3];
 };
+static_assert(sizeof(nested_tables) % 4 == 0, "copied by words");
 
 __device__ inline uint32_t nested_bin(uint32_t magnitude)
 {
@@ -93,17 +93,26 @@ __device__ inline uint32_t nested_bin(uint32_t magnitude)
     return min(max(bin, 0), NESTED_BINS - 1);
 }
 
-__device__ inline void fill_nested_tables(nested_tables &t)
+static __device__ nested_tables nested_made; /* constants of the module, made by qm_kernels_prepare */
+
+static __global__ void make_nested_tables()
 {
+    nested_tables &t = nested_made;
     for (uint32_t k = threadIdx.x; k < 129; k += blockDim.x)
         t.threshold[k] = k == 128 ? 0x7f800000u : qm_f32_bits(qm_dynamic8_middle(127 + k)) - (k % 2 == 0);
     __syncthreads();
     for (uint32_t i = threadIdx.x; i < NESTED_BINS; i += blockDim.x) {
         uint32_t k = 0;
-        for (uint32_t step = 64; step; step /= 2) /* of 128: as many as have a lower bin */
-            k += nested_bin(t.threshold[k + step - 1]) < i ? step : 0;
-        t.below[i] = k + (nested_bin(t.threshold[k]) < i);
+        while (k < 128 && nested_bin(t.threshold[k]) < i)
+            k++;
+        t.below[i] = (uint8_t)k;
     }
+}
+
+__device__ inline void fill_nested_tables(nested_tables &t)
+{
+    for (uint32_t i = threadIdx.x; i < sizeof t / 4; i += blockDim.x)
+        ((uint32_t *)&t)[i] = ((const uint32_t *)&nested_made)[i];
     __syncthreads();
 }
 
@@ -149,7 +158,7 @@ cudaError_t qm_nested_encode(const float *absmax, uint64_t n, const float *offse
                              float *nested, cudaStream_t s)
 {
     uint64_t blocks = (n + FOLDED - 1) / FOLDED, grid = (blocks + NESTED_WARPS - 1) / NESTED_WARPS;
-    nested_encode<<<(unsigned)(grid < 1024 ? grid : 1024), NESTED_THREADS, 0, s>>>(absmax, n, offset, codes, nested);
+    nested_encode<<<(unsigned)(grid < 4096 ? grid : 4096), NESTED_THREADS, 0, s>>>(absmax, n, offset, codes, nested);
     return cudaGetLastError();
 }
 

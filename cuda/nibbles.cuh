@@ -123,7 +123,7 @@ __global__ void __launch_bounds__(NIBBLE_THREADS)
             float each[8];
             unpack(v[u + k], each);
             uint32_t word = encode_eight<FP4>(each, scale, &table[0][lane]);
-            codes[(u + k) * 32] = most == 0 ? zero_word : word;
+            __stcs(codes + (u + k) * 32, most == 0 ? zero_word : word); /* nobody reads them soon */
         }
     }
 }

@@ -7,7 +7,7 @@
 #define QM_RCP_CUH
 
 static __device__ uint8_t rcp_deltas[1u << 21];
-static __constant__ int rcp_looked_up; /* constants of the module, set by qm_kernels_prepare */
+static __constant__ int rcp_looked_up; /* constants of the module, set by qm_kernels_prepare (kernels.cu) */
 
 __device__ inline float rcp_instruction(float a)
 {
@@ -28,27 +28,6 @@ static __global__ void rcp_compare(int *differing)
         if (qm_f32_bits(rcp_instruction(a)) != qm_f32_bits(rcp_look_up(a)))
             atomicAdd(differing, 1);
     }
-}
-
-cudaError_t qm_kernels_prepare(const uint8_t *deltas, bool *own_rcp, cudaStream_t s)
-{
-    int differing = 0, *count = NULL;
-    cudaError_t r = cudaMemcpyToSymbolAsync(rcp_deltas, deltas, sizeof rcp_deltas, 0, cudaMemcpyHostToDevice, s);
-    if (r == cudaSuccess)
-        r = cudaMallocAsync(&count, sizeof *count, s);
-    if (r != cudaSuccess)
-        return r;
-    cudaMemsetAsync(count, 0, sizeof *count, s);
-    rcp_compare<<<(1u << 23) / 256, 256, 0, s>>>(count);
-    cudaMemcpyAsync(&differing, count, sizeof differing, cudaMemcpyDeviceToHost, s);
-    cudaFreeAsync(count, s);
-    r = cudaStreamSynchronize(s);
-    if (r != cudaSuccess)
-        return r;
-    *own_rcp = differing == 0;
-    int looked_up = differing != 0;
-    r = cudaMemcpyToSymbolAsync(rcp_looked_up, &looked_up, sizeof looked_up, 0, cudaMemcpyHostToDevice, s);
-    return r == cudaSuccess ? cudaStreamSynchronize(s) : r;
 }
 
 #endif

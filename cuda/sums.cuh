@@ -28,7 +28,8 @@ struct sums {
         max_x = max(max_x, __float_as_uint(x) & 0x7fffffffu);
     }
 
-    __device__ void add_eight(const float x[8], const float y[8])
+    /* False, and nothing is added, where that would not do. */
+    __device__ bool add_eight(const float x[8], const float y[8])
     {
         float vxx = 0, vxd = 0, vdd = 0, vd = 0, most_x = 0, most_d = 0;
 #pragma unroll
@@ -41,13 +42,10 @@ struct sums {
             most_x = fmaxf(most_x, fabsf(x[k]));
             most_d = fmaxf(most_d, fabsf(off));
         }
-        if (most_x >= 0x1p-40f && vxx + vdd < 0x1p120f) {
+        bool will_do = most_x >= 0x1p-40f && vxx + vdd < 0x1p120f;
+        if (will_do)
             add_sums({vxx, vxd, vdd, vd, __float_as_uint(most_d), __float_as_uint(most_x)});
-            return;
-        }
-#pragma unroll
-        for (int k = 0; k < 8; k++)
-            add_value(x[k], y[k]);
+        return will_do;
     }
 
     __device__ void add_sums(sums o)
@@ -97,7 +95,7 @@ template <bool NESTED> struct nibble_values {
     __device__ void prepare(tables &t) const { fill_tables<NESTED>(t, q); }
     __device__ raw fetch(uint64_t start, uint32_t i) const
     {
-        return {__ldcs((const uint32_t *)q.codes + start + i), load_scale<NESTED>(q, (start >> shift) + (i >> shift))};
+        return {__ldg((const uint32_t *)q.codes + start + i), load_scale<NESTED>(q, (start >> shift) + (i >> shift))};
     }
     __device__ void get(const tables &t, raw r, float x[8]) const
     {
@@ -112,33 +110,47 @@ template <bool NESTED> struct nibble_values {
     }
 };
 
+/* Two vectors of a thread, on their way. */
+template <qm_dtype D, class Y> struct fetched {
+    eight<D> x[2];
+    typename Y::raw y[2];
+
+    __device__ void fetch(const void *values, const Y &other, uint64_t first, uint32_t i, uint32_t here)
+    {
+#pragma unroll
+        for (int u = 0; u < 2; u++)
+            if (i + u * SUMS_THREADS < here) {
+                x[u] = load_eight<D>(values, first + i + u * SUMS_THREADS);
+                y[u] = other.fetch(first, i + u * SUMS_THREADS);
+            }
+    }
+};
+
 template <qm_dtype D, class Y>
-__global__ void __launch_bounds__(SUMS_THREADS, 4)
+__global__ void __launch_bounds__(SUMS_THREADS, 3)
     sums_of_run(const void *__restrict__ x, const __grid_constant__ Y y, uint64_t n, sums *partial)
 {
-    constexpr int AHEAD = 2;
     __shared__ typename Y::tables t;
     const uint64_t first = (uint64_t)blockIdx.x * (QM_SUMS_RUN / 8), vectors = n / 8;
     const uint32_t here = vectors - first < QM_SUMS_RUN / 8 ? (uint32_t)(vectors - first) : QM_SUMS_RUN / 8;
+    fetched<D, Y> now, next;
+    now.fetch(x, y, first, threadIdx.x, here);
     y.prepare(t);
     sums s = {};
-    for (uint32_t start = threadIdx.x; start < here; start += AHEAD * SUMS_THREADS) {
-        eight<D> v[AHEAD];
-        typename Y::raw w[AHEAD];
+    for (uint32_t i = threadIdx.x; i < here; i += 2 * SUMS_THREADS) {
+        next.fetch(x, y, first, i + 2 * SUMS_THREADS, here);
 #pragma unroll
-        for (int u = 0; u < AHEAD; u++)
-            if (start + u * SUMS_THREADS < here) {
-                v[u] = load_eight<D>(x, first + start + u * SUMS_THREADS);
-                w[u] = y.fetch(first, start + u * SUMS_THREADS);
-            }
-#pragma unroll
-        for (int u = 0; u < AHEAD; u++)
-            if (start + u * SUMS_THREADS < here) {
-                float a[8], b[8];
-                unpack(v[u], a);
-                y.get(t, w[u], b);
-                s.add_eight(a, b);
-            }
+        for (int u = 0; u < 2; u++) {
+            uint32_t at = i + u * SUMS_THREADS;
+            float a[8], b[8];
+            unpack(now.x[u], a);
+            y.get(t, now.y[u], b);
+            if (at < here && !s.add_eight(a, b))
+#pragma unroll 1
+                for (int k = 0; k < 8; k++)
+                    s.add_value(load_one(x, D, (first + at) * 8 + k), y.one(t, (first + at) * 8 + k));
+        }
+        now = next;
     }
     if (blockIdx.x == gridDim.x - 1 && threadIdx.x < n % 8) /* what does not fill a vector */
         s.add_value(load_one(x, D, vectors * 8 + threadIdx.x), y.one(t, vectors * 8 + threadIdx.x));

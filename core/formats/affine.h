@@ -31,7 +31,8 @@ QM_FN void qm_affine_round(const float *x, int n, float inverse, float least, in
         code[i] = (uint8_t)qm_clamp(qm_nearest_int(inverse * (x[i] - least)), 0, most);
 }
 
-QM_FN float qm_affine_error(qm_affine a, const uint8_t *code, const float *x, const float *w, int n, bool absolute)
+QM_FN float qm_affine_error(qm_affine a, const uint8_t *code, const float *x, const float *w, int n,
+                            bool absolute)
 {
     float sum = 0;
     for (int i = 0; i < n; i++) {
@@ -42,8 +43,8 @@ QM_FN float qm_affine_error(qm_affine a, const uint8_t *code, const float *x, co
 }
 
 /* The pair that suits these codes best; false when they do not tell (all are alike). */
-QM_FN bool qm_affine_solve(const uint8_t *code, const float *x, const float *w, int n, float sum_w, float sum_x,
-                           qm_affine *a)
+QM_FN bool qm_affine_solve(const uint8_t *code, const float *x, const float *w, int n, float sum_w,
+                           float sum_x, qm_affine *a)
 {
     float sum_l = 0, sum_ll = 0, sum_xl = 0;
     for (int i = 0; i < n; i++) {

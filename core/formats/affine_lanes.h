@@ -15,8 +15,8 @@ static inline lanes affine_code(const affine_lanes *a, lanes x, int most)
     return lanes_code(a->inverse * (x - a->base), 0, (float)most);
 }
 
-static inline lanes affine_error(lanes scale, lanes least, const lanes *code, const lanes *x, const lanes *w, int n,
-                                 bool absolute)
+static inline lanes affine_error(lanes scale, lanes least, const lanes *code, const lanes *x, const lanes *w,
+                                 int n, bool absolute)
 {
     lanes sum = lanes_of(0);
     for (int i = 0; i < n && absolute; i++)

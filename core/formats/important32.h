@@ -15,7 +15,8 @@ typedef struct important_blocks {
     uint8_t code[LANES][IMPORTANT_BLOCK];
 } important_blocks;
 
-static inline void turn_in(const float *values, const float *importance, size_t blocks, float power, lanes *x, lanes *w)
+static inline void turn_in(const float *values, const float *importance, size_t blocks, float power, lanes *x,
+                           lanes *w)
 {
     lanes_turn(values, blocks, IMPORTANT_BLOCK, x);
     lanes_turn(importance, blocks, IMPORTANT_BLOCK, w);
@@ -28,8 +29,8 @@ static inline void turn_out(const lanes *code, important_blocks *b)
         lanes_turn_back(code + i, b->code[0] + i, IMPORTANT_BLOCK);
 }
 
-static inline void important_symmetric(const float *values, const float *importance, size_t blocks, float power,
-                                       float reach, important_blocks *b)
+static inline void important_symmetric(const float *values, const float *importance, size_t blocks,
+                                       float power, float reach, important_blocks *b)
 {
     lanes x[IMPORTANT_BLOCK], w[IMPORTANT_BLOCK];
     turn_in(values, importance, blocks, power, x, w);
@@ -40,8 +41,8 @@ static inline void important_symmetric(const float *values, const float *importa
     turn_out(x, b);
 }
 
-static inline void important_affine(const float *values, const float *importance, size_t blocks, float power, int most,
-                                    important_blocks *b)
+static inline void important_affine(const float *values, const float *importance, size_t blocks, float power,
+                                    int most, important_blocks *b)
 {
     lanes x[IMPORTANT_BLOCK], w[IMPORTANT_BLOCK];
     const qm_affine_search search = qm_affine_important(most);

@@ -54,7 +54,8 @@ static inline lanes iq4_fit(const iq4_tables *t, const lanes *x, const lanes *w)
     lanes scale = lanes_choose(lanes_above(s.bottom, zero), s.top / s.bottom, zero), best = scale * s.top;
     for (int k = -QM_IQ4_TRIALS; k <= QM_IQ4_TRIALS; k++) {
         s = iq4_try(t, x, w, lanes_of((float)(k + qm_iq4_level[0])) / max);
-        lanes_mask better = lanes_both(lanes_above(s.bottom, zero), lanes_above(s.top * s.top, best * s.bottom));
+        lanes_mask better = lanes_both(lanes_above(s.bottom, zero),
+                                       lanes_above(s.top * s.top, best * s.bottom));
         lanes other = s.top / s.bottom;
         scale = lanes_choose(better, other, scale);
         best = lanes_choose(better, other * s.top, best);

@@ -26,7 +26,8 @@ QM_FN void encode(const float *x, uint32_t n, const qm_codec *c, uint8_t *const 
     encode_with(x, w, plane[0]);
 }
 
-QM_FN void encode_important(const float *x, uint32_t n, const float *importance, float power, uint8_t *const plane[])
+QM_FN void encode_important(const float *x, uint32_t n, const float *importance, float power,
+                            uint8_t *const plane[])
 {
     (void)n, (void)power;
     float w[QM_IQ4_SUB], mean = qm_sum_squares(x, QM_IQ4_SUB) * (2.0f / QM_IQ4_SUB);

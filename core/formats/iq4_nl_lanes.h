@@ -8,7 +8,8 @@
 extern const qm_format qm_format_iq4_nl;
 
 /* Up to LANES blocks. */
-LANES_APART void encode_blocks(const float *values, const float *importance, size_t blocks, float power, uint8_t *out)
+LANES_APART void encode_blocks(const float *values, const float *importance, size_t blocks, float power,
+                               uint8_t *out)
 {
     const iq4_tables t = iq4_tables_of();
     lanes x[QM_IQ4_SUB], w[QM_IQ4_SUB];
@@ -38,7 +39,8 @@ static void encode(const float *x, size_t n, const qm_codec *c, uint8_t *const p
     lanes_run(&qm_format_iq4_nl, LANES, encode_blocks, x, n, NULL, 0, plane[0]);
 }
 
-static void encode_important(const float *x, size_t n, const float *importance, float power, uint8_t *const plane[])
+static void encode_important(const float *x, size_t n, const float *importance, float power,
+                             uint8_t *const plane[])
 {
     lanes_run(&qm_format_iq4_nl, LANES, encode_blocks, x, n, importance, power, plane[0]);
 }

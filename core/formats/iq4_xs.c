@@ -34,7 +34,8 @@ QM_FN void encode(const float *x, uint32_t n, const qm_codec *c, uint8_t *const 
     finish(x, scale, plane[0]);
 }
 
-QM_FN void encode_important(const float *x, uint32_t n, const float *importance, float power, uint8_t *const plane[])
+QM_FN void encode_important(const float *x, uint32_t n, const float *importance, float power,
+                            uint8_t *const plane[])
 {
     (void)n, (void)power;
     float scale[QM_IQ4_XS_SUBS], w[QM_IQ4_SUB];

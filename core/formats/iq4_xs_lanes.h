@@ -10,7 +10,8 @@ extern const qm_format qm_format_iq4_xs;
 enum { BLOCKS = LANES / QM_IQ4_XS_SUBS };
 
 /* What each weight counts; squares are the sums of each block's. */
-static inline void weigh(const lanes *x, const float *importance, size_t blocks, const float *squares, lanes *w)
+static inline void weigh(const lanes *x, const float *importance, size_t blocks, const float *squares,
+                         lanes *w)
 {
     float power[LANES];
     if (!importance) {
@@ -18,14 +19,15 @@ static inline void weigh(const lanes *x, const float *importance, size_t blocks,
         return;
     }
     for (size_t l = 0; l < LANES; l++)
-        power[l] = squares[l / QM_IQ4_XS_SUBS < blocks ? l / QM_IQ4_XS_SUBS : blocks - 1] * (2.0f / QM_IQ4_XS_BLOCK);
+        power[l] = squares[l / QM_IQ4_XS_SUBS < blocks ? l / QM_IQ4_XS_SUBS : blocks - 1]
+                   * (2.0f / QM_IQ4_XS_BLOCK);
     lanes_turn(importance, blocks * QM_IQ4_XS_SUBS, QM_IQ4_SUB, w);
     importance_of(x, lanes_load(power), QM_IQ4_SUB, w);
 }
 
 /* Up to BLOCKS blocks. */
-static inline void encode_few(const iq4_tables *t, const float *values, const float *importance, size_t blocks,
-                              const float *squares, uint8_t *out)
+static inline void encode_few(const iq4_tables *t, const float *values, const float *importance,
+                              size_t blocks, const float *squares, uint8_t *out)
 {
     lanes x[QM_IQ4_SUB], w[QM_IQ4_SUB];
     float scale[LANES], d[LANES];
@@ -43,7 +45,8 @@ static inline void encode_few(const iq4_tables *t, const float *values, const fl
     }
 }
 
-LANES_APART void encode_blocks(const float *x, const float *importance, size_t blocks, float power, uint8_t *out)
+LANES_APART void encode_blocks(const float *x, const float *importance, size_t blocks, float power,
+                               uint8_t *out)
 {
     const iq4_tables t = iq4_tables_of();
     float squares[LANES];
@@ -63,7 +66,8 @@ static void encode(const float *x, size_t n, const qm_codec *c, uint8_t *const p
     lanes_run(&qm_format_iq4_xs, LANES, encode_blocks, x, n, NULL, 0, plane[0]);
 }
 
-static void encode_important(const float *x, size_t n, const float *importance, float power, uint8_t *const plane[])
+static void encode_important(const float *x, size_t n, const float *importance, float power,
+                             uint8_t *const plane[])
 {
     lanes_run(&qm_format_iq4_xs, LANES, encode_blocks, x, n, importance, power, plane[0]);
 }

@@ -38,7 +38,8 @@ static inline void k32_finish(const lanes *x, const affine_lanes *a, int most, k
     lanes_mask given = lanes_differ(step, lanes_of(0));
     lanes code[QM_K32_SUB];
     for (int i = 0; i < QM_K32_SUB; i++)
-        code[i] = lanes_choose(given, lanes_code((x[i] + below) / step, 0, (float)most), affine_code(a, x[i], most));
+        code[i] = lanes_choose(given, lanes_code((x[i] + below) / step, 0, (float)most),
+                               affine_code(a, x[i], most));
     for (int i = 0; i < QM_K32_SUB; i += 16)
         lanes_turn_back(code + i, b->code[0] + i, QM_K32_SUB);
 }

@@ -36,6 +36,9 @@ QM_FN int32_t qm_mxfp4_floor_log2(float x)
 }
 
 /* 2^(e - 128), half of what the exponent says, as levels are doubled. */
-QM_FN float qm_mxfp4_scale(uint8_t e) { return qm_bits_f32(e < 2 ? 0x00200000u << e : (uint32_t)(e - 1) << 23); }
+QM_FN float qm_mxfp4_scale(uint8_t e)
+{
+    return qm_bits_f32(e < 2 ? 0x00200000u << e : (uint32_t)(e - 1) << 23);
+}
 
 #endif

@@ -41,6 +41,9 @@ QM_FN float qm_signed_max(const float *x, int n)
     return max;
 }
 
+/* The low byte as a signed number: what a cast to int8_t gives. */
+QM_FN int32_t qm_wrap8(int32_t x) { return ((x & 255) ^ 128) - 128; }
+
 QM_FN int32_t qm_clamp(int32_t x, int32_t low, int32_t high) { return x < low ? low : x > high ? high : x; }
 
 #endif

@@ -46,7 +46,8 @@ typedef struct qm_positive_sums {
 } qm_positive_sums;
 
 /* Returns how many codes changed. */
-QM_FN int qm_positive_improve(const float *x, const float *w, int n, int most, uint8_t *code, qm_positive_sums *s)
+QM_FN int qm_positive_improve(const float *x, const float *w, int n, int most, uint8_t *code,
+                              qm_positive_sums *s)
 {
     int changed = 0;
     for (int i = 0; i < n; i++) {

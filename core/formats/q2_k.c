@@ -51,7 +51,8 @@ QM_FN void encode(const float *x, uint32_t n, const qm_codec *c, uint8_t *const 
     memcpy(plane[0], &b, sizeof b);
 }
 
-QM_FN void encode_important(const float *x, uint32_t n, const float *importance, float power, uint8_t *const plane[])
+QM_FN void encode_important(const float *x, uint32_t n, const float *importance, float power,
+                            uint8_t *const plane[])
 {
     (void)n, (void)power;
     const qm_affine_search search = qm_affine_important(3);

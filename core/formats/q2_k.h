@@ -13,7 +13,8 @@ struct qm_q2_k {
 };
 _Static_assert(sizeof(struct qm_q2_k) == 84, "q2_k: 16 pairs of scales, 256 codes and two f16, no padding");
 
-QM_TABLE qm_affine_search qm_q2_k_search = {.most = 3, .first = -0.5f, .step = 0.1f, .last = 15, .absolute = true};
+QM_TABLE qm_affine_search qm_q2_k_search = {
+    .most = 3, .first = -0.5f, .step = 0.1f, .last = 15, .absolute = true};
 
 /* Four bits for each of sixteen numbers, in units of the result: the largest, if positive, becomes 15. */
 QM_FN float qm_q2_k_four_bits(const float v[QM_Q2_K_SUBS], uint8_t four[QM_Q2_K_SUBS])

@@ -19,8 +19,8 @@ typedef struct q2_k_fits {
     float scale[QM_Q2_K_SUBS], min[QM_Q2_K_SUBS], sum_w[QM_Q2_K_SUBS];
 } q2_k_fits;
 
-static inline void fit_block(const qm_affine_search *s, const float *values, const float *importance, float power,
-                             q2_k_fits *f)
+static inline void fit_block(const qm_affine_search *s, const float *values, const float *importance,
+                             float power, q2_k_fits *f)
 {
     for (int p = 0; p < PARTS; p++) {
         lanes *x = f->x[p], w[QM_Q2_K_SUB];
@@ -53,7 +53,8 @@ static inline void finish(const q2_k_fits *f, struct qm_q2_k *b)
         lanes step = lanes_load(d + p * LANES), below = lanes_load(min + p * LANES), q[QM_Q2_K_SUB];
         lanes_mask given = lanes_differ(step, lanes_of(0));
         for (int i = 0; i < QM_Q2_K_SUB; i++)
-            q[i] = lanes_choose(given, lanes_code((x[i] + below) / step, 0, 3), affine_code(&f->part[p], x[i], 3));
+            q[i] = lanes_choose(given, lanes_code((x[i] + below) / step, 0, 3),
+                                affine_code(&f->part[p], x[i], 3));
         lanes_turn_back(q, code + p * LANES * QM_Q2_K_SUB, QM_Q2_K_SUB);
     }
     two_bits_pack(code, b->quad);
@@ -79,7 +80,8 @@ static inline void encode_block(const float *values, const float *importance, fl
     memcpy(out, &b, sizeof b);
 }
 
-LANES_APART void encode_blocks(const float *x, const float *importance, size_t blocks, float power, uint8_t *out)
+LANES_APART void encode_blocks(const float *x, const float *importance, size_t blocks, float power,
+                               uint8_t *out)
 {
     float squares[LANES] = {0};
     (void)power;
@@ -97,7 +99,8 @@ static void encode(const float *x, size_t n, const qm_codec *c, uint8_t *const p
     lanes_run(&qm_format_q2_k, LANES, encode_blocks, x, n, NULL, 0, plane[0]);
 }
 
-static void encode_important(const float *x, size_t n, const float *importance, float power, uint8_t *const plane[])
+static void encode_important(const float *x, size_t n, const float *importance, float power,
+                             uint8_t *const plane[])
 {
     lanes_run(&qm_format_q2_k, LANES, encode_blocks, x, n, importance, power, plane[0]);
 }

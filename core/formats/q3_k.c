@@ -106,7 +106,8 @@ QM_FN void encode(const float *x, uint32_t n, const qm_codec *c, uint8_t *const 
     memcpy(plane[0], &b, sizeof b);
 }
 
-QM_FN void encode_important(const float *x, uint32_t n, const float *importance, float power, uint8_t *const plane[])
+QM_FN void encode_important(const float *x, uint32_t n, const float *importance, float power,
+                            uint8_t *const plane[])
 {
     (void)n, (void)power;
     struct qm_q3_k b;
@@ -134,8 +135,8 @@ QM_FN void decode(const uint8_t *const plane[], uint32_t n, const qm_codec *c, f
     qm_q3_k_unpack_scales(b.packed, six);
     float d = qm_f16_to_f32(b.d);
     for (int i = 0; i < QM_Q3_K_BLOCK; i++) {
-        int q = code[i] + (b.third[i % 32] >> i / 32 & 1) * 4;
-        y[i] = d * (float)(six[i / QM_Q3_K_SUB] - 32) * (float)(q - 4);
+        int q = code[i] + (b.third[i % 32] >> i / 32 & 1) * 4, scale = six[i / QM_Q3_K_SUB] - 32;
+        y[i] = d * (float)scale * (float)(q - 4);
     }
 }
 

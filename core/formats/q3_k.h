@@ -28,7 +28,8 @@ QM_FN void qm_q3_k_pack_scales(const uint8_t scale[QM_Q3_K_SUBS], uint8_t packed
 QM_FN void qm_q3_k_unpack_scales(const uint8_t packed[12], uint8_t scale[QM_Q3_K_SUBS])
 {
     for (int j = 0; j < QM_Q3_K_SUBS; j++) {
-        uint32_t low = j < 8 ? packed[j] & 15u : packed[j - 8] >> 4, high = packed[8 + j % 4] >> 2 * (j / 4) & 3;
+        uint32_t low = j < 8 ? packed[j] & 15u : packed[j - 8] >> 4,
+                 high = packed[8 + j % 4] >> 2 * (j / 4) & 3;
         scale[j] = (uint8_t)(low | high << 4);
     }
 }
@@ -43,7 +44,7 @@ QM_FN float qm_q3_k_six_bits(const float v[QM_Q3_K_SUBS], uint8_t six[QM_Q3_K_SU
     }
     float inverse = -32.0f / max;
     for (int j = 0; j < QM_Q3_K_SUBS; j++)
-        six[j] = (uint8_t)(qm_clamp((int8_t)qm_nearest_int(inverse * v[j]), -32, 31) + 32);
+        six[j] = (uint8_t)(qm_clamp(qm_wrap8(qm_nearest_int(inverse * v[j])), -32, 31) + 32);
     return 1.0f / inverse;
 }
 

@@ -121,7 +121,8 @@ static inline void encode_block(const float *values, uint8_t *out)
     finish(part, six, unit, out);
 }
 
-static inline void encode_important_block(const float *values, const float *importance, float power, uint8_t *out)
+static inline void encode_important_block(const float *values, const float *importance, float power,
+                                          uint8_t *out)
 {
     improving part[PARTS];
     float scale[QM_Q3_K_SUBS], sum_w[QM_Q3_K_SUBS];
@@ -142,7 +143,8 @@ static inline void encode_important_block(const float *values, const float *impo
     finish(part, six, unit, out);
 }
 
-LANES_APART void encode_blocks(const float *x, const float *importance, size_t blocks, float power, uint8_t *out)
+LANES_APART void encode_blocks(const float *x, const float *importance, size_t blocks, float power,
+                               uint8_t *out)
 {
     float squares[LANES];
     (void)power;
@@ -162,7 +164,8 @@ static void encode(const float *x, size_t n, const qm_codec *c, uint8_t *const p
     lanes_run(&qm_format_q3_k, LANES, encode_blocks, x, n, NULL, 0, plane[0]);
 }
 
-static void encode_important(const float *x, size_t n, const float *importance, float power, uint8_t *const plane[])
+static void encode_important(const float *x, size_t n, const float *importance, float power,
+                             uint8_t *const plane[])
 {
     lanes_run(&qm_format_q3_k, LANES, encode_blocks, x, n, importance, power, plane[0]);
 }

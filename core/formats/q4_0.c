@@ -12,7 +12,7 @@
 
 QM_FN uint32_t code_of(float x, float inverse)
 {
-    int32_t q = (int8_t)qm_truncate(x * inverse + 8.5f);
+    int32_t q = qm_wrap8(qm_truncate(x * inverse + 8.5f));
     return (uint32_t)(q < 15 ? q : 15);
 }
 
@@ -28,7 +28,8 @@ QM_FN void encode(const float *x, uint32_t n, const qm_codec *c, uint8_t *const 
     memcpy(plane[0], &b, sizeof b);
 }
 
-QM_FN void encode_important(const float *x, uint32_t n, const float *importance, float power, uint8_t *const plane[])
+QM_FN void encode_important(const float *x, uint32_t n, const float *importance, float power,
+                            uint8_t *const plane[])
 {
     (void)n;
     uint8_t code[QM_Q4_0_BLOCK];

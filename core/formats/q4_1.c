@@ -12,7 +12,7 @@
 
 QM_FN uint32_t code_of(float x, float least, float inverse)
 {
-    int32_t q = (int8_t)qm_truncate((x - least) * inverse + 0.5f);
+    int32_t q = qm_wrap8(qm_truncate((x - least) * inverse + 0.5f));
     return (uint32_t)(q < 15 ? q : 15);
 }
 
@@ -29,11 +29,13 @@ QM_FN void encode(const float *x, uint32_t n, const qm_codec *c, uint8_t *const 
     b.d = qm_f32_to_f16(d);
     b.least = qm_f32_to_f16(low);
     for (int i = 0; i < QM_Q4_1_BLOCK / 2; i++)
-        b.pair[i] = (uint8_t)(code_of(x[i], low, inverse) | code_of(x[i + QM_Q4_1_BLOCK / 2], low, inverse) << 4);
+        b.pair[i] = (uint8_t)(code_of(x[i], low, inverse)
+                              | code_of(x[i + QM_Q4_1_BLOCK / 2], low, inverse) << 4);
     memcpy(plane[0], &b, sizeof b);
 }
 
-QM_FN void encode_important(const float *x, uint32_t n, const float *importance, float power, uint8_t *const plane[])
+QM_FN void encode_important(const float *x, uint32_t n, const float *importance, float power,
+                            uint8_t *const plane[])
 {
     (void)n;
     uint8_t code[QM_Q4_1_BLOCK];

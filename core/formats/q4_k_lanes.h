@@ -15,7 +15,8 @@ static inline void pack(const struct qm_k32 *head, const uint8_t *code, uint8_t 
         qm_store32(out, _mm256_or_si256(qm_load32(code), _mm256_slli_epi16(qm_load32(code + 32), 4)));
 }
 
-LANES_APART void encode_blocks(const float *x, const float *importance, size_t blocks, float power, uint8_t *out)
+LANES_APART void encode_blocks(const float *x, const float *importance, size_t blocks, float power,
+                               uint8_t *out)
 {
     float squares[LANES];
     (void)power;
@@ -25,8 +26,8 @@ LANES_APART void encode_blocks(const float *x, const float *importance, size_t b
         k32_blocks b;
         size_t few = blocks - i < BLOCKS ? blocks - i : BLOCKS;
         if (importance)
-            k32_encode_important(qm_q4_k_search.most, x + QM_K32_BLOCK * i, importance + QM_K32_BLOCK * i, few,
-                                 squares + i, &b);
+            k32_encode_important(qm_q4_k_search.most, x + QM_K32_BLOCK * i, importance + QM_K32_BLOCK * i,
+                                 few, squares + i, &b);
         else
             k32_encode(&qm_q4_k_search, x + QM_K32_BLOCK * i, few, &b);
         for (size_t j = 0; j < few; j++)
@@ -40,7 +41,8 @@ static void encode(const float *x, size_t n, const qm_codec *c, uint8_t *const p
     lanes_run(&qm_format_q4_k, LANES, encode_blocks, x, n, NULL, 0, plane[0]);
 }
 
-static void encode_important(const float *x, size_t n, const float *importance, float power, uint8_t *const plane[])
+static void encode_important(const float *x, size_t n, const float *importance, float power,
+                             uint8_t *const plane[])
 {
     lanes_run(&qm_format_q4_k, LANES, encode_blocks, x, n, importance, power, plane[0]);
 }

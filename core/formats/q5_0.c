@@ -18,13 +18,14 @@ QM_FN void encode(const float *x, uint32_t n, const qm_codec *c, uint8_t *const 
     float d = qm_signed_max(x, QM_Q5_0_BLOCK) / -16.0f,
           inverse = d != 0 ? 1.0f / d : 0.0f; /* of d before it becomes an f16 */
     for (int i = 0; i < QM_Q5_0_BLOCK; i++) {
-        int32_t q = (int8_t)qm_truncate(x[i] * inverse + 16.5f);
+        int32_t q = qm_wrap8(qm_truncate(x[i] * inverse + 16.5f));
         code[i] = (uint8_t)(q < 31 ? q : 31);
     }
     qm_q5_0_pack(d, code, plane[0]);
 }
 
-QM_FN void encode_important(const float *x, uint32_t n, const float *importance, float power, uint8_t *const plane[])
+QM_FN void encode_important(const float *x, uint32_t n, const float *importance, float power,
+                            uint8_t *const plane[])
 {
     (void)n;
     uint8_t code[QM_Q5_0_BLOCK];

@@ -7,7 +7,8 @@
 
 extern const qm_format qm_format_q5_0;
 
-LANES_APART void encode_blocks(const float *x, const float *importance, size_t blocks, float power, uint8_t *out)
+LANES_APART void encode_blocks(const float *x, const float *importance, size_t blocks, float power,
+                               uint8_t *out)
 {
     important_blocks b;
     important_symmetric(x, importance, blocks, power, 16, &b);
@@ -15,7 +16,8 @@ LANES_APART void encode_blocks(const float *x, const float *importance, size_t b
         qm_q5_0_pack(b.scale[i], b.code[i], out);
 }
 
-static void encode_important(const float *x, size_t n, const float *importance, float power, uint8_t *const plane[])
+static void encode_important(const float *x, size_t n, const float *importance, float power,
+                             uint8_t *const plane[])
 {
     lanes_run(&qm_format_q5_0, LANES, encode_blocks, x, n, importance, power, plane[0]);
 }

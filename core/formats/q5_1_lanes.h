@@ -7,7 +7,8 @@
 
 extern const qm_format qm_format_q5_1;
 
-LANES_APART void encode_blocks(const float *x, const float *importance, size_t blocks, float power, uint8_t *out)
+LANES_APART void encode_blocks(const float *x, const float *importance, size_t blocks, float power,
+                               uint8_t *out)
 {
     important_blocks b;
     important_affine(x, importance, blocks, power, 31, &b);
@@ -15,7 +16,8 @@ LANES_APART void encode_blocks(const float *x, const float *importance, size_t b
         qm_q5_1_pack(b.scale[i], b.least[i], b.code[i], out);
 }
 
-static void encode_important(const float *x, size_t n, const float *importance, float power, uint8_t *const plane[])
+static void encode_important(const float *x, size_t n, const float *importance, float power,
+                             uint8_t *const plane[])
 {
     lanes_run(&qm_format_q5_1, LANES, encode_blocks, x, n, importance, power, plane[0]);
 }

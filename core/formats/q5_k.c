@@ -20,7 +20,8 @@ QM_FN void encode(const float *x, uint32_t n, const qm_codec *c, uint8_t *const 
     memcpy(plane[0], &b, sizeof b);
 }
 
-QM_FN void encode_important(const float *x, uint32_t n, const float *importance, float power, uint8_t *const plane[])
+QM_FN void encode_important(const float *x, uint32_t n, const float *importance, float power,
+                            uint8_t *const plane[])
 {
     (void)n, (void)power;
     struct qm_q5_k b;

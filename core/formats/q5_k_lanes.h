@@ -26,7 +26,8 @@ static inline void pack(const struct qm_k32 *head, const uint8_t *code, uint8_t 
     qm_store32(out + offsetof(struct qm_q5_k, fifth), fifth);
 }
 
-LANES_APART void encode_blocks(const float *x, const float *importance, size_t blocks, float power, uint8_t *out)
+LANES_APART void encode_blocks(const float *x, const float *importance, size_t blocks, float power,
+                               uint8_t *out)
 {
     float squares[LANES];
     (void)power;
@@ -36,8 +37,8 @@ LANES_APART void encode_blocks(const float *x, const float *importance, size_t b
         k32_blocks b;
         size_t few = blocks - i < BLOCKS ? blocks - i : BLOCKS;
         if (importance)
-            k32_encode_important(qm_q5_k_search.most, x + QM_K32_BLOCK * i, importance + QM_K32_BLOCK * i, few,
-                                 squares + i, &b);
+            k32_encode_important(qm_q5_k_search.most, x + QM_K32_BLOCK * i, importance + QM_K32_BLOCK * i,
+                                 few, squares + i, &b);
         else
             k32_encode(&qm_q5_k_search, x + QM_K32_BLOCK * i, few, &b);
         for (size_t j = 0; j < few; j++)
@@ -51,7 +52,8 @@ static void encode(const float *x, size_t n, const qm_codec *c, uint8_t *const p
     lanes_run(&qm_format_q5_k, LANES, encode_blocks, x, n, NULL, 0, plane[0]);
 }
 
-static void encode_important(const float *x, size_t n, const float *importance, float power, uint8_t *const plane[])
+static void encode_important(const float *x, size_t n, const float *importance, float power,
+                             uint8_t *const plane[])
 {
     lanes_run(&qm_format_q5_k, LANES, encode_blocks, x, n, importance, power, plane[0]);
 }

@@ -50,7 +50,8 @@ QM_FN void encode(const float *x, uint32_t n, const qm_codec *c, uint8_t *const 
     finish(x, scale, code, plane[0]);
 }
 
-QM_FN void encode_important(const float *x, uint32_t n, const float *importance, float power, uint8_t *const plane[])
+QM_FN void encode_important(const float *x, uint32_t n, const float *importance, float power,
+                            uint8_t *const plane[])
 {
     (void)n, (void)power;
     uint8_t code[QM_Q6_K_BLOCK];
@@ -68,8 +69,10 @@ QM_FN void decode(const uint8_t *const plane[], uint32_t n, const qm_codec *c, f
     memcpy(&b, plane[0], sizeof b);
     qm_q6_k_unpack(&b, code);
     float d = qm_f16_to_f32(b.d);
-    for (int i = 0; i < QM_Q6_K_BLOCK; i++)
-        y[i] = d * (float)b.scale[i / QM_Q6_K_SUB] * (float)(code[i] - 32);
+    for (int i = 0; i < QM_Q6_K_BLOCK; i++) {
+        int scale = b.scale[i / QM_Q6_K_SUB];
+        y[i] = d * (float)scale * (float)(code[i] - 32);
+    }
 }
 
 const qm_format qm_format_q6_k = {

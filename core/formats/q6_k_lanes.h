@@ -17,8 +17,10 @@ static inline void pack(const uint8_t *code, struct qm_q6_k *b)
     for (int h = 0; h < 2; h++) {
         __m256i q0 = qm_load32(code + 128 * h), q1 = qm_load32(code + 128 * h + 32);
         __m256i q2 = qm_load32(code + 128 * h + 64), q3 = qm_load32(code + 128 * h + 96);
-        __m256i a = _mm256_or_si256(_mm256_and_si256(q0, nibble), _mm256_and_si256(_mm256_slli_epi16(q2, 4), high));
-        __m256i c = _mm256_or_si256(_mm256_and_si256(q1, nibble), _mm256_and_si256(_mm256_slli_epi16(q3, 4), high));
+        __m256i a = _mm256_or_si256(_mm256_and_si256(q0, nibble),
+                                    _mm256_and_si256(_mm256_slli_epi16(q2, 4), high));
+        __m256i c = _mm256_or_si256(_mm256_and_si256(q1, nibble),
+                                    _mm256_and_si256(_mm256_slli_epi16(q3, 4), high));
         __m256i u0 = _mm256_srli_epi16(_mm256_and_si256(q0, two), 4);
         __m256i u1 = _mm256_srli_epi16(_mm256_and_si256(q1, two), 2);
         __m256i u2 = _mm256_and_si256(q2, two);
@@ -75,7 +77,8 @@ static inline void encode_block(const float *values, const float *importance, ui
     memcpy(out, &b, sizeof b);
 }
 
-LANES_APART void encode_blocks(const float *x, const float *importance, size_t blocks, float power, uint8_t *out)
+LANES_APART void encode_blocks(const float *x, const float *importance, size_t blocks, float power,
+                               uint8_t *out)
 {
     (void)power;
     for (size_t i = 0; i < blocks; i++, x += QM_Q6_K_BLOCK, out += sizeof(struct qm_q6_k)) {
@@ -90,7 +93,8 @@ static void encode(const float *x, size_t n, const qm_codec *c, uint8_t *const p
     lanes_run(&qm_format_q6_k, 1, encode_blocks, x, n, NULL, 0, plane[0]);
 }
 
-static void encode_important(const float *x, size_t n, const float *importance, float power, uint8_t *const plane[])
+static void encode_important(const float *x, size_t n, const float *importance, float power,
+                             uint8_t *const plane[])
 {
     lanes_run(&qm_format_q6_k, 1, encode_blocks, x, n, importance, power, plane[0]);
 }

@@ -22,8 +22,8 @@ typedef struct symmetric_sums {
     lanes top, bottom;
 } symmetric_sums;
 
-static inline symmetric_sums symmetric_try(const lanes *x, const lanes *w, const lanes *wx, int n, float reach,
-                                           lanes inverse)
+static inline symmetric_sums symmetric_try(const lanes *x, const lanes *w, const lanes *wx, int n,
+                                           float reach, lanes inverse)
 {
     symmetric_sums s = {lanes_of(0), lanes_of(0)};
     for (int i = 0; i < n; i++) {
@@ -49,7 +49,8 @@ static symmetric_lanes symmetric_fit(const lanes *x, const lanes *w, int n, floa
             continue;
         lanes other = lanes_of(-(reach + 0.1f * (float)k)) / max, scale;
         s = symmetric_try(x, w, wx, n, reach, other);
-        lanes_mask better = lanes_both(lanes_above(s.bottom, zero), lanes_above(s.top * s.top, best * s.bottom));
+        lanes_mask better = lanes_both(lanes_above(s.bottom, zero),
+                                       lanes_above(s.top * s.top, best * s.bottom));
         scale = s.top / s.bottom;
         fit.inverse = lanes_choose(better, other, fit.inverse);
         fit.scale = lanes_choose(better, scale, fit.scale);

@@ -96,8 +96,8 @@ static inline void lanes_turn_back(const lanes *code, uint8_t *at, size_t stride
  */
 typedef void lanes_encode(const float *x, const float *importance, size_t blocks, float power, uint8_t *out);
 
-static inline void one_by_one(const qm_format *f, size_t size, const float *x, const float *importance, size_t blocks,
-                              float power, uint8_t *out)
+static inline void one_by_one(const qm_format *f, size_t size, const float *x, const float *importance,
+                              size_t blocks, float power, uint8_t *out)
 {
     for (size_t i = 0; i < blocks; i++, x += f->block, out += size)
         if (importance)

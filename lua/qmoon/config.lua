@@ -81,6 +81,27 @@ local function fields_of(raw, a)
     return merged
 end
 
+-- Sizes that other things are counted by; {field, least}.
+local SIZES = {
+    { "hidden_size", 1 }, { "num_attention_heads", 1 }, { "num_key_value_heads", 1 }, { "num_hidden_layers", 0 },
+    { "vocab_size", 1 }, { "num_local_experts", 1 }, { "num_experts", 1 }, { "head_dim", 1 },
+}
+local MOST = 2 ^ 24
+
+--- Sizes must be whole numbers that a model can have: names are made from them, and memory is taken.
+local function check_sizes(raw, what)
+    for _, level in ipairs { raw, type(raw.text_config) == "table" and raw.text_config or {} } do
+        for _, size in ipairs(SIZES) do
+            local value = level[size[1]]
+            local fits = type(value) == "number" and value % 1 == 0 and value >= size[2] and value <= MOST
+            if value ~= nil and value ~= core.null and not fits then
+                core.fail("corrupt", "%s: %s is %s, which no model has", what, size[1],
+                    type(value) == "table" and "a list" or tostring(value))
+            end
+        end
+    end
+end
+
 --- Normalised fields of a config.json text.
 ---@param text string
 ---@param what string names the text in messages
@@ -90,6 +111,7 @@ function config.parse(text, what)
     if type(raw) ~= "table" or #raw > 0 then
         core.fail("corrupt", "%s: holds no JSON object", what)
     end
+    check_sizes(raw, what)
     local a = arch.of(raw)
     return { text = text, raw = raw, arch = a, fields = fields_of(raw, a) }
 end

@@ -4,6 +4,7 @@
 -- additions in tokenizer.json, "hf" a tokenizer.json alone, where scores are lost. Each returns nil when the
 -- folder has no such vocabulary.
 
+local core = require "qmoon.core"
 local files = require "qmoon.files"
 local sentencepiece = require "qmoon.sentencepiece"
 local special_tokens = require "qmoon.special_tokens"
@@ -18,8 +19,8 @@ local ADDED_SCORE, PAD_SCORE = -1000, -10000 -- of tokens that have none
 -- ---- lists ---------------------------------------------------------------------------------------
 
 --- A vocabulary of placeholders.
-local function empty(size)
-    local v = { tokens = {}, scores = {}, types = {}, size = size, beyond = 0 }
+local function empty(size, dir)
+    local v = { tokens = {}, scores = {}, types = {}, size = size, beyond = 0, dir = dir }
     for id = 0, size - 1 do
         v.tokens[id + 1], v.scores[id + 1], v.types[id + 1] = ("[PAD%d]"):format(id), PAD_SCORE, TYPE.UNUSED
     end
@@ -33,7 +34,9 @@ end
 --- Adds a token that is matched whole. Those beyond the model's rows are counted, and left out: adding a <pad>
 --- to the tokenizer and not to the model was a custom of its time.
 local function add(v, id, text, kind)
-    if id >= v.size then
+    if type(id) ~= "number" or id < 0 or type(text) ~= "string" then
+        core.fail("corrupt", "%s: a token has the id '%s' and the text '%s'", v.dir, tostring(id), tostring(text))
+    elseif id >= v.size then
         v.beyond = v.beyond + 1
     else
         set(v, id, text, ADDED_SCORE, kind)
@@ -48,7 +51,7 @@ local function read_pieces(folder, size)
         return nil
     end
     local pieces = sentencepiece.read(path)
-    local v = empty(size or #pieces)
+    local v = empty(size or #pieces, folder.dir)
     for i = 1, math.min(#pieces, v.size) do
         local piece = pieces[i]
         local kind = piece.type == TYPE.USER_DEFINED and TYPE.NORMAL or piece.type
@@ -75,7 +78,7 @@ function llama.spm(folder, size)
     end
     add_from_file(v, folder)
     for id, token in pairs(get(folder.config, "added_tokens_decoder") or {}) do
-        local text = token.content
+        local text = tostring(token.content)
         if token.special or special_tokens.looks_special(text) then
             add(v, tonumber(id), text, TYPE.CONTROL)
         else
@@ -140,7 +143,7 @@ function llama.hf(folder, size)
     for _, token in ipairs(get(folder.json, "added_tokens") or {}) do
         highest = math.max(highest, token.id)
     end
-    local v = empty(size or highest + 1)
+    local v = empty(size or highest + 1, folder.dir)
     v.lost = "scores"
     for text, id in pairs(model.vocab) do
         local byte = text:find "^<0x%x%x>$"

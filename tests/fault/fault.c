@@ -142,7 +142,6 @@ STAND_BEFORE(int, -1, statvfs, (const char *path, struct statvfs *fs), path, fs)
 STAND_BEFORE(int, -1, fstatvfs, (int fd, struct statvfs *fs), fd, fs)
 STAND_BEFORE(DIR *, NULL, opendir, (const char *path), path)
 STAND_BEFORE(FILE *, NULL, fopen, (const char *path, const char *mode), path, mode)
-STAND_BEFORE(char *, NULL, realpath, (const char *path, char *to), path, to)
 STAND_BEFORE(void *, MAP_FAILED, mmap, (void *at, size_t n, int prot, int flags, int fd, off_t from), at, n,
              prot, flags, fd, from)
 STAND_BEFORE(void *, MAP_FAILED, mmap64, (void *at, size_t n, int prot, int flags, int fd, off_t from), at, n,
@@ -154,6 +153,13 @@ STAND_BEFORE(int, -1, scandir,
              (const char *path, struct dirent ***list, int (*filter)(const struct dirent *),
               int (*compare)(const struct dirent **, const struct dirent **)),
              path, list, filter, compare)
+
+/* The name has an old meaning besides, which dlsym may find first: an error when `to` is NULL. */
+char *realpath(const char *path, char *to)
+{
+    char *(*real)(const char *, char *) = (__typeof__(&realpath))dlvsym(RTLD_NEXT, "realpath", "GLIBC_2.3");
+    return fires("realpath") ? NULL : (real ? real : REAL(realpath))(path, to);
+}
 
 ssize_t pread(int fd, void *to, size_t n, off_t at)
 {

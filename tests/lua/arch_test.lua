@@ -405,6 +405,17 @@ T["a model of no known architecture: GGUF says which table is nearest, folders a
     qm.write(qm.open(unknown), { { support.scratch(), format = "nf4" } })
 end
 
+T["sizes that no model has are refused by name"] = function()
+    for field, value in pairs { num_hidden_layers = "1e9", num_local_experts = "16777217", num_attention_heads = "0",
+                                hidden_size = '"64"', num_key_value_heads = "[2]" } do
+        raises("corrupt", field, to_gguf, changed("mixtral", function() end, { { field, value } }))
+    end
+    raises("corrupt", "layers with", to_gguf, changed("mixtral", function() end,
+        { { "num_hidden_layers", "10000" }, { "num_local_experts", "10000" } }))
+    raises("corrupt", { "q_proj", "3 heads" }, to_gguf, changed("llama", function() end, { { "num_attention_heads", "3" },
+        { "head_dim", "16" } }))
+end
+
 T["buffers of old checkpoints are left out, and that is said"] = function()
     local dir = changed("llama", function(t)
         t["model.layers.0.self_attn.rotary_emb.inv_freq"] = { shape = { 8 }, type = "f32", bytes = ("\0"):rep(32) }

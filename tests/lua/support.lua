@@ -4,21 +4,26 @@ local core = require "qmoon.core"
 
 local support = {}
 
-local counter = 0
+local counter, roots = 0, {}
+
+support.sweeper = newproxy(true) -- collected when the run ends
+getmetatable(support.sweeper).__gc = function()
+    for _, root in pairs(roots) do
+        pcall(core.remove_tree, root)
+    end
+end
 
 --- A new folder that does not exist yet, under one scratch folder of this run.
-function support.scratch()
-    if not support.root then
-        local pipe = io.popen "mktemp -d /tmp/qmoon-test-XXXXXX"
-        support.root = pipe:read "*l"
+---@param base string? where that is to be, rather than in /tmp
+function support.scratch(base)
+    base = base or "/tmp"
+    if not roots[base] then
+        local pipe = io.popen(("mktemp -d %s/qmoon-test-XXXXXX"):format(base))
+        roots[base] = pipe:read "*l"
         pipe:close()
-        support.sweeper = newproxy(true) -- collected when the run ends
-        getmetatable(support.sweeper).__gc = function()
-            pcall(core.remove_tree, support.root)
-        end
     end
     counter = counter + 1
-    return ("%s/%d"):format(support.root, counter)
+    return ("%s/%d"):format(roots[base], counter)
 end
 
 function support.read(path)

@@ -38,6 +38,7 @@ PROFILE = "llama.cpp-0c1e570"
 CONVERTED = ["f32", "f16", "bf16", "q8_0"]
 QUANTIZED = ["q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q2_k", "q3_k_s", "q3_k_m", "q3_k_l", "q4_k_s", "q4_k_m", "q5_k_s",
              "q5_k_m", "q6_k", "iq4_nl", "iq4_xs", "mxfp4_moe"]
+WEIGHTED = ["q4_0", "q4_k_m", "q6_k", "iq4_xs"]
 FEW = ["q4_0", "q4_k_m", "q6_k", "iq4_xs"]
 
 # GGUF files of these become folders again.
@@ -105,12 +106,13 @@ def added(text, special):
 
 def llama_pieces(folder):
     """Llama 2's: special tokens named again in tokenizer_config.json, a chat template."""
-    return sentence_pieces(folder, LLAMA_IDS, {
+    size = sentence_pieces(folder, LLAMA_IDS, {
         "add_bos_token": True, "add_eos_token": False, "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>",
         "tokenizer_class": "LlamaTokenizer", "add_prefix_space": True, "legacy": False,
         "chat_template": "{{ messages }}",
         "added_tokens_decoder": {"0": added("<unk>", True), "1": added("<s>", True), "2": added("</s>", True),
-                                 "400": added("▁two words", False)}})
+                                 "501": added("▁two words", False)}})
+    return size + 4
 
 
 def plain_pieces(folder):
@@ -334,6 +336,28 @@ def read_gguf(path):
     return metadata, {tensor.name: tensor for tensor in reader.tensors}
 
 
+def importance(model, path, seed):
+    """An importance matrix for every matrix of a GGUF file, as llama-imatrix would have measured it."""
+    import gguf
+    random = np.random.default_rng(seed)
+    writer = gguf.GGUFWriter(path, "")
+    writer.add_type("imatrix")
+    writer.add_array("imatrix.datasets", ["none"])
+    writer.add_uint32("imatrix.chunk_count", 3)
+    writer.add_uint32("imatrix.chunk_size", 512)
+    for tensor in sorted(read_gguf(model)[1].values(), key=lambda t: t.name):
+        shape = dims(tensor)
+        if len(shape) > 1:
+            matrices = shape[2] if len(shape) > 2 else 1
+            sums = random.chisquare(3, (matrices, shape[0])).astype(np.float32)
+            writer.add_tensor(tensor.name + ".in_sum2", sums)
+            writer.add_tensor(tensor.name + ".counts", random.integers(0, 900, (matrices, 1)).astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
 def dims(tensor):
     shape = tensor.shape.tolist()
     while len(shape) > 1 and shape[-1] == 1:
@@ -396,9 +420,9 @@ class Case:
             raise Differ(f"{' '.join(map(str, command))}\nended with {done.returncode}: "
                          f"{(done.stderr or done.stdout).strip()[-1500:]}")
 
-    def quantize(self, source, out, kind):
+    def quantize(self, source, out, kind, *flags):
         self.run(self.args.qmoon.resolve(), "quantize", source, out, "--type", kind, "--profile", PROFILE, "--name", "x",
-                 "--force")
+                 "--force", *flags)
 
     def same(self, ours, theirs):
         """A note on how alike the files are.  The quantiser drops ones at the end of a shape, the converter keeps them;
@@ -430,17 +454,24 @@ def checks(case, few):
         case.quantize(case.folder, ours, kind)
         return case.same(ours, theirs)
 
-    def requantize(kind):
+    def requantize(kind, *flags):
         """llama-quantize's file, from the GGUF file and from the folder at once."""
         between = {torch.bfloat16: "bf16", torch.float16: "f16", torch.float32: "f32"}[case.shape.dtype]
         source, theirs = case.work / f"theirs-{between}.gguf", case.work / "theirs.gguf"
-        case.run(case.args.llama_bin.resolve() / "llama-quantize", source, theirs, kind.upper(), "2")
+        case.run(case.args.llama_bin.resolve() / "llama-quantize", *flags, source, theirs, kind.upper(), "2")
         notes = []
         for origin in (source, case.folder):
             ours = case.work / f"ours-from-{origin.name.split('.')[0]}.gguf"
-            case.quantize(origin, ours, kind)
+            case.quantize(origin, ours, kind, *flags)
             notes.append(case.same(ours, theirs))
         return ", ".join(notes)
+
+    def weighted(kind):
+        """The same with an importance matrix that has its own weights for every expert."""
+        path = case.work / "imatrix.gguf"
+        if not path.exists():
+            importance(case.work / "theirs-f32.gguf", path, case.seed)
+        return requantize(kind, "--imatrix", path)
 
     def back(_):
         """GGUF -> folder -> GGUF is the file it came from, and transformers computes the same from that folder."""
@@ -466,6 +497,8 @@ def checks(case, few):
         yield "back to a folder, and the same file from that", back
     for kind in FEW if few else QUANTIZED:
         yield f"llama-quantize {kind}", lambda c, k=kind: requantize(k)
+    for kind in [] if few else WEIGHTED:
+        yield f"llama-quantize --imatrix {kind}", lambda c, k=kind: weighted(k)
 
 
 # The golden files -----------------------------------------------------------------------------------

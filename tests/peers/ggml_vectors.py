@@ -134,7 +134,7 @@ def main():
     print("/* ggml_vectors.h: written by tests/peers/ggml_vectors.py; not by hand.\n *")
     print(f" * Library: {what}.\n * First 16 digits of SHA-256: of the values; then of the blocks, of the values")
     print(" * decoded from them, and of the blocks where columns differ in importance. */")
-    print("#ifndef QM_TEST_GGML_VECTORS_H\n#define QM_TEST_GGML_VECTORS_H\n")
+    print("#ifndef QM_TEST_GGML_VECTORS_H\n#define QM_TEST_GGML_VECTORS_H\n\n/* clang-format off */\n")
     print(f'#define GGML_IMPORTANCE "{digest(weights.tobytes())}"\n')
     print("static const struct { const char *family, *digest; } ggml_values[] = {")
     made = {family: values(family) for family in FAMILIES}

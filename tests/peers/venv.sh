@@ -11,7 +11,7 @@ want=$(cat "$requirements" $included | sha256sum)
 # Debian and Ubuntu split venv off; some images have no python3 at all.
 if ! python3 -c 'import ensurepip, venv' 2>/dev/null; then
     if [ "$(id -u)" != 0 ]; then
-        echo "the peer tests need Python's venv: sudo apt-get install python3 python3-venv" >&2
+        echo "the peer tests need Python's venv; run this once:  sudo sh -c 'apt-get update && apt-get install -y python3 python3-venv'" >&2
         exit 1
     fi
     apt-get update -qq

@@ -116,12 +116,13 @@ static void check_vector(size_t v, const float *x, const float *importance, uint
     qm_decode(f, (const uint8_t *const *)&blocks, COUNT, &c, y);
     for (int i = 0; i < COUNT; i++)
         y[i] = isnan(y[i]) ? qm_bits_f32(0x7fc00000) : y[i];
-    CHECKF(digest_is(y, sizeof *y * COUNT, ggml_vectors[v].decoded), "%s: decoded %s, %s", level, f->name, family);
+    CHECKF(digest_is(y, sizeof *y * COUNT, ggml_vectors[v].decoded), "%s: decoded %s, %s", level, f->name,
+           family);
     c.importance = importance;
     c.cols = COLS;
     qm_encode(f, x, COUNT, &c, &blocks);
-    CHECKF(digest_is(blocks, size, ggml_vectors[v].important), "%s: important blocks of %s, %s", level, f->name,
-           family);
+    CHECKF(digest_is(blocks, size, ggml_vectors[v].important), "%s: important blocks of %s, %s", level,
+           f->name, family);
 }
 
 TEST(ggml_blocks_are_ggmls)

@@ -6,6 +6,8 @@
 #ifndef QM_TEST_GGML_VECTORS_H
 #define QM_TEST_GGML_VECTORS_H
 
+/* clang-format off */
+
 #define GGML_IMPORTANCE "a5225d432b8a5fe0"
 
 static const struct { const char *family, *digest; } ggml_values[] = {

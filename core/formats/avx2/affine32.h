@@ -10,12 +10,14 @@ typedef struct qm_range {
 
 static inline qm_range qm_range32(const float *x)
 {
-    __m256 a = _mm256_loadu_ps(x), b = _mm256_loadu_ps(x + 8), c = _mm256_loadu_ps(x + 16), d = _mm256_loadu_ps(x + 24);
+    __m256 a = _mm256_loadu_ps(x), b = _mm256_loadu_ps(x + 8), c = _mm256_loadu_ps(x + 16),
+           d = _mm256_loadu_ps(x + 24);
     __m256 low = _mm256_min_ps(_mm256_min_ps(a, b), _mm256_min_ps(c, d));
     __m256 high = _mm256_max_ps(_mm256_max_ps(a, b), _mm256_max_ps(c, d));
     /* both at once from here: the largest of -x is -low */
-    __m256 both = _mm256_max_ps(_mm256_permute2f128_ps(_mm256_xor_ps(low, _mm256_set1_ps(-0.0f)), high, 0x20),
-                                _mm256_permute2f128_ps(_mm256_xor_ps(low, _mm256_set1_ps(-0.0f)), high, 0x31));
+    __m256 both = _mm256_max_ps(
+        _mm256_permute2f128_ps(_mm256_xor_ps(low, _mm256_set1_ps(-0.0f)), high, 0x20),
+        _mm256_permute2f128_ps(_mm256_xor_ps(low, _mm256_set1_ps(-0.0f)), high, 0x31));
     both = _mm256_max_ps(both, _mm256_permute_ps(both, 0x4e));
     both = _mm256_max_ps(both, _mm256_permute_ps(both, 0xb1));
     return (qm_range){-_mm256_cvtss_f32(both), _mm_cvtss_f32(_mm256_extractf128_ps(both, 1))};
@@ -38,8 +40,8 @@ static inline __m256i qm_affine8(const float *x, __m256 low, __m256 inverse)
 static inline __m256i qm_affine32(const float *x, float low, float step)
 {
     __m256 l = _mm256_set1_ps(low), inverse = _mm256_set1_ps(1.0f / step);
-    __m256i codes = qm_bytes32(qm_affine8(x, l, inverse), qm_affine8(x + 8, l, inverse), qm_affine8(x + 16, l, inverse),
-                               qm_affine8(x + 24, l, inverse));
+    __m256i codes = qm_bytes32(qm_affine8(x, l, inverse), qm_affine8(x + 8, l, inverse),
+                               qm_affine8(x + 16, l, inverse), qm_affine8(x + 24, l, inverse));
     return qm_in_order32(codes);
 }
 

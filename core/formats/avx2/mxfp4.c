@@ -23,8 +23,8 @@ static inline __m256i codes8(const float *x, __m256 inverse)
 static inline void encode_block(const float *x, uint8_t exponent, uint8_t *out)
 {
     __m256 inverse = _mm256_set1_ps(qm_bits_f32((255u - exponent) << 23)); /* 2^(128 - exponent) */
-    __m256i codes = qm_in_order32(
-        qm_bytes32(codes8(x, inverse), codes8(x + 8, inverse), codes8(x + 16, inverse), codes8(x + 24, inverse)));
+    __m256i codes = qm_in_order32(qm_bytes32(codes8(x, inverse), codes8(x + 8, inverse),
+                                             codes8(x + 16, inverse), codes8(x + 24, inverse)));
     __m128i high = _mm_slli_epi16(_mm256_extracti128_si256(codes, 1), 4);
     *out = exponent;
     _mm_storeu_si128((__m128i *)(out + 1), _mm_or_si128(_mm256_castsi256_si128(codes), high));

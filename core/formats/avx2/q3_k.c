@@ -8,7 +8,8 @@
 static inline __m256i codes32(const uint8_t *third, const uint8_t *quad, int i)
 {
     const __m256i four = _mm256_set1_epi8(4);
-    __m256i bit = _mm256_and_si256(_mm256_srl_epi16(qm_load32(third), _mm_cvtsi32_si128(i)), _mm256_set1_epi8(1));
+    __m256i bit = _mm256_and_si256(_mm256_srl_epi16(qm_load32(third), _mm_cvtsi32_si128(i)),
+                                   _mm256_set1_epi8(1));
     __m256i codes = _mm256_or_si256(qm_quarter32(quad, i), _mm256_slli_epi16(bit, 2));
     return _mm256_sub_epi8(codes, four);
 }

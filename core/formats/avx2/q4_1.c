@@ -33,7 +33,8 @@ static void decode(const uint8_t *const plane[], size_t n, const qm_codec *c, fl
     const uint8_t *at = plane[0];
     for (; n; n -= QM_Q4_1_BLOCK, y += QM_Q4_1_BLOCK, at += sizeof(struct qm_q4_1)) {
         const uint8_t *pair = at + offsetof(struct qm_q4_1, pair);
-        qm_unaffine32(qm_unpair32(pair), qm_load_half(at), qm_load_half(at + offsetof(struct qm_q4_1, least)), y);
+        qm_unaffine32(qm_unpair32(pair), qm_load_half(at), qm_load_half(at + offsetof(struct qm_q4_1, least)),
+                      y);
     }
 }
 

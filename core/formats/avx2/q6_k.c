@@ -21,7 +21,8 @@ static void decode_block(const struct qm_q6_k *b, float *y)
     for (int s = 0; s < QM_Q6_K_SUBS; s++)
         d[s] = whole_d * (float)b->scale[s];
     for (int h = 0; h < 2; h++) {
-        __m256i a = qm_load32(b->low + 64 * h), c = qm_load32(b->low + 64 * h + 32), u = qm_load32(b->upper + 32 * h);
+        __m256i a = qm_load32(b->low + 64 * h), c = qm_load32(b->low + 64 * h + 32),
+                u = qm_load32(b->upper + 32 * h);
         __m256i low[4] = {a, c, _mm256_srli_epi16(a, 4), _mm256_srli_epi16(c, 4)};
         __m256i high[4] = {_mm256_slli_epi16(u, 4), _mm256_slli_epi16(u, 2), u, _mm256_srli_epi16(u, 2)};
         for (int q = 0; q < 4; q++) {

@@ -25,7 +25,10 @@ static inline lanes_mask lanes_differ(lanes a, lanes b) { return _mm512_cmp_ps_m
 static inline lanes_mask lanes_both(lanes_mask a, lanes_mask b) { return a & b; }
 static inline lanes_mask lanes_either(lanes_mask a, lanes_mask b) { return a | b; }
 static inline bool lanes_any(lanes_mask a) { return a != 0; }
-static inline lanes lanes_choose(lanes_mask m, lanes yes, lanes no) { return _mm512_mask_blend_ps(m, no, yes); }
+static inline lanes lanes_choose(lanes_mask m, lanes yes, lanes no)
+{
+    return _mm512_mask_blend_ps(m, no, yes);
+}
 
 static inline lanes lanes_code(lanes x, float low, float high)
 {

@@ -46,6 +46,7 @@ local core = require "qmoon.core"
 local arch = {}
 
 local PREFIX = "qmoon.arch."
+local MOST_NAMES = 1e6 -- layers times experts: more is no model, but would take memory
 
 -- Buffers that old checkpoints have and every program computes itself.
 local BUFFERS = {
@@ -345,6 +346,10 @@ end
 ---@return string[]
 function arch.required(a, fields)
     local names = {}
+    if fields.num_hidden_layers * (a.moe and fields.num_local_experts or 1) > MOST_NAMES then
+        core.fail("corrupt", "a model of %.0f layers with %.0f experts is none", fields.num_hidden_layers,
+            a.moe and fields.num_local_experts or 0)
+    end
     local function add(row, layer)
         for expert = 0, row.stacked and fields.num_local_experts - 1 or 0 do
             names[#names + 1] = specific(row.hf, layer, expert)

@@ -11,7 +11,7 @@ assemble.FLOAT = { f32 = true, f16 = true, bf16 = true }
 
 local DEFAULT_SHARD = 5e9
 
---- What an item's values are when they are written plainly, or nil for what is carried over (integers and the like).
+--- What an item's values become when they are written plainly; nil for what is carried over, as integers are.
 ---@param item qmoon.Item
 ---@param dtype string f16, bf16, f32 or keep
 ---@return string?
@@ -51,8 +51,8 @@ local function copy_of(parts)
     return { file = parts[1].file, parts = parts }
 end
 
---- An item of the model has its sink; one that stands for such an item or a part of it (see gguf_model.lua) is one
---- more sink of that.
+--- An item of the model has its sink; one that stands for such an item or a part of it (see gguf_model.lua)
+--- is one more sink of that.
 local function add_sink(out, item, sink)
     local whole = item.part_of
     if not whole then
@@ -81,7 +81,8 @@ end
 ---@param out qmoon.Output
 ---@param items qmoon.Item[]
 ---@param shard_size number?
----@param parts_of fun(item):table[], table?, string?, string?  parts, sink, why it is not quantised, how it was reshaped
+---@param parts_of fun(item):table[], table?, string?, string?  parts, sink, why it is not quantised, how it
+---       was reshaped
 function assemble.fill(out, items, shard_size, parts_of)
     local groups, sinks, parameters = {}, {}, 0
     for i, item in ipairs(items) do
@@ -91,8 +92,9 @@ function assemble.fill(out, items, shard_size, parts_of)
             bytes = bytes + p.size
         end
         parameters = parameters + count
-        out.rows[i] = { name = item.name, type = sink and (sink.title or sink.format) or item.source.quantised or parts[1].dtype,
-                        bytes = bytes, count = count, why = why, reshaped = reshaped, shape = item.shape, item = item }
+        local type = sink and (sink.title or sink.format) or item.source.quantised or parts[1].dtype
+        out.rows[i] = { name = item.name, type = type, bytes = bytes, count = count, why = why,
+                        reshaped = reshaped, shape = item.shape, item = item }
         groups[i], sinks[i] = parts, sink or false
     end
     local shards = safetensors.shards(groups, shard_size or DEFAULT_SHARD)
@@ -108,7 +110,8 @@ function assemble.fill(out, items, shard_size, parts_of)
         end
     end
     if #shards > 1 then
-        out.side[#out.side + 1] = { name = "model.safetensors.index.json", bytes = safetensors.index(shards, parameters) }
+        out.side[#out.side + 1] = { name = "model.safetensors.index.json",
+                                    bytes = safetensors.index(shards, parameters) }
     end
 end
 
@@ -118,11 +121,14 @@ end
 function assemble.check(spec)
     local quantised = spec.format == "int8" or spec.format == "nf4" or spec.format == "fp4"
     if spec.dtype and not assemble.FLOAT[spec.dtype] then
-        core.fail("usage", "%s: dtype must be f16, bf16 or f32 for what stays unquantised, not '%s'", spec.path, spec.dtype)
+        core.fail("usage", "%s: dtype must be f16, bf16 or f32 for what stays unquantised, not '%s'",
+            spec.path, spec.dtype)
     elseif spec.format == "int8" and (spec.double_quant or spec.block) then
-        core.fail("usage", "%s: int8 has one scale a row; double_quant and block go with nf4 and fp4", spec.path)
+        core.fail("usage", "%s: int8 has one scale a row; double_quant and block go with nf4 and fp4",
+            spec.path)
     elseif not quantised and (spec.double_quant or spec.block) then
-        core.fail("usage", "%s: %s has no scales; double_quant and block go with nf4 and fp4", spec.path, spec.format)
+        core.fail("usage", "%s: %s has no scales; double_quant and block go with nf4 and fp4", spec.path,
+            spec.format)
     end
     return quantised
 end
@@ -130,7 +136,8 @@ end
 ---@param spec table
 ---@return string
 function assemble.title(spec)
-    return ("%s%s%s"):format(spec.format, spec.block and ":" .. spec.block or "", spec.double_quant and "+dq" or "")
+    local block = spec.block and ":" .. spec.block or ""
+    return spec.format .. block .. (spec.double_quant and "+dq" or "")
 end
 
 return assemble

@@ -1,8 +1,8 @@
---- A model without a config.json (a lone .pt, .bin or .safetensors file): a folder with model.safetensors and, where
---- weights are quantised, quantization.json, which says how and with what error.
+--- A model without a config.json (a lone .pt, .bin or .safetensors file): a folder with model.safetensors
+--- and, where weights are quantised, quantization.json, which says how and with what error.
 --
--- Quantised weights are the same tensors that bitsandbytes has for linear layers.  Those of more than two dimensions
--- are taken as rows (qmoon.model); the shape they had is in quant_state and in quantization.json.
+-- Quantised weights are the same tensors that bitsandbytes has for linear layers.  Those of more than two
+-- dimensions are taken as rows (qmoon.model); the shape they had is in quant_state and in quantization.json.
 
 local core = require "qmoon.core"
 local json = require "qmoon.json"
@@ -15,8 +15,9 @@ local bare = {}
 
 -- What is no matrix of a layer, by its name; looked for in this order.
 local NAMES = {
-    { "embed", "embedding" }, { "wte%.weight$", "embedding" }, { "wpe%.weight$", "embedding" }, { "_token$", "embedding" },
-    { "position", "embedding" }, { "norm", "norm" }, { "bias$", "bias" }, { "bias_table$", "bias" }, { "lm_head", "output head" },
+    { "embed", "embedding" }, { "wte%.weight$", "embedding" }, { "wpe%.weight$", "embedding" },
+    { "_token$", "embedding" }, { "position", "embedding" }, { "norm", "norm" }, { "bias$", "bias" },
+    { "bias_table$", "bias" }, { "lm_head", "output head" },
 }
 
 --- Why a tensor is left as it is, or nil when it is quantised.
@@ -32,7 +33,7 @@ local function why_kept(item)
         return "1-D"
     end
     local name = item.name:lower()
-    for _, row in ipairs(NAMES) do
+    for _, row in ipairs(#item.shape < 4 and NAMES or {}) do -- a convolution is one, whatever it is called
         if name:find(row[1]) then
             return row[2]
         end
@@ -45,7 +46,7 @@ local function reshaped(item)
     end
 end
 
--- ---- quantization.json -------------------------------------------------------------------------------------
+-- ---- quantization.json ------------------------------------------------------------------------------------
 
 local NUMBER = 24 -- digits of the longest
 local FIGURES = { "rmse", "max", "sqnr", "cosine" }
@@ -68,7 +69,8 @@ end
 local function description(out, spec, errors)
     local quantised, left = {}, {}
     for _, row in ipairs(out.rows) do
-        local members = { { "shape", json.array(row.shape) }, { "bytes", row.bytes }, { "source_bytes", row.item.source.size } }
+        local members = { { "shape", json.array(row.shape) }, { "bytes", row.bytes },
+                          { "source_bytes", row.item.source.size } }
         if row.why then
             table.insert(members, 1, { "dtype", row.type })
             members[#members + 1] = { "why", row.why }
@@ -86,7 +88,8 @@ local function description(out, spec, errors)
     local n = sums(out.rows)
     return json.encode(json.object {
         { "schema", "qmoon-quantization-1" }, { "method", spec.format },
-        { "block", spec.format == "int8" and "row" or spec.block or 64 }, { "double_quant", spec.double_quant or false },
+        { "block", spec.format == "int8" and "row" or spec.block or 64 },
+        { "double_quant", spec.double_quant or false },
         { "parameters", n.parameters }, { "quantised_parameters", n.quantised }, { "bytes", n.bytes },
         { "source_bytes", n.source }, { "quantised", json.object(quantised) }, { "left", json.object(left) },
     }, { indent = 2 }), #quantised
@@ -102,19 +105,21 @@ local function description_file(out, spec)
     end }
 end
 
--- ---- planning ----------------------------------------------------------------------------------------------
+-- ---- planning ---------------------------------------------------------------------------------------------
 
 ---@param model qmoon.Model
----@param spec {path:string, format:string, double_quant:boolean?, block:integer?, dtype:string?, shard_size:number?, zero_blocks:string?}
+---@param spec table as of qmoon.output.folder
 ---@return qmoon.Output
 function bare.plan(model, spec)
     local quantised = assemble.check(spec)
     if spec.format == "same" then
-        core.fail("unsupported", "%s: a file without a config.json is not merged into its own quantisation; name a format", model.path)
+        core.fail("unsupported", "%s: a file without a config.json is not merged into its own quantisation; "
+            .. "name a format", model.path)
     end
     spec = setmetatable({ dtype = spec.dtype or quantised and "keep" or spec.format }, { __index = spec })
-    local out = { path = spec.path, folder = true, title = spec.format == "keep" and "as it is" or assemble.title(spec), files = {},
-                  sinks = {}, copies = {}, side = {}, rows = {}, notices = {}, format = spec.format, dtype = spec.dtype,
+    local title = spec.format == "keep" and "as it is" or assemble.title(spec)
+    local out = { path = spec.path, folder = true, title = title, files = {}, sinks = {}, copies = {},
+                  side = {}, rows = {}, notices = {}, format = spec.format, dtype = spec.dtype,
                   coverage = quantised }
     assemble.fill(out, model.items, spec.shard_size, function(item)
         local why = quantised and why_kept(item)

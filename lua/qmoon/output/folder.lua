@@ -171,8 +171,9 @@ local function config_text(view, spec, skip)
     end
     if spec.same then
         local modules = kept_quantization(raw, skip)
-        edits[#edits + 1] = modules and { "quantization_config", config.edit(config.member(view.config, "quantization_config"),
-            { { "llm_int8_skip_modules", modules } }) } or nil
+        local text = config.member(view.config, "quantization_config")
+        edits[#edits + 1] = modules and { "quantization_config",
+                                          config.edit(text, { { "llm_int8_skip_modules", modules } }) } or nil
     else
         edits[#edits + 1] = { "quantization_config", spec.quantised and bnb.config(spec, dtype, skip) or nil }
     end
@@ -223,7 +224,8 @@ local function resolve(spec, model)
     local s = setmetatable({}, { __index = spec })
     s.same = spec.format == "same"
     if s.same and not model.quantised then
-        core.fail("usage", "%s: its weights are not quantised, so there is no quantisation to keep; name a format", model.path)
+        core.fail("usage", "%s: its weights are not quantised, so there is no quantisation to keep; name a format",
+            model.path)
     end
     s.quantised = assemble.check(spec) or s.same
     s.dtype = s.same and "keep" or s.quantised and (spec.dtype or "f16") or spec.format

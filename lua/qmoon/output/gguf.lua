@@ -180,6 +180,10 @@ local function place(out, t, typed, at, fields)
         out.copies[first.item] = { file = 1, at = at }
     else
         local heads = row.heads and fields[row.heads]
+        if heads and t.shape[1] % (2 * heads) ~= 0 then
+            core.fail("corrupt", "%s: tensor '%s' has %d rows, which are no %d heads of two halves (config.json: %s)",
+                first.item.source.file:path(), first.item.name, t.shape[1], heads, row.heads)
+        end
         t.sinks = {} -- one for each part
         for i, part in ipairs(t.parts) do
             t.sinks[i] = { file = 1, format = format_of[typed.type_name], at = { at + (i - 1) * each }, tensor = t,

@@ -1,8 +1,8 @@
---- bitsandbytes' weights in a checkpoint: several tensors that stand for one.  lua/qmoon/output/bnb.lua has the picture.
+--- bitsandbytes' weights in a checkpoint: several tensors that stand for one (pictured in output/bnb.lua).
 --
--- What comes out has the weight's own name, its logical shape, and a source that core.stream decodes to the values that
--- bitsandbytes itself dequantises to: level * absmax in f32, rounded to the type that was quantised (quant_state's
--- "dtype"); of int8, which keeps no such type, code * absmax / 127 in f32.
+-- What comes out has the weight's own name, its logical shape, and a source that core.stream decodes to the
+-- values that bitsandbytes itself dequantises to: level * absmax in f32, rounded to the type that was
+-- quantised (quant_state's "dtype"); of int8, which keeps no such type, code * absmax / 127 in f32.
 
 local core = require "qmoon.core"
 
@@ -10,7 +10,8 @@ local bnb = {}
 
 local NESTED = 256
 local DTYPES = { float32 = "f32", float16 = "f16", bfloat16 = "bf16" }
-local BLOCKS = { [32] = true, [64] = true, [128] = true, [256] = true, [512] = true, [1024] = true, [2048] = true, [4096] = true }
+local BLOCKS = { [32] = true, [64] = true, [128] = true, [256] = true, [512] = true, [1024] = true,
+                 [2048] = true, [4096] = true }
 local STORAGE = { uint8 = "u8", float16 = "f16", bfloat16 = "bf16", float32 = "f32" }
 
 -- The tensors of one checkpoint, and what is known of them while they are taken one by one.
@@ -25,14 +26,16 @@ end
 function Checkpoint:take(name, owner, dtype, count)
     local t = self.by_name[name]
     if not t then
-        self:fail(owner, "is of bitsandbytes, but '%s' is missing; is a shard missing, or was it converted half-way?", name)
+        self:fail(owner, "is of bitsandbytes, but '%s' is missing; is a shard missing, or was it converted "
+            .. "half-way?", name)
     end
     local n = 1
     for _, d in ipairs(t.shape) do
         n = n * d
     end
     if t.dtype ~= dtype or n ~= count then
-        self:fail(t, "is %s with %.0f elements; '%s' needs %s with %.0f", t.dtype, n, owner.name, dtype, count)
+        self:fail(t, "is %s with %.0f elements; '%s' needs %s with %.0f", t.dtype, n, owner.name,
+            dtype, count)
     end
     self.used[t] = true
     return t
@@ -73,7 +76,8 @@ function Checkpoint:state(t)
     elseif not DTYPES[state.dtype] then
         self:fail(t, "says dtype '%s', which is none of float32, float16, bfloat16", tostring(state.dtype))
     elseif not BLOCKS[state.blocksize] then
-        self:fail(t, "has a blocksize of %s; bitsandbytes has powers of two from 32 to 4096", tostring(state.blocksize))
+        self:fail(t, "has a blocksize of %s; bitsandbytes has powers of two from 32 to 4096",
+            tostring(state.blocksize))
     elseif type(state.shape) ~= "table" or #state.shape == 0 or #state.shape > 8 then
         self:fail(t, "has no list 'shape' of at most eight numbers")
     end
@@ -87,7 +91,8 @@ function Checkpoint:state(t)
     if nested then
         local offset = state.nested_offset
         if state.nested_blocksize ~= NESTED then
-            self:fail(t, "has a nested_blocksize of %s; bitsandbytes has 256 and no other", tostring(state.nested_blocksize))
+            self:fail(t, "has a nested_blocksize of %s; bitsandbytes has 256 and no other",
+                tostring(state.nested_blocksize))
         elseif state.nested_dtype ~= "float32" then
             self:fail(t, "has a nested_dtype of '%s', not float32", tostring(state.nested_dtype))
         elseif type(offset) ~= "number" or offset ~= offset or math.abs(offset) > 3.4e38 then
@@ -102,21 +107,23 @@ function Checkpoint:check_map(t, format)
     local stored, ours = t.file:read(t.at, t.size), core.levels(format)
     if stored == ours then
         return
-    elseif format == "dynamic8" and stored:sub(5) == ours:sub(5) and stored:sub(1, 4) == core.pack("f", -1) then
-        core.fail("unsupported", "%s: tensor '%s' begins with -1: bitsandbytes before 0.50 wrote that on processors without a GPU, and "
-            .. "its scales mean something else by it; load it with bitsandbytes and save it again, or quantise the original anew",
-            t.file:path(), t.name)
+    elseif format == "dynamic8" and stored == core.pack("f", -1) .. ours:sub(5) then
+        core.fail("unsupported", "%s: tensor '%s' begins with -1: bitsandbytes before 0.50 wrote that on "
+            .. "processors without a GPU, and its scales mean something else by it; load it with "
+            .. "bitsandbytes and save it again, or quantise the original anew", t.file:path(), t.name)
     end
-    self:fail(t, "is another table than %s's; weights of a table of one's own are not read from bitsandbytes files", format)
+    self:fail(t, "is another table than %s's; weights of a table of one's own are not read from "
+        .. "bitsandbytes files", format)
 end
 
---- The bytes of codes, which may be filed under a wider type so that others can move them about (quant_storage).
+--- The bytes of codes, which may be filed under a wider type (quant_storage).
 function Checkpoint:codes(t, state, sizes)
     local storage = self.config and self.config.bnb_4bit_quant_storage or "uint8"
     if t.dtype ~= (STORAGE[storage] or storage) then
         self:fail(t, "is %s, but bnb_4bit_quant_storage in config.json says %s", t.dtype, tostring(storage))
     elseif t.size ~= sizes[1] then
-        self:fail(t, "has %.0f bytes of codes; its shape [%s] takes %.0f", t.size, table.concat(state.shape, " x "), sizes[1])
+        self:fail(t, "has %.0f bytes of codes; its shape [%s] takes %.0f", t.size,
+            table.concat(state.shape, " x "), sizes[1])
     end
     self.used[t] = true
 end
@@ -134,7 +141,7 @@ function Checkpoint:four_bit(state_tensor)
         n = n * d
     end
     local cols = state.shape[#state.shape]
-    local sizes, block = core.plane_sizes(state.quant_type, n, cols, state.blocksize, t.file:path() .. ": " .. name)
+    local sizes, block = core.plane_sizes(state.quant_type, n, cols, state.blocksize, name)
     self:codes(t, state, sizes)
     local groups = math.ceil(n / block)
     local absmax = self:take(name .. ".absmax", t, nested and "u8" or "f32", groups)
@@ -142,8 +149,9 @@ function Checkpoint:four_bit(state_tensor)
     self:check_map(map, state.quant_type)
     local parts = { t, absmax, map, state_tensor }
     local dtype = DTYPES[state.dtype]
-    local source = { name = name, shape = state.shape, format = state.quant_type, dtype = dtype, round = dtype, block = block,
-                     file = t.file, files = { t.file, absmax.file }, at = { t.at, absmax.at } }
+    local source = { name = name, shape = state.shape, format = state.quant_type, block = block,
+                     dtype = dtype, round = dtype, file = t.file, files = { t.file, absmax.file },
+                     at = { t.at, absmax.at } }
     if nested then
         local scales = self:take(name .. ".nested_absmax", t, "f32", math.ceil(groups / NESTED))
         local nested_map = self:take(name .. ".nested_quant_map", t, "f32", 256)
@@ -189,21 +197,22 @@ function Checkpoint:eight_bit(scales)
         local layout = self:take(module .. ".weight_format", t, "u8", 1)
         local code = layout.file:read(layout.at, 1):byte()
         if code ~= 0 then
-            core.fail("unsupported", "%s: tensor '%s' is %d: the weight lies in tiles of an old GPU, not in rows; save it again with a "
-                .. "bitsandbytes of 2024 or later", layout.file:path(), layout.name, code)
+            core.fail("unsupported", "%s: tensor '%s' is %d: the weight lies in tiles of an old GPU, not in "
+                .. "rows; save it again with a bitsandbytes of 2024 or later", layout.file:path(), layout.name,
+                code)
         end
         parts[3] = layout
     end
-    return { name = t.name, shape = t.shape, format = "int8", dtype = self.dtype, rows = rows, cols = cols, file = t.file,
-             files = { t.file, scales.file }, at = { t.at, scales.at } }, parts
+    return { name = t.name, shape = t.shape, format = "int8", dtype = self.dtype, rows = rows, cols = cols,
+             file = t.file, files = { t.file, scales.file }, at = { t.at, scales.at } }, parts
 end
 
 -- ---- the whole checkpoint ---------------------------------------------------------------------------------
 
-local AUXILIARY = { "%.absmax$", "%.quant_map$", "%.nested_absmax$", "%.nested_quant_map$", "%.SCB$", "%.weight_format$",
-                    "%.quant_state%." }
+local AUXILIARY = { "%.absmax$", "%.quant_map$", "%.nested_absmax$", "%.nested_quant_map$", "%.SCB$",
+                    "%.weight_format$", "%.quant_state%." }
 
---- Nothing of bitsandbytes may be left over, and nothing may lie among a weight's tensors that is not its own.
+--- Nothing of bitsandbytes may be left over, and nothing foreign may lie among a weight's tensors.
 function Checkpoint:check_all_used(found)
     for _, t in ipairs(self.tensors) do
         if not self.used[t] then
@@ -214,7 +223,8 @@ function Checkpoint:check_all_used(found)
             end
             for prefix in t.name:gmatch "()%." do
                 if found[t.name:sub(1, prefix - 1)] then
-                    self:fail(t, "lies among those of '%s' and is none that bitsandbytes writes", t.name:sub(1, prefix - 1))
+                    self:fail(t, "lies among those of '%s' and is none that bitsandbytes writes",
+                        t.name:sub(1, prefix - 1))
                 end
             end
         end
@@ -229,19 +239,23 @@ end
 local function check_config(c, path, sources)
     local four, eight = c.load_in_4bit == true, c.load_in_8bit == true
     if c.quant_method ~= nil and c.quant_method ~= "bitsandbytes" then
-        core.fail("unsupported", "%s: the model is already quantised (%s); open the 16-bit model it was made from", path,
-            tostring(c.quant_method))
+        core.fail("unsupported", "%s: the model is already quantised (%s); open the 16-bit model it was made "
+            .. "from", path, tostring(c.quant_method))
     elseif four == eight then
-        core.fail("corrupt", "%s: quantization_config in config.json says neither load_in_4bit nor load_in_8bit, or both", path)
+        core.fail("corrupt", "%s: quantization_config in config.json says neither load_in_4bit nor "
+            .. "load_in_8bit, or both", path)
     elseif #sources == 0 then
-        core.fail("corrupt", "%s: config.json says that the weights are quantised (%s), but none is; if they are 16-bit, remove "
-            .. "quantization_config", path, four and "4 bits" or "8 bits")
+        core.fail("corrupt", "%s: config.json says that the weights are quantised (%s), but none is; if they "
+            .. "are 16-bit, remove quantization_config", path, four and "4 bits" or "8 bits")
     end
-    local wanted = eight and "int8" or (c.bnb_4bit_quant_type or "fp4") .. (c.bnb_4bit_use_double_quant and "+dq" or "")
+    local wanted = "int8"
+    if four then
+        wanted = (c.bnb_4bit_quant_type or "fp4") .. (c.bnb_4bit_use_double_quant and "+dq" or "")
+    end
     for _, s in ipairs(sources) do
         if kind_of(s) ~= wanted then
-            core.fail("corrupt", "%s: quantization_config in config.json says %s, but tensor '%s' is %s", path, wanted, s.name,
-                kind_of(s))
+            core.fail("corrupt", "%s: quantization_config in config.json says %s, but tensor '%s' is %s",
+                path, wanted, s.name, kind_of(s))
         end
     end
 end
@@ -257,19 +271,20 @@ local function skipped(c, sources)
             end
         end
     end
-    return n > 0 and ("llm_int8_skip_modules in config.json names modules whose weights are quantised (%d, the first is %s); "
-        .. "transformers will not load this file"):format(n, first) or nil
+    return n > 0 and ("llm_int8_skip_modules in config.json names modules whose weights are quantised (%d, "
+        .. "the first is %s); transformers will not load this file"):format(n, first) or nil
 end
 
---- Puts together what belongs together.  Gives the tensors that are left, the sources of quantised weights, each with
---- `parts`, the tensors it is made of, and a notice or nil.
+--- Puts together what belongs together.  Gives the tensors that are left, the sources of quantised weights,
+--- each with `parts`, the tensors it is made of, and a notice or nil.
 ---@param tensors table[] {name, dtype, shape, at, size, file}
 ---@param path string of the model, for messages
 ---@param c table? quantization_config; nil when there is no config.json at all
 ---@param dtype string? "f16": the type of what is not quantised, which int8 weights had
 ---@return table[] left, table[] sources, string? notice
 function bnb.collect(tensors, path, c, dtype)
-    local self = setmetatable({ tensors = tensors, by_name = {}, used = {}, config = c, dtype = dtype or "f16" }, Checkpoint)
+    local self = { tensors = tensors, by_name = {}, used = {}, config = c, dtype = dtype or "f16" }
+    setmetatable(self, Checkpoint)
     for _, t in ipairs(tensors) do
         self.by_name[t.name] = t
     end

@@ -8,8 +8,10 @@ local checkpoint = {}
 
 -- Looked for in this order; .bin files beside safetensors are the same weights again.
 local LAYOUTS = {
-    { index = "model.safetensors.index.json", single = "model.safetensors", shard = "^model%-%d+%-of%-%d+%.safetensors$" },
-    { index = "pytorch_model.bin.index.json", single = "pytorch_model.bin", shard = "^pytorch_model%-%d+%-of%-%d+%.bin$" },
+    { index = "model.safetensors.index.json", single = "model.safetensors",
+      shard = "^model%-%d+%-of%-%d+%.safetensors$" },
+    { index = "pytorch_model.bin.index.json", single = "pytorch_model.bin",
+      shard = "^pytorch_model%-%d+%-of%-%d+%.bin$" },
 }
 
 --- The tensors of one file, each with its file.
@@ -36,8 +38,8 @@ local function indexed_shards(dir, index_name)
     local names, seen = {}, {}
     for tensor, shard in pairs(index.weight_map) do
         if type(shard) ~= "string" or shard == "" or shard:find "[/\\%z]" or shard:find("..", 1, true) then
-            core.fail("corrupt", "%s: tensor '%s' is said to be in '%s', which is no plain file name", what, tensor,
-                tostring(shard))
+            core.fail("corrupt", "%s: tensor '%s' is said to be in '%s', which is no plain file name", what,
+                tensor, tostring(shard))
         end
         if not seen[shard] then
             seen[shard] = true
@@ -67,7 +69,8 @@ local function read_shards(dir, shards, map, what)
     for _, shard in ipairs(shards) do
         for _, t in ipairs((checkpoint.file(dir .. "/" .. shard))) do
             if found[t.name] then
-                core.fail("corrupt", "%s: tensor '%s' is both in '%s' and in '%s'", dir, t.name, found[t.name], shard)
+                core.fail("corrupt", "%s: tensor '%s' is both in '%s' and in '%s'", dir, t.name,
+                    found[t.name], shard)
             end
             found[t.name] = shard
             if not map or map[t.name] then
@@ -95,11 +98,13 @@ function checkpoint.folder(dir)
     for _, name in ipairs(core.list(dir)) do
         for _, layout in ipairs(LAYOUTS) do
             if name:find(layout.shard) then
-                core.fail("fail", "%s: there are shards (%s) but no %s; download it too", dir, name, layout.index)
+                core.fail("fail", "%s: there are shards (%s) but no %s; download it too", dir, name,
+                    layout.index)
             end
         end
     end
-    core.fail("fail", "%s: no model.safetensors, no %s and no pytorch_model.bin in this folder", dir, LAYOUTS[1].index)
+    core.fail("fail", "%s: no model.safetensors, no %s and no pytorch_model.bin in this folder", dir,
+        LAYOUTS[1].index)
 end
 
 -- ---- tensors that are one --------------------------------------------------------------------------------
@@ -109,8 +114,8 @@ local function place(t)
         t.strides and table.concat(t.strides, ",") or "")
 end
 
---- PyTorch files hold a tied output head under its own name, too.  Where config.json says that the head is tied and it
---- is the embedding, element for element in the same place, it is left out, as safetensors has it.
+--- PyTorch files hold a tied output head under its own name, too.  Where config.json says that the head is
+--- tied and it lies where the embedding lies, it is left out, as safetensors has it.
 ---@param tensors table[]
 ---@return table[] tensors, string? notice
 function checkpoint.without_tied_head(tensors)

@@ -5,8 +5,8 @@ local core = require "qmoon.core"
 local reading = {}
 
 local function fail_slice(s, why)
-    core.fail("unsupported", "%s: tensor '%s' is needed in parts, and %s; write the model as 16-bit first (qmoon quantize … --type "
-        .. "keep) and go on from there", s.file:path(), s.name, why)
+    core.fail("unsupported", "%s: tensor '%s' is needed in parts, and %s; write the model as 16-bit first "
+        .. "(qmoon quantize … --type keep) and go on from there", s.file:path(), s.name, why)
 end
 
 -- Parts of a quantised weight begin where blocks do, those of a double-quantised one where 256 blocks do.
@@ -34,8 +34,8 @@ local function cut_strided(source, s, slice)
     end
 end
 
---- The source of core.stream for the values at `s`, or for the rows of it that a slice names: {from, rows, cols,
---- interleaved_heads}.  A vector may be taken as rows of one value.
+--- The source of core.stream for the values at `s`, or for the rows of it that a slice names: {from, rows,
+--- cols, interleaved_heads}.  A vector may be taken as rows of one value.
 ---@param s table source of an item, or a tensor with format, file, name, shape, at and size
 ---@param slice table?
 ---@return table
@@ -45,7 +45,8 @@ function reading.of(s, slice)
         n = n * d
     end
     local cols = #s.shape < 2 and n or s.shape[#s.shape]
-    local source = { file = s.file, files = s.files, name = s.name, format = s.format, block = s.block, round = s.round,
+    local source = { file = s.file, files = s.files, name = s.name, format = s.format, block = s.block,
+                     round = s.round,
                      rows = s.rows or (cols > 0 and n / cols or 0), cols = s.cols or cols,
                      at = type(s.at) == "table" and { unpack(s.at) } or { s.at },
                      strides = s.strides, shape = s.strides and s.shape,
@@ -63,7 +64,7 @@ function reading.of(s, slice)
     return source
 end
 
--- ---- copying ------------------------------------------------------------------------------------------------
+-- ---- copying ----------------------------------------------------------------------------------------------
 
 local COPY = 2 ^ 20
 
@@ -84,7 +85,8 @@ local function copy_strided(s, to, at)
     end
 end
 
---- Carries bytes over as they are: all of a tensor's to one place, or those of each tensor that a weight is made of.
+--- Carries bytes over as they are: all of a tensor's to one place, or those of each tensor that a weight is
+--- made of.
 ---@param s table source of an item
 ---@param to userdata outfile
 ---@param copy {at:integer?, parts:{from:table, at:integer}[]?}

@@ -47,7 +47,8 @@ function torch.read(path)
     for _, group in ipairs(groups or {}) do
         left[#left + 1] = group ~= wrapper and group or nil
     end
-    return tensors, left[1] and ("%s: the model is what '%s' holds; left out: %s"):format(path, wrapper, table.concat(left, ", ")) or nil
+    return tensors, left[1] and ("%s: the model is what '%s' holds; left out: %s"):format(path, wrapper,
+        table.concat(left, ", ")) or nil
 end
 
 return torch
