@@ -66,9 +66,13 @@ void qm_codec_measure(qm_codec *c, const qm_format *f, const float *x, size_t n)
         float a = x[i] < 0 ? -x[i] : x[i];
         most = a > most ? a : most;
     }
-    c->factor = f->tensor_range * (1 / most); /* torch's order, which compressed-tensors' bytes depend on */
-    if (!(c->factor > 0 && c->factor <= 0x1.fffffep127f))
-        c->factor = 0;
+    c->factor = qm_format_factor(f, most);
+}
+
+float qm_format_factor(const qm_format *f, float most)
+{
+    float factor = f->tensor_range * (1 / most); /* torch's order, which compressed-tensors' bytes depend on */
+    return factor > 0 && factor <= 0x1.fffffep127f ? factor : 0;
 }
 
 int qm_format_planes(const qm_format *f)

@@ -110,6 +110,9 @@ bool qm_codec_init(qm_codec *c, const qm_format *f, int64_t cols, uint32_t block
 /* What a format with a tensor_range must know of all n values of the tensor; nothing for others. */
 void qm_codec_measure(qm_codec *c, const qm_format *f, const float *x, size_t n);
 
+/* The factor of a format with a tensor_range when `most` is the tensor's largest magnitude. */
+float qm_format_factor(const qm_format *f, float most);
+
 int qm_format_planes(const qm_format *f);
 
 /* Bytes of plane i for n values. */

@@ -49,6 +49,7 @@ typedef struct stream {
     atomic_ullong done; /* source values finished */
     double **norm_sums; /* column-norm pass: cols sums per chunk */
     int nstep;
+    float *values, *most; /* value pass: where they go, or NULL; the largest magnitude of each chunk */
 } stream;
 
 /* ---- cutting into chunks ------------------------------------------------------------------- */
@@ -708,6 +709,49 @@ bool qm_stream_column_norms(qm_pool *pool, const qm_job *job, int nstep, float *
     for (int64_t i = 0; st.norm_sums && i < st.chunks; i++)
         free(st.norm_sums[i]);
     free(st.norm_sums);
+    release(&st);
+    return ok;
+}
+
+/* ---- all values -------------------------------------------------------------------------------------- */
+
+static bool value_work(void *arg, int64_t index, int thread, qm_err *e)
+{
+    stream *st = arg;
+    chunk c = chunk_at(st, index, thread);
+    qm_errsum sum = {0};
+    if (!load(st, &c, e))
+        return false;
+    apply(st, &c, st->job->nstep);
+    qm_round_values(st->job->round, c.b->x, c.n);
+    if (!st->job->keep_nonfinite && !check_finite(st, &c, e))
+        return false;
+    qm_vec_get()->errors(c.b->x, c.b->x, c.n, &sum);
+    st->most[index] = (float)sum.max_x;
+    if (st->values)
+        memcpy(st->values + c.first, c.b->x, c.n * sizeof *c.b->x);
+    return true;
+}
+
+bool qm_stream_values(qm_pool *pool, const qm_job *job, float *values, float *most, qm_err *e)
+{
+    stream st;
+    sink_run sinks[QM_MAX_SINKS] = {0};
+    qm_job copy = *job;
+    copy.nsink = 0;
+    if (!check_source(&job->source, e))
+        return false;
+    measure(&st, &copy, qm_pool_threads(pool), sinks);
+    st.values = values;
+    if (!allocate(&st, e))
+        return false;
+    st.most = calloc((size_t)st.chunks + 1, sizeof *st.most);
+    bool ok = st.most || qm_fail(e, QM_ENOFIT, "%s: out of memory", job->source.name);
+    ok = ok && qm_pool_run(pool, st.chunks, value_work, NULL, &st, e);
+    *most = 0;
+    for (int64_t i = 0; ok && i < st.chunks; i++)
+        *most = st.most[i] > *most ? st.most[i] : *most;
+    free(st.most);
     release(&st);
     return ok;
 }

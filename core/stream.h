@@ -127,4 +127,8 @@ uint64_t qm_stream_memory(const qm_job *job, int threads);
  * QM_STEP_DORA with by_column. */
 bool qm_stream_column_norms(qm_pool *pool, const qm_job *job, int nstep, float *norm, qm_err *e);
 
+/* For what must see a whole tensor first: the values that sinks would be given, into values[rows * cols]
+ * unless that is NULL, and the largest magnitude among them. */
+bool qm_stream_values(qm_pool *pool, const qm_job *job, float *values, float *most, qm_err *e);
+
 #endif

@@ -135,6 +135,7 @@ qm_tensor *qm_tensor_planes(const qm_planes *p, qm_err *e)
     t->offset = p->offset;
     t->round = p->round;
     bool ok = qm_codec_init(&t->codec, p->format, p->cols, p->block, p->name, e);
+    t->codec.factor = p->factor;
     int planes = ok ? qm_format_planes(p->format) : 0;
     uint64_t n = (uint64_t)qm_tensor_count(t), groups = ok ? (n + t->codec.block - 1) / t->codec.block : 0;
     for (int i = 0; ok && i < planes; i++) {

@@ -53,7 +53,7 @@ typedef struct qm_planes {
     uint32_t block;
     int64_t cols; /* row length as the format sees it */
     bool double_quant;
-    float offset;
+    float offset, factor; /* factor: of a format with a tensor_range */
     qm_round round;
     qm_infile *file[QM_MAX_PLANES + 1];
     uint64_t at[QM_MAX_PLANES + 1];

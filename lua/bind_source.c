@@ -192,6 +192,7 @@ int qml_view_planes(lua_State *L)
                                      v.shape.ndim ? (uint64_t)v.shape.dim[v.shape.ndim - 1] : 1);
     v.double_quant = qml_field_boolean(L, 2, "double_quant", false);
     v.offset = (float)qml_field_number(L, 2, "offset", 0);
+    v.factor = (float)qml_field_number(L, 2, "factor", 0);
     v.round = qml_field_round(L, 2, "round");
     int planes = qm_format_planes(v.format);
     qml_field_files(L, 2, planes, f, v.file, &v.file[planes]);

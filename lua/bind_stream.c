@@ -88,7 +88,8 @@ static void read_codec(lua_State *L, int table, qm_codec *c, const qm_format *f,
     qm_err e = {0};
     if (!qm_codec_init(c, f, cols, qml_field_block(L, table), what, &e))
         qml_raise(L, &e);
-    if (!f->encode || !f->decode || f->tensor_range != 0) {
+    c->factor = (float)qml_field_number(L, table, "factor", 0);
+    if (!f->encode || !f->decode || (f->tensor_range != 0 && c->factor == 0)) {
         qm_fail(&e, QM_EUNSUPPORTED, "%s: %s cannot be streamed: %s", what, f->name,
                 f->tensor_range != 0 ? "it depends on the whole tensor"
                                      : "only the functions it was made with can code it");
@@ -399,6 +400,50 @@ static int column_norms(lua_State *L)
     return with_job(L, 2, run_column_norms);
 }
 
+static int run_values(lua_State *L)
+{
+    qm_pool *pool = qml_check(L, 1, QML_POOL);
+    job_box *b = lua_newuserdata(L, sizeof *b);
+    read_job(L, 2, b);
+    qm_shape shape = {2, {b->job.source.rows, b->job.source.cols}};
+    void **box = qml_box(L, QML_TENSOR);
+    qm_err e = {0};
+    float *values, most;
+    *box = qm_tensor_f32(&shape, &values, &e);
+    if (!*box || !qm_stream_values(pool, &b->job, values, &most, &e))
+        return qml_raise(L, &e);
+    return 1;
+}
+
+/* stream_values(pool, job) -> f32 tensor [rows, cols] of what the job's sinks would be given. */
+static int stream_values(lua_State *L)
+{
+    idle_pool(L, 1);
+    return with_job(L, 2, run_values);
+}
+
+static int run_factor(lua_State *L)
+{
+    qm_pool *pool = qml_check(L, 1, QML_POOL);
+    const qm_format *f = qml_check_format(L, 3);
+    job_box *b = lua_newuserdata(L, sizeof *b);
+    read_job(L, 2, b);
+    qm_err e = {0};
+    float most;
+    if (!qm_stream_values(pool, &b->job, NULL, &most, &e))
+        return qml_raise(L, &e);
+    float factor = qm_format_factor(f, most);
+    lua_pushnumber(L, factor == 0 ? 1 : (double)factor);
+    return 1;
+}
+
+/* stream_factor(pool, job, format) -> the factor for those values of a format with one for the whole tensor. */
+static int stream_factor(lua_State *L)
+{
+    idle_pool(L, 1);
+    return with_job(L, 2, run_factor);
+}
+
 /* ---- pool -------------------------------------------------------------------------------------------- */
 
 static int pool(lua_State *L)
@@ -473,6 +518,8 @@ void qml_open_stream(lua_State *L)
                                          {"stream", stream},
                                          {"stream_memory", stream_memory},
                                          {"column_norms", column_norms},
+                                         {"stream_values", stream_values},
+                                         {"stream_factor", stream_factor},
                                          {"fill_bf16", fill_bf16},
                                          {NULL, NULL}};
     qml_class(L, QML_POOL, methods, pool_gc);

@@ -5,6 +5,7 @@
 
 #include "../core/containers/safetensors.h"
 #include "../core/random.h"
+#include "../core/double_quant.h"
 #include "bind.h"
 
 /* ---- formats -------------------------------------------------------------------------------- */
@@ -28,6 +29,10 @@ void qml_push_format(lua_State *L, const qm_format *f)
     lua_setfield(L, -2, "any_block");
     lua_pushboolean(L, f->over_rows);
     lua_setfield(L, -2, "over_rows");
+    lua_pushnumber(L, (double)f->tensor_range);
+    lua_setfield(L, -2, "tensor_range");
+    lua_pushboolean(L, qm_can_double_quant(f));
+    lua_setfield(L, -2, "can_double_quant");
     lua_pushnumber(L, f->gguf_type);
     lua_setfield(L, -2, "gguf_type");
     lua_pushstring(L, f->gguf_name);

@@ -85,6 +85,13 @@ local function tensor_types(words)
     return list[1] and list
 end
 
+local function block_of(word)
+    if word and word ~= "row" and not word:find "^%d+$" then
+        core.fail("usage", "quantize: --block wants a whole number or row, not '%s'", word)
+    end
+    return tonumber(word) or word
+end
+
 local function profile_names()
     local names = {}
     for i, p in ipairs(profiles.list) do
@@ -101,9 +108,10 @@ commands.quantize = {
                   { "OUT", doc = "folder, or .gguf file" } },
     options = cli.writing {
         { "type", kind = "text", value = "T", required = true,
-          doc = "for .gguf: llama-quantize's, such as f16 q8_0 q4_0 q4_k_m iq4_xs; for a folder: int8 nf4 fp4 f16 bf16 f32 keep" },
-        { "double-quant", doc = "nf4 and fp4: quantise the scales again" },
-        { "block", kind = "integer", value = "N", doc = "nf4 and fp4: values per scale, 32 to 4096 (default: 64)" },
+          doc = "for .gguf: llama-quantize's, such as f16 q8_0 q4_0 q4_k_m iq4_xs; for a folder: int8 nf4 fp4 f16 bf16 f32 keep, or\n"
+              .. "any other of qmoon formats, int4:128 and uint3:row among them (read by this program alone)" },
+        { "double-quant", doc = "formats with an absmax, such as nf4: quantise the scales again" },
+        { "block", kind = "text", value = "N", doc = "folders: values per scale, or row; of nf4 and fp4 32 to 4096 (default: 64)" },
         { "dtype", kind = "text", value = "TYPE", choices = { "f16", "bf16", "f32" },
           doc = "nf4, fp4, int8: compute type, and what stays unquantised (default: f16; of a lone file: as it is)" },
         { "zero-blocks", kind = "text", value = "HOW", choices = { "bnb", "exact" }, default = "bnb",
@@ -125,11 +133,13 @@ commands.quantize = {
   qmoon quantize Qwen2.5-1.5B model-q4_0.gguf --type q4_0
   qmoon quantize model.gguf model-q6_k.gguf --type q6_k
   qmoon quantize Qwen2.5-1.5B model-nf4 --type nf4 --double-quant
+  qmoon quantize Qwen2.5-1.5B model-int3 --type int3:128
+  qmoon -l mine quantize Qwen2.5-1.5B model-mine --type mine    a format that ./mine.lua makes (qm.codebook, qm.format)
   qmoon quantize model-nf4 model-f16 --type f16           what bitsandbytes decodes it to
   qmoon quantize resnet50.pt resnet50-int8 --type int8]],
     prepare = function(o)
         return Model.open(o[1]), {
-            { path = o[2], format = o.type:lower(), double_quant = o.double_quant, block = o.block, dtype = o.dtype,
+            { path = o[2], format = o.type, double_quant = o.double_quant, block = block_of(o.block), dtype = o.dtype,
               zero_blocks = o.zero_blocks, pure = o.pure, allow_requantize = o.allow_requantize, pre = o.pre, name = o.name,
               shard_size = o.shard_size, imatrix = o.imatrix, tensor_types = tensor_types(o.tensor_type),
               output_tensor_type = o.output_tensor_type, token_embedding_type = o.token_embedding_type,

@@ -72,6 +72,14 @@ local function parse(spec)
     return name, options
 end
 
+--- The options in a format's name.
+---@param spec string
+---@return {block: integer|"row"|nil, double_quant: boolean?}
+function formats.options(spec)
+    local _, options = parse(spec)
+    return options
+end
+
 --- What a format asked for is: a name that core knows or a value, and the options in its name, under those
 --- given.
 ---@param spec qmoon.FormatSpec

@@ -164,10 +164,7 @@ function Format:quantize(t, options)
         store_scales(scales, (number - 1) * per_block, per_block, s1, s2, s3, s4, extra)
         at = pack(codes, at, c, m, bits)
     end)
-    local q = core.tensor_of_planes(spec.opaque, shape, block,
-        { ffi.string(codes, at), ffi.string(scales, groups * per_block * 4) }, t:info().name)
-    owners[q] = self
-    return q
+    return self:of_planes(shape, block, { ffi.string(codes, at), ffi.string(scales, groups * per_block * 4) }, t:info().name)
 end
 
 --- The f32 values of a tensor in this format; q:dequantize() comes here.
@@ -195,6 +192,24 @@ function Format:dequantize(q)
         end
     end)
     return core.tensor_of_planes("f32", info.shape, nil, { ffi.string(y, n * 4) }, info.name)
+end
+
+--- The same format for core, which knows its sizes and nothing else.
+---@return userdata
+function Format:opaque()
+    return specs[self].opaque
+end
+
+--- A tensor of this format from the bytes of its planes.
+---@param shape integer[]
+---@param block integer
+---@param planes string[]
+---@param name string?
+---@return qmoon.Tensor
+function Format:of_planes(shape, block, planes, name)
+    local q = core.tensor_of_planes(specs[self].opaque, shape, block, planes, name)
+    owners[q] = self
+    return q
 end
 
 --- As an entry of qm.formats().

@@ -9,6 +9,7 @@ local bnb = require "qmoon.source.bnb"
 local checkpoint = require "qmoon.source.checkpoint"
 local config = require "qmoon.config"
 local json = require "qmoon.json"
+local planes = require "qmoon.source.planes"
 local text = require "qmoon.text"
 local torch = require "qmoon.source.torch"
 
@@ -78,9 +79,13 @@ local function in_order(items)
 end
 
 --- Items of tensors {name, dtype, shape, at, size, file}, the quantised ones put together.
-local function items_of(tensors, path, quantization, dtype)
-    local left, sources, notice = bnb.collect(tensors, path, quantization, dtype)
-    local items = {}
+local function items_of(tensors, path, quantization, dtype, own)
+    local items, left, sources, notice = {}, nil, nil, nil
+    if own then
+        left, sources = planes.collect(own, tensors, dtype)
+    else
+        left, sources, notice = bnb.collect(tensors, path, quantization, dtype)
+    end
     for _, t in ipairs(left) do
         items[#items + 1] = item_of(t, t.file)
     end
@@ -93,7 +98,8 @@ end
 local function note_quantised(m, sources)
     if sources[1] then
         m.quantised = sources[1].quantised
-        m.notices[#m.notices + 1] = ("%d weights are %s of bitsandbytes: their values are those that it decodes them to"):format(
+        m.notices[#m.notices + 1] = sources[1].own and ("%d weights are %s: their values are what that decodes to"):format(
+            #sources, m.quantised) or ("%d weights are %s of bitsandbytes: their values are those that it decodes them to"):format(
             #sources, m.quantised)
     end
     return m
@@ -111,8 +117,12 @@ local function open_checkpoint(path)
     if c.fields.tie_word_embeddings then
         tensors, tied = checkpoint.without_tied_head(tensors)
     end
-    local items, sources, notices = items_of(tensors, path, next(quantization) and quantization or false, SHORT[c.fields.dtype])
-    if sources[1] and not next(quantization) then
+    local own = planes.is_config(quantization) and planes.open(path, true)
+    local items, sources, notices = items_of(tensors, path, next(quantization) and quantization or false,
+        SHORT[c.fields.dtype], own)
+    if own then
+        return note_quantised(new { path = path, kind = "folder", config = c, items = items, notices = notices }, sources)
+    elseif sources[1] and not next(quantization) then
         core.fail("corrupt", "%s: tensor '%s' is %s of bitsandbytes, but config.json has no quantization_config", path,
             sources[1].name, sources[1].quantised)
     elseif sources[1] and TURNED[c.fields.model_type] then
@@ -143,7 +153,7 @@ local function open_file(path)
     else
         tensors, notice = checkpoint.file(path)
     end
-    local items, sources, notices = items_of(tensors, path)
+    local items, sources, notices = items_of(tensors, path, nil, nil, folder and planes.open(path))
     for _, item in ipairs(items) do
         as_rows(item)
     end
@@ -310,7 +320,15 @@ function Model:tensor(name)
         core.fail("unsupported", "%s: tensor '%s' is merged when it is written; write the model and open that", self.path,
             name)
     end
-    return core.view(item.source.file, item.source)
+    local s = item.source
+    if type(s.own) == "table" then
+        local bytes = {}
+        for i, from in ipairs(s.parts) do
+            bytes[i] = from.file:read(from.at, from.size)
+        end
+        return s.own:of_planes(s.shape, s.block, bytes, s.name)
+    end
+    return core.view(s.file, s)
 end
 
 --- Parameters of the model, and bytes of its tensors where they lie now.

@@ -39,10 +39,10 @@ local function sink_groups(plan, item)
             local r, slice = sink.round or round_of(plan, out, item), sink.slice
             local key = slice and ("%s %.0f %.0f %.0f"):format(r, slice.from, slice.rows, slice.cols) or r
             if not groups[key] then
-                groups[key] = { round = r, slice = slice, sinks = {} }
+                groups[key] = { round = r, slice = slice, sinks = {}, whole = {} }
                 order[#order + 1] = groups[key]
             end
-            table.insert(groups[key].sinks, { out = out, spec = sink })
+            table.insert(sink.whole and groups[key].whole or groups[key].sinks, { out = out, spec = sink })
         end
     end
     return order
@@ -57,7 +57,7 @@ local function job_of(plan, item, group, steps, source)
     for i, s in ipairs(group.sinks) do
         local spec = s.spec
         job.sinks[i] = { format = spec.format, block = spec.block, double_quant = spec.double_quant,
-                         exact_zero = spec.exact_zero, at = spec.at, nested_at = spec.nested_at, offset = spec.offset,
+                         exact_zero = spec.exact_zero, factor = spec.factor, at = spec.at, nested_at = spec.nested_at, offset = spec.offset,
                          add = spec.add, round_added = half and "f16" or nil,
                          interleave_heads = spec.interleave_heads,
                          file = s.out.open and s.out.open[spec.file] }
@@ -76,6 +76,19 @@ local function importance_memory(group)
     return sum
 end
 
+local function count_of(item)
+    local n = 1
+    for _, d in ipairs(item.shape) do
+        n = n * d
+    end
+    return n
+end
+
+-- Formats of functions get a tensor's values as a whole: as f32, as Lua's bytes, its planes, and decoded again.
+local function whole_memory(item, group)
+    return #group.whole > 0 and 16 * count_of(item) or 0
+end
+
 --- The most this program will hold. Planning reads the same headers and tokenizers as running does, so what it has
 --- taken so far is part of the answer; then come the stream's buffers on top of what Lua keeps.
 local function peak_memory(plan)
@@ -83,7 +96,7 @@ local function peak_memory(plan)
     for _, item in ipairs(plan.model.items) do
         for _, group in ipairs(sink_groups(plan, item)) do
             local stream = core.stream_memory(job_of(plan, item, group), plan.threads)
-            most = math.max(most, stream + importance_memory(group))
+            most = math.max(most, stream + importance_memory(group) + whole_memory(item, group))
         end
     end
     collectgarbage()
@@ -356,6 +369,30 @@ local function load_importance(group, job)
     return loaded
 end
 
+--- Formats with a factor for the whole tensor need a pass before the one that writes.
+local function measure_factors(pool, job)
+    for _, sink in ipairs(job.sinks) do
+        if sink.factor then
+            sink.factor = core.stream_factor(pool, { source = job.source, round = job.round, steps = job.steps,
+                                                     keep_nonfinite = job.keep_nonfinite }, sink.format)
+        end
+    end
+end
+
+--- Sinks that take all of a tensor's values at once.
+local function run_whole(pool, item, group, job)
+    if #group.whole == 0 then
+        return
+    end
+    local values = core.stream_values(pool, { source = job.source, round = job.round, steps = job.steps,
+                                              keep_nonfinite = job.keep_nonfinite })
+    for _, s in ipairs(group.whole) do
+        local sums = s.spec.whole(values, s.spec, s.out.open[s.spec.file])
+        note_result(s.out, s.spec.tensor or item, { error = sums, zero_groups = 0 })
+    end
+    values:close()
+end
+
 local function run_item(plan, item, pool, progress)
     for _, out in ipairs(plan.outputs) do
         local copy = out.copies[item]
@@ -368,6 +405,8 @@ local function run_item(plan, item, pool, progress)
         local job = job_of(plan, item, group, steps, source)
         job.progress = i == 1 and progress or nil
         local importances = load_importance(group, job)
+        measure_factors(pool, job)
+        run_whole(pool, item, group, job)
         local result = core.stream(pool, job)
         close_steps(steps)
         for _, t in ipairs(importances) do
@@ -375,6 +414,7 @@ local function run_item(plan, item, pool, progress)
         end
         for k, s in ipairs(group.sinks) do
             note_result(s.out, s.spec.tensor or item, result.sinks[k])
+            result.sinks[k].factor = job.sinks[k].factor
             if s.spec.late then
                 for _, w in ipairs(s.spec.late(result.sinks[k])) do
                     s.out.open[s.spec.file]:write(w[1], w[2])

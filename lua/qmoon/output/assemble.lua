@@ -94,7 +94,7 @@ function assemble.fill(out, items, shard_size, parts_of)
         parameters = parameters + count
         local type = sink and (sink.title or sink.format) or item.source.quantised or parts[1].dtype
         out.rows[i] = { name = item.name, type = type, bytes = bytes, count = count, why = why,
-                        reshaped = reshaped, shape = item.shape, item = item }
+                        reshaped = reshaped, shape = item.shape, item = item, block = sink and sink.block or item.source.block }
         groups[i], sinks[i] = parts, sink or false
     end
     local shards = safetensors.shards(groups, shard_size or DEFAULT_SHARD)
@@ -103,7 +103,7 @@ function assemble.fill(out, items, shard_size, parts_of)
     end
     for i, item in ipairs(items) do
         if sinks[i] then
-            bnb.place(sinks[i], groups[i])
+            (sinks[i].place or bnb.place)(sinks[i], groups[i])
             add_sink(out, item, sinks[i])
         else
             out.copies[item] = copy_of(groups[i])
@@ -119,10 +119,12 @@ end
 ---@param spec table
 ---@return boolean
 function assemble.check(spec)
-    local quantised = spec.format == "int8" or spec.format == "nf4" or spec.format == "fp4"
+    local quantised = spec.own or spec.format == "int8" or spec.format == "nf4" or spec.format == "fp4"
     if spec.dtype and not assemble.FLOAT[spec.dtype] then
         core.fail("usage", "%s: dtype must be f16, bf16 or f32 for what stays unquantised, not '%s'",
             spec.path, spec.dtype)
+    elseif spec.own then
+        return true
     elseif spec.format == "int8" and (spec.double_quant or spec.block) then
         core.fail("usage", "%s: int8 has one scale a row; double_quant and block go with nf4 and fp4",
             spec.path)
@@ -136,6 +138,9 @@ end
 ---@param spec table
 ---@return string
 function assemble.title(spec)
+    if spec.own then
+        return spec.own.label
+    end
     local block = spec.block and ":" .. spec.block or ""
     return spec.format .. block .. (spec.double_quant and "+dq" or "")
 end

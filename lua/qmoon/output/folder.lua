@@ -9,6 +9,8 @@ local json = require "qmoon.json"
 local Model = require "qmoon.model"
 local assemble = require "qmoon.output.assemble"
 local bnb = require "qmoon.output.bnb"
+local description = require "qmoon.output.description"
+local planes = require "qmoon.output.planes"
 
 local folder = {}
 
@@ -87,12 +89,12 @@ local function plain_parts(item, dtype)
     return assemble.plain(item, dtype)
 end
 
---- Why a tensor stays as it is in a bitsandbytes checkpoint, or nil when it is quantised: transformers
---- quantises the weights of linear layers, and never the output head.
-local function why_kept(a, item)
+--- Why a tensor stays as it is, or nil when it is quantised: transformers quantises the weights of linear layers,
+--- and never the output head. Stacks of experts, which bitsandbytes does not know, are rows for the other formats.
+local function why_kept(a, item, own)
     local role = a and arch.role(a, item.name)
     if role == "experts" then
-        return role
+        return not own and role or planes.misfit(own, item.shape[#item.shape])
     elseif not item.name:find "%.weight$" or #item.shape < 2 then
         return #item.shape < 2 and (role == "norm" and "norm" or role == "bias" and "bias" or "1-D") or "not a weight"
     elseif #item.shape > 2 then
@@ -100,8 +102,10 @@ local function why_kept(a, item)
     elseif not item.source.format then
         return item.source.dtype
     end
-    if role then
-        return role ~= "linear" and role or nil
+    if role and role ~= "linear" then
+        return role
+    elseif role then
+        return own and planes.misfit(own, item.shape[2])
     end
     local module = item.name:gsub("%.weight$", "")
     if module:find "embed" or module:find "wte$" or module:find "wpe$" then
@@ -111,7 +115,7 @@ local function why_kept(a, item)
     elseif module:find "norm" or module:find "ln_" then
         return "norm"
     end
-    return nil
+    return own and planes.misfit(own, item.shape[2])
 end
 
 local REASONS = { embedding = "embedding", output = "output head", norm = "norm", bias = "bias", experts = "expert stacks" }
@@ -169,7 +173,10 @@ local function config_text(view, spec, skip)
             edits[2] = { "torch_dtype", json.encode(dtype) }
         end
     end
-    if spec.same then
+    if spec.own then
+        edits[#edits + 1] = { "quantization_config", json.encode(json.object { { "quant_method", "qmoon" },
+                                                                               { "format", spec.own.label } }, { indent = 2 }) }
+    elseif spec.same then
         local modules = kept_quantization(raw, skip)
         local text = config.member(view.config, "quantization_config")
         edits[#edits + 1] = modules and { "quantization_config",
@@ -191,13 +198,17 @@ end
 --- Everything written for one item, as parts that stay in one file, the sink that fills them, and why it is not
 --- quantised.
 local function item_parts(view, item, spec)
-    if spec.same and item.source.quantised then
-        if #item.actions == 0 then
-            return assemble.carried(item)
-        end
+    local why = spec.quantised and (why_kept(view.arch, item, spec.own)
+        or spec.same and not item.source.quantised and "not quantised in the source")
+    if spec.same and item.source.quantised and #item.actions == 0 then
+        return assemble.carried(item)
+    elseif spec.own and not why then
+        local own = setmetatable({ block = spec.same and item.source.block or spec.own.block }, { __index = spec.own })
+        local parts, sink = planes.parts(item, own, spec.zero_blocks == "exact")
+        return parts, sink, nil, #item.shape > 2 and "[E x out, in]" or nil
+    elseif spec.same and item.source.quantised then
         return bnb.parts(item, same_spec(item))
     end
-    local why = spec.quantised and (why_kept(view.arch, item) or spec.same and "not quantised in the source")
     if not spec.quantised or why then
         local parts, sink = plain_parts(item, spec.dtype)
         return parts, sink, why and (REASONS[why] or why)
@@ -227,18 +238,23 @@ local function resolve(spec, model)
         core.fail("usage", "%s: its weights are not quantised, so there is no quantisation to keep; name a format",
             model.path)
     end
-    s.quantised = assemble.check(spec) or s.same
-    s.dtype = s.same and "keep" or s.quantised and (spec.dtype or "f16") or spec.format
+    for _, item in ipairs(s.same and model.items or {}) do
+        if item.source.own and not s.own then
+            s.own = planes.spec(item.source.own, { block = item.source.block, double_quant = item.source.double_quant })
+        end
+    end
+    s.quantised = assemble.check(s) or s.same
+    s.dtype = s.same and "keep" or s.quantised and (spec.dtype or s.own and "keep" or "f16") or spec.format
     return s
 end
 
 local function title(spec, model)
-    if spec.same then
+    if spec.same and not spec.own then
         return model.quantised .. " (bnb)"
     elseif not spec.quantised then
         return spec.format == "keep" and "as it is" or spec.format
     end
-    return assemble.title(spec) .. " (bnb)"
+    return assemble.title(spec) .. (spec.own and "" or " (bnb)")
 end
 
 ---@param model qmoon.Model
@@ -255,10 +271,13 @@ function folder.plan(model, spec)
     -- a block of zeros is code 0, level -1, and its scale does not come back as 0 from the second level
     local nf4_dq = spec.same and model.quantised == "nf4+dq" or spec.format == "nf4" and spec.double_quant
     out.zero_blocks_drift = nf4_dq and spec.zero_blocks ~= "exact"
-    if spec.quantised then
+    if spec.own then
+        out.notices[#out.notices + 1] = "weights in this format are read by this program alone; see quantization.json"
+        out.side[1] = description.file(out, spec)
+    elseif spec.quantised then
         note_experts(out, view.arch)
     end
-    out.skip = spec.quantised and skip_list(out.rows) or nil
+    out.skip = spec.quantised and not spec.own and skip_list(out.rows) or nil
     table.insert(out.side, 1, { name = "config.json", bytes = config_text(view, spec, out.skip) })
     for _, s in ipairs(side_files(model, view)) do
         out.side[#out.side + 1] = s

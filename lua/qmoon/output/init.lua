@@ -36,18 +36,57 @@ local function refuse_gguf_options(spec)
     end
 end
 
-local function check_format(path, format)
-    local formats = require("qmoon.output.folder").formats
-    if not formats[format] then
-        local known = {}
-        for name in pairs(formats) do
-            known[#known + 1] = name
-        end
-        table.sort(known)
-        local guess = nearest(format, known)
-        core.fail("unsupported", "%s: no folder is written as '%s'%s; there are %s, and GGUF types for a name ending in .gguf",
-            path, format, guess and (" (did you mean '%s'?)"):format(guess) or "", table.concat(known, " "))
+--- Names of what a folder can be written as: bitsandbytes' and plain ones, and every other format but GGUF's.
+local function folder_formats()
+    local names, gguf = {}, {}
+    for name in pairs(require("qmoon.output.folder").formats) do
+        names[#names + 1] = name
     end
+    for _, f in ipairs(require("qmoon.formats").list()) do
+        if f.gguf_name then
+            gguf[f.name] = true
+        else
+            names[#names + 1] = not require("qmoon.output.folder").formats[f.name] and f.name or nil
+        end
+    end
+    table.sort(names)
+    return names, gguf
+end
+
+local function fail_format(path, name)
+    local known, gguf = folder_formats()
+    if gguf[name] or pcall(require("qmoon.gguf_types").ftype, name) then
+        core.fail("unsupported", "%s: %s is a type of GGUF files, and goes into one: give a name that ends in .gguf", path, name)
+    end
+    local guess = nearest(name, known)
+    core.fail("unsupported", "%s: no folder is written as '%s'%s; there are %s, and GGUF types for a name ending in .gguf",
+        path, name, guess and (" (did you mean '%s'?)"):format(guess) or "", table.concat(known, " "))
+end
+
+--- The spec for a folder with its format settled: a plain or bitsandbytes one by its name, options taken out of that,
+--- or `own`, any other (qmoon.output.planes).
+local function folder_spec(spec)
+    local known = require("qmoon.output.folder").formats
+    local name = type(spec.format) == "string" and spec.format:match "^[^:]*"
+    name = name and known[name:lower()] and name:lower() or name
+    local of_name = name and require("qmoon.formats").options(spec.format) or {}
+    local block, double_quant = spec.block or of_name.block, spec.double_quant or of_name.double_quant
+    if name and not known[name] then
+        local names, gguf = folder_formats()
+        local there = false
+        for _, n in ipairs(names) do
+            there = there or n == name
+        end
+        if gguf[name] or not there then
+            fail_format(spec.path, name)
+        end
+    end
+    local own
+    if not name or not known[name] then
+        own = require("qmoon.output.planes").spec(name or spec.format, { block = block, double_quant = double_quant })
+    end
+    return setmetatable({ format = own and own.label or name, block = block, double_quant = double_quant, own = own },
+        { __index = spec })
 end
 
 local FLOAT = { f32 = true, f16 = true, bf16 = true }
@@ -77,6 +116,17 @@ local function note_requantised(model, spec, out)
     end
 end
 
+--- Weights that only functions of a script decode can be looked at and carried over, not streamed.
+local function refuse_functions(model, spec, out)
+    for _, item in ipairs(model.items) do
+        if type(item.source.own) == "table" and not (out.copies[item] and out.copies[item].parts) then
+            core.fail("unsupported", "%s: tensor '%s' is in format %s, which is decoded by functions, one tensor at a time "
+                .. "(model:tensor(name):dequantize()); %s is not written from it", model.path, item.name, item.source.quantised,
+                spec.path)
+        end
+    end
+end
+
 --- The kinds by the types they write: bitsandbytes' types and plain floats go to a folder, every type
 --- llama-quantize knows to a .gguf file.
 ---@param model qmoon.Model
@@ -86,18 +136,21 @@ function output.plan(model, spec)
     local path = spec.path or spec[1]
     if type(path) ~= "string" or path == "" then
         core.fail("usage", "an output needs a path: { \"out/model-int4\", format = \"nf4\" }")
-    elseif type(spec.format) ~= "string" then
+    elseif spec.format == nil then
         core.fail("usage", "%s: an output needs a format: { %q, format = \"nf4\" }", path, path)
     end
     spec = setmetatable({ path = (path:gsub("(.)/+$", "%1")) }, { __index = spec })
     local out
-    if path:find "%.gguf$" then
+    if path:find "%.gguf$" and type(spec.format) ~= "string" then
+        core.fail("unsupported", "%s: GGUF files have types of their own; formats made in Lua go into folders", path)
+    elseif path:find "%.gguf$" then
         out = require("qmoon.output.gguf").plan(model, spec)
     else
         refuse_gguf_options(spec)
-        check_format(path, spec.format)
+        spec = folder_spec(spec)
         out = require(model.kind == "file" and "qmoon.output.bare" or "qmoon.output.folder").plan(model, spec)
     end
+    refuse_functions(model, spec, out)
     note_requantised(model, spec, out)
     return out
 end

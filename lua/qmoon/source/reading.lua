@@ -12,12 +12,13 @@ end
 -- Parts of a quantised weight begin where blocks do, those of a double-quantised one where 256 blocks do.
 local function cut_planes(source, s, slice)
     local first = slice.from * slice.cols
-    local group = s.block or source.cols
+    local before, group = core.plane_sizes(s.format, first, source.cols, s.block)
     if slice.cols ~= source.cols or first % (group * (s.double_quant and 256 or 1)) ~= 0 then
         fail_slice(s, ("its parts do not begin with its %s blocks"):format(s.quantised))
     end
-    source.at[1] = source.at[1] + first * (s.block and 0.5 or 1)
-    source.at[2] = source.at[2] + first / group * (s.double_quant and 1 or 4)
+    for i, bytes in ipairs(before) do
+        source.at[i] = source.at[i] + (s.double_quant and i == 2 and first / group or bytes)
+    end
     if s.double_quant then
         source.nested_at = source.nested_at + first / group / 256 * 4
     end
@@ -50,7 +51,7 @@ function reading.of(s, slice)
                      rows = s.rows or (cols > 0 and n / cols or 0), cols = s.cols or cols,
                      at = type(s.at) == "table" and { unpack(s.at) } or { s.at },
                      strides = s.strides, shape = s.strides and s.shape,
-                     double_quant = s.double_quant, nested_at = s.nested_at, offset = s.offset }
+                     double_quant = s.double_quant, nested_at = s.nested_at, offset = s.offset, factor = s.factor }
     if slice then
         if type(s.at) == "table" then
             cut_planes(source, s, slice)
