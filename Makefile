@@ -17,15 +17,15 @@ OPT    ?= -O2 -g
 WARN    = -Wall -Wextra -Werror -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith
 CFLAGS += -std=gnu11 $(OPT) $(WARN) -ffp-contract=off -fno-math-errno -fPIE -pthread -MMD -MP $(SAN)
 
-PACKAGES = gcc make pkg-config xz-utils libluajit-5.1-dev libcjson-dev libpcre2-dev libmd-dev
+PACKAGES = gcc make pkg-config xz-utils libluajit-5.1-dev libcjson-dev libpcre2-dev libmd-dev libutf8proc-dev
 
 LUAJIT_CFLAGS = $(shell pkg-config --cflags luajit)
-LIBS = -Wl,-Bstatic -lluajit-5.1 -lpcre2-8 -lmd -Wl,-Bdynamic -lcjson -lm -ldl
+LIBS = -Wl,-Bstatic -lluajit-5.1 -lpcre2-8 -lutf8proc -lmd -Wl,-Bdynamic -lcjson -lm -ldl
 
 AVX2   = -mavx2 -mf16c -mbmi -mbmi2 -mlzcnt -mno-fma
 AVX512 = $(AVX2) -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vbmi -mprefer-vector-width=512
 
-CORE    = $(wildcard core/*.c core/containers/*.c)
+CORE    = $(wildcard core/*.c core/containers/*.c core/tokenizer/*.c)
 FORMATS = $(wildcard core/formats/*.c)
 FAST2   = $(wildcard core/formats/avx2/*.c)
 FAST512 = $(wildcard core/formats/avx512/*.c)
@@ -56,10 +56,10 @@ $(BUILD)/qmoon: $(CORE_OBJ) $(HOST_OBJ) $(CUDA_OBJ)
 	$(CC) $(CFLAGS) -pie -Wl,-E -o $@ $(CORE_OBJ) $(HOST_OBJ) $(CUDA_OBJ) $(CUDA_LIBS) $(LIBS)
 
 $(BUILD)/unit: $(CORE_OBJ) $(call obj,$(UNIT))
-	$(CC) $(CFLAGS) -pie -o $@ $^ -Wl,-Bstatic -lpcre2-8 -Wl,-Bdynamic -lcjson -lm
+	$(CC) $(CFLAGS) -pie -o $@ $^ -Wl,-Bstatic -lpcre2-8 -lutf8proc -Wl,-Bdynamic -lcjson -lm
 
 $(BUILD)/codec_bench: $(CORE_OBJ) $(BUILD)/tests/bench/codec_bench.o
-	$(CC) $(CFLAGS) -pie -o $@ $^ -Wl,-Bstatic -lpcre2-8 -Wl,-Bdynamic -lcjson -lm
+	$(CC) $(CFLAGS) -pie -o $@ $^ -Wl,-Bstatic -lpcre2-8 -lutf8proc -Wl,-Bdynamic -lcjson -lm
 
 $(BUILD)/%.o: %.c
 	@mkdir -p $(@D)

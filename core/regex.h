@@ -22,4 +22,21 @@ void qm_regex_free(qm_regex *r); /* NULL is fine */
 bool qm_regex_test(const qm_regex *r, qm_regex_mode mode, const char *subject, size_t length, bool *matches,
                    qm_err *e);
 
+/* For patterns that are tried very often: compiles them to machine code, where PCRE2 can.  Not while another
+ * thread uses r. */
+void qm_regex_hasten(qm_regex *r);
+
+/* One match of r after the other: what re.finditer gives, an empty match where the one before it ended left
+ * out.  One thread; r stays.
+ *
+ *     qm_regex_start(s, text, n);
+ *     while (qm_regex_next(s, &found, &from, &to, e) && found) ...
+ *
+ * The text must be UTF-8: that is not looked at again. */
+typedef struct qm_regex_scan qm_regex_scan;
+qm_regex_scan *qm_regex_scan_new(const qm_regex *r, qm_err *e);
+void qm_regex_scan_free(qm_regex_scan *s); /* NULL is fine */
+void qm_regex_start(qm_regex_scan *s, const char *subject, size_t length);
+bool qm_regex_next(qm_regex_scan *s, bool *found, size_t *from, size_t *to, qm_err *e);
+
 #endif

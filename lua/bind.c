@@ -302,6 +302,7 @@ int luaopen_qmoon_core(lua_State *L)
     qml_open_format(L);
     qml_open_stream(L);
     qml_open_source(L);
+    qml_open_tokenizer(L);
     qml_open_cuda(L);
     qml_open_system(L);
     return 1;

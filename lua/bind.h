@@ -77,13 +77,14 @@ int qml_view_planes(lua_State *L);
 #define QML_REGEX   "qmoon.regex"
 
 /* One each; every one adds its functions to the table on top of the stack. */
-void qml_open_text(lua_State *L);   /* bind_text.c: json, pack, sha256, regex */
-void qml_open_files(lua_State *L);  /* bind_file.c: files, folders, safetensors, gguf */
-void qml_open_tensor(lua_State *L); /* bind_tensor.c: formats, tensors */
-void qml_open_format(lua_State *L); /* bind_format.c: formats made at run time */
-void qml_open_stream(lua_State *L); /* bind_stream.c: pool, stream */
-void qml_open_source(lua_State *L); /* bind_source.c: torch, gather */
-void qml_open_cuda(lua_State *L);   /* bind_cuda.c: GPUs; after tensors */
-void qml_open_system(lua_State *L); /* bind_system.c: time, terminal, memory, modules */
+void qml_open_text(lua_State *L);      /* bind_text.c: json, pack, sha256, regex */
+void qml_open_files(lua_State *L);     /* bind_file.c: files, folders, safetensors, gguf */
+void qml_open_tensor(lua_State *L);    /* bind_tensor.c: formats, tensors */
+void qml_open_format(lua_State *L);    /* bind_format.c: formats made at run time */
+void qml_open_stream(lua_State *L);    /* bind_stream.c: pool, stream */
+void qml_open_source(lua_State *L);    /* bind_source.c: torch, gather */
+void qml_open_tokenizer(lua_State *L); /* bind_tokenizer.c: vocabularies, splitters, matchers, normal forms */
+void qml_open_cuda(lua_State *L);      /* bind_cuda.c: GPUs; after tensors */
+void qml_open_system(lua_State *L);    /* bind_system.c: time, terminal, memory, modules */
 
 #endif

@@ -4,7 +4,10 @@
 
 #include "../core/json.h"
 #include "../core/regex.h"
+#include "../core/utf8.h"
 #include "bind.h"
+
+#define QML_SCAN "qmoon.scan" /* a search that is under way; Lua never sees one */
 
 /* ---- JSON ---------------------------------------------------------------------------- */
 
@@ -209,6 +212,42 @@ static int regex_match(lua_State *L) { return regex_test(L, QM_REGEX_MATCH); }
 static int regex_fullmatch(lua_State *L) { return regex_test(L, QM_REGEX_FULL); }
 static int regex_search(lua_State *L) { return regex_test(L, QM_REGEX_SEARCH); }
 
+/* r:replace(subject, text) -> subject with every match replaced by text, taken as it is. */
+static int regex_replace(lua_State *L)
+{
+    qm_regex *r = qml_check(L, 1, QML_REGEX);
+    size_t n, n_text, from, to, last = 0;
+    const char *subject = luaL_checklstring(L, 2, &n), *text = luaL_checklstring(L, 3, &n_text);
+    luaL_argcheck(L, qm_utf8_text(subject, n), 2, "is not UTF-8");
+    qm_err e = {0};
+    void **scan = qml_box(L, QML_SCAN);
+    qm_regex_scan *s = *scan = qm_regex_scan_new(r, &e);
+    if (!s)
+        return qml_raise(L, &e);
+    bool found = false, fine;
+    luaL_Buffer b;
+    luaL_buffinit(L, &b);
+    qm_regex_start(s, subject, n);
+    while ((fine = qm_regex_next(s, &found, &from, &to, &e)) && found) {
+        luaL_addlstring(&b, subject + last, from - last);
+        luaL_addlstring(&b, text, n_text);
+        last = to;
+    }
+    if (!fine)
+        return qml_raise(L, &e);
+    luaL_addlstring(&b, subject + last, n - last);
+    luaL_pushresult(&b);
+    return 1;
+}
+
+static int scan_gc(lua_State *L)
+{
+    void **box = luaL_checkudata(L, 1, QML_SCAN);
+    qm_regex_scan_free(*box);
+    *box = NULL;
+    return 0;
+}
+
 static int regex_gc(lua_State *L)
 {
     void **box = luaL_checkudata(L, 1, QML_REGEX);
@@ -219,12 +258,17 @@ static int regex_gc(lua_State *L)
 
 void qml_open_text(lua_State *L)
 {
-    static const luaL_Reg methods[] = {
-        {"match", regex_match}, {"fullmatch", regex_fullmatch}, {"search", regex_search}, {NULL, NULL}};
+    static const luaL_Reg methods[] = {{"match", regex_match},
+                                       {"fullmatch", regex_fullmatch},
+                                       {"search", regex_search},
+                                       {"replace", regex_replace},
+                                       {NULL, NULL}};
+    static const luaL_Reg none[] = {{NULL, NULL}};
     static const luaL_Reg functions[] = {
         {"json_decode", json_decode}, {"json_keys", json_keys}, {"pack", pack}, {"pack_array", pack_array},
         {"sha256", sha256},           {"regex", regex_new},     {NULL, NULL}};
     qml_class(L, QML_REGEX, methods, regex_gc);
+    qml_class(L, QML_SCAN, none, scan_gc);
     qml_functions(L, functions);
     lua_pushlightuserdata(L, &null_key);
     lua_setfield(L, -2, "null");

@@ -53,6 +53,14 @@ end
 --- This machine's memory, for t:to(qm.cpu).
 qm.cpu = "cpu"
 
+--- The tokenizer of a model: a folder, a .gguf file, or what qm.open gave.
+---@param model string|qmoon.Model
+---@param options? {pre: string?}
+---@return qmoon.Tokenizer
+function qm.tokenizer(model, options)
+    return require("qmoon.tokenize").open(model, options)
+end
+
 qm.arch = require "qmoon.arch"
 
 local tensors = require "qmoon.tensor"

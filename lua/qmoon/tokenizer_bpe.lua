@@ -24,12 +24,15 @@ local function vocabulary(folder)
     return is_bpe and not get(model, "byte_fallback") and model.vocab or nil
 end
 
---- Tokens that are matched whole, by id: {text, special}. tokenizer_config.json has the last word, as in
---- transformers, which also makes a token of every special text that is none yet.
+--- Tokens that are matched whole, by id: {text, special, token = as the file has it, or nil}. tokenizer_config.json
+--- has the last word, as in transformers, which also makes a token of every special text that is none yet.
+---@param folder table {json, config, added} decoded files
+---@param vocab table<string, integer>
+---@return table<integer, {text: string, special: boolean, token: table?}>
 local function added_tokens(folder, vocab)
     local added, id_of, last = {}, {}, -1
-    local function add(id, text, special)
-        added[id] = { text = text, special = special }
+    local function add(id, text, special, token)
+        added[id] = { text = text, special = special, token = token or (added[id] or {}).token }
         id_of[text] = id
         last = math.max(last, id)
     end
@@ -37,7 +40,7 @@ local function added_tokens(folder, vocab)
         last = math.max(last, id)
     end
     for _, token in ipairs(get(folder.json, "added_tokens") or {}) do
-        add(token.id, token.content, token.special)
+        add(token.id, token.content, token.special, token)
     end
     if not folder.json then
         for text, id in pairs(folder.added or {}) do
@@ -45,7 +48,7 @@ local function added_tokens(folder, vocab)
         end
     end
     for id, token in pairs(get(folder.config, "added_tokens_decoder") or {}) do
-        add(tonumber(id), token.content, token.special)
+        add(tonumber(id), token.content, token.special, token)
     end
     for _, text in ipairs(special_tokens.texts(folder.config)) do
         add(id_of[text] or vocab[text] or last + 1, text, true)
@@ -98,6 +101,9 @@ local function merge_of(entry)
     return (entry[1]:gsub(" ", "Ġ")) .. " " .. (entry[2]:gsub(" ", "Ġ"))
 end
 
+--- The merges of a folder's merges.txt: "a b".
+---@param dir string
+---@return string[]
 local function merges_txt(dir)
     local path = dir .. "/merges.txt"
     if not files.exists(path) then
@@ -160,4 +166,4 @@ local function read(folder, size, override)
     return { tokens = tokens, types = types, merges = merge_list(folder), pre = pre }
 end
 
-return { read = read }
+return { read = read, added_tokens = added_tokens, merges_txt = merges_txt }

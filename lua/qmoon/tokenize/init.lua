@@ -1,0 +1,260 @@
+--- Text to token ids and back: the tokenizer of a model, as the model was trained with it.
+--
+--   text -> UTF-8 -> | added tokens cut out | normalised | cut into words | words into pieces | -> ids
+--
+-- What the stages do is said by the model's files (hf.lua, pieces.lua, gguf.lua make a spec of them); the work of
+-- the last two is done in core/tokenizer/. Input that is not UTF-8 becomes U+FFFD, as in Python's errors="replace".
+
+local core = require "qmoon.core"
+local decoding = require "qmoon.tokenize.decoding"
+local files = require "qmoon.files"
+local hf = require "qmoon.tokenize.hf"
+local special_tokens = require "qmoon.special_tokens"
+
+local get = special_tokens.get
+
+---@class qmoon.Tokenizer
+---@field bos integer?
+---@field eos integer?
+---@field eos_ids integer[] every id that ends a text or a turn: the tokenizer's eos, and what the model's configs name
+---@field size integer ids are below it
+---@field path string
+local Tokenizer = {}
+Tokenizer.__index = Tokenizer
+
+-- ---- encoding ------------------------------------------------------------------------------------
+
+--- Calls plain(text, from) and token(id) for what a matcher leaves and finds, in order.
+local function cut_out(matcher, text, special, plain, token)
+    local found = matcher and matcher:find(text, special) or {}
+    local from = 1
+    for i = 1, #found, 3 do
+        if found[i] > from then
+            plain(text:sub(from, found[i] - 1), from)
+        end
+        token(found[i + 2])
+        from = found[i + 1]
+    end
+    if from <= #text then
+        plain(from == 1 and text or text:sub(from), from)
+    end
+end
+
+--- Appends the ids of a text without what stands around it.
+local function encode_into(self, text, special, ids)
+    local function token(id)
+        ids[#ids + 1] = id
+    end
+    cut_out(self.raw, text, special, function(segment, from)
+        local first = from == 1
+        if self.normalize then
+            segment = self.normalize(segment, first)
+        end
+        cut_out(self.normalized, segment, special, function(part, at)
+            self.vocabulary:encode(part, self.splitter, first and at == 1, ids)
+        end, token)
+    end, token)
+end
+
+--- The ids of a text.
+---
+--- options: bos = true or false, instead of what the tokenizer's post-processor does: put the first token of all
+--- in front, or nothing at all around the text; special = false: tokens such as <|im_end|> in the text are text.
+---@param text string
+---@param options? {bos: boolean?, special: boolean?}
+---@return integer[] ids from 0
+function Tokenizer:encode(text, options)
+    options = options or {}
+    local ids = {}
+    local around = options.bos == nil
+    if options.bos then
+        ids[1] = self.bos or core.fail("usage", "%s: the tokenizer has no token for the beginning of a text", self.path)
+    elseif around then
+        for i, id in ipairs(self.before) do
+            ids[i] = id
+        end
+    end
+    encode_into(self, core.utf8_repair(text), options.special ~= false, ids)
+    for _, id in ipairs(around and self.after or {}) do
+        ids[#ids + 1] = id
+    end
+    return ids
+end
+
+-- ---- decoding ------------------------------------------------------------------------------------
+
+--- The piece with an id, as the vocabulary spells it ("Ġthe", "▁the", "<0x0A>"); nil when there is none.
+---@param id integer
+---@return string?
+function Tokenizer:piece(id)
+    return self.pieces[id]
+end
+
+--- The id of a piece; nil when there is none.
+---@param piece string
+---@return integer?
+function Tokenizer:id(piece)
+    return self.added_id[piece] or self.vocabulary:id(piece)
+end
+
+--- Whether an id is of a special token, which is no text.
+---@param id integer
+function Tokenizer:is_special(id)
+    return self.special[id] == true
+end
+
+--- The text of ids; those that are no token's are left out.
+---
+--- options: skip_special = true leaves special tokens out; raw = true leaves bytes that are no UTF-8 as they are,
+--- where U+FFFD would stand.
+---@param ids integer[]
+---@param options? {skip_special: boolean?, raw: boolean?}
+---@return string
+function Tokenizer:decode(ids, options)
+    options = options or {}
+    local pieces = {}
+    for _, id in ipairs(ids) do
+        local piece = self.pieces[id]
+        if piece and not (options.skip_special and self.special[id]) then
+            pieces[#pieces + 1] = piece
+        end
+    end
+    local text = table.concat(self.decode_pieces(pieces, options.raw))
+    return self.clean_up and decoding.clean_up(text) or text
+end
+
+---@class qmoon.TokenStream
+local Stream = {}
+Stream.__index = Stream
+
+--- A decoder that is given one id at a time.
+---@param options? {skip_special: boolean?}
+---@return qmoon.TokenStream
+function Tokenizer:stream(options)
+    return setmetatable({ tokenizer = self, options = options, ids = {}, done = 0, shown = "", parts = {} }, Stream)
+end
+
+local function complete(text)
+    return text:sub(-3) ~= "\239\191\189"
+end
+
+--- Takes an id and returns the text that is new and complete with it: "" while a character lacks bytes.
+--- What :push has returned, put together, is the text of the ids.
+---@param id integer
+---@return string
+function Stream:push(id)
+    self.ids[#self.ids + 1] = id
+    local text = self.tokenizer:decode(self.ids, self.options)
+    if #text <= #self.shown or not complete(text) then
+        return ""
+    end
+    local new = text:sub(#self.shown + 1)
+    -- a few ids stay, so that what stands first in a text is not taken to be first here
+    local kept = {}
+    for i = self.done + 1, #self.ids do
+        kept[#kept + 1] = self.ids[i]
+    end
+    self.ids, self.done = kept, #kept
+    self.shown = self.tokenizer:decode(kept, self.options)
+    self.parts[#self.parts + 1] = new
+    return new
+end
+
+--- The text that is still waiting for bytes, as it is: call it when no more ids come.
+---@return string
+function Stream:finish()
+    local text = self.tokenizer:decode(self.ids, self.options)
+    local new = text:sub(#self.shown + 1)
+    self.parts[#self.parts + 1] = new
+    self.ids, self.done, self.shown = {}, 0, ""
+    return new
+end
+
+--- All text so far.
+---@return string
+function Stream:text()
+    return table.concat(self.parts)
+end
+
+-- ---- opening -------------------------------------------------------------------------------------
+
+local function read_json(dir, name)
+    local path = dir .. "/" .. name
+    return files.exists(path) and core.json_decode(files.read(path), path) or nil
+end
+
+--- Every id that a config names as the end: a number or a list.
+local function collect_ends(list, seen, value)
+    for _, id in ipairs(type(value) == "table" and value or { value }) do
+        if type(id) == "number" and not seen[id] then
+            seen[id] = true
+            list[#list + 1] = id
+        end
+    end
+end
+
+--- A tokenizer of its parts, which the readers of files make.
+---@param spec table
+---@param path string
+---@return qmoon.Tokenizer
+local function assemble(spec, path)
+    local t = setmetatable({ path = path, vocabulary = spec.vocabulary, normalize = spec.normalize, kind = spec.kind,
+                             pieces = spec.pieces, decode_pieces = spec.decode, before = spec.before, after = spec.after,
+                             bos = spec.bos, eos = spec.eos, clean_up = spec.clean_up, eos_ids = {}, added_id = {},
+                             special = {}, size = 0 }, Tokenizer)
+    local raw, normalized = {}, {}
+    for _, token in ipairs(spec.added) do
+        local list = token.normalized and spec.normalize and normalized or raw
+        if list == normalized then
+            token.text, token.plain = spec.normalize(token.text, true), token.text
+        end
+        list[#list + 1] = token
+        t.added_id[token.plain or token.text] = token.id
+        t.special[token.id] = token.special or nil
+    end
+    t.raw = raw[1] and core.matcher(raw)
+    t.normalized = normalized[1] and core.matcher(normalized)
+    t.splitter = spec.steps[1] and core.splitter(spec.steps) or nil
+    for id in pairs(spec.pieces) do
+        t.size = math.max(t.size, id + 1)
+    end
+    local seen = {}
+    collect_ends(t.eos_ids, seen, spec.eos)
+    for _, value in ipairs(spec.ends or {}) do
+        collect_ends(t.eos_ids, seen, value)
+    end
+    return t
+end
+
+local function open_folder(dir, pre)
+    local folder = { dir = dir, json = read_json(dir, "tokenizer.json"), config = read_json(dir, "tokenizer_config.json") }
+    local spec
+    if folder.json then
+        spec = hf.of_json(folder)
+    else
+        folder.vocab, folder.added = read_json(dir, "vocab.json"), read_json(dir, "added_tokens.json")
+        if not folder.vocab then
+            core.fail("fail", "%s: there is no tokenizer.json, tokenizer.model or vocab.json in it", dir)
+        end
+        spec = hf.of_vocab(folder, pre)
+    end
+    spec.clean_up = get(folder.config, "clean_up_tokenization_spaces") == true and spec.kind ~= "BPE"
+    spec.ends = { get(read_json(dir, "generation_config.json"), "eos_token_id") or false,
+                  get(read_json(dir, "config.json"), "eos_token_id") or false }
+    return assemble(spec, dir)
+end
+
+--- The tokenizer of a model: a folder, a .gguf file, a weight file in a folder, or what qm.open gave.
+---@param model string|qmoon.Model
+---@param options? {pre: string?} pre: how a vocabulary that does not say it cuts text (qwen2, gpt-2, …)
+---@return qmoon.Tokenizer
+local function open(model, options)
+    local path = type(model) == "table" and model.path or model
+    local stat = core.stat(path)
+    if not stat then
+        core.fail("fail", "%s: there is no such file or folder", path)
+    end
+    return open_folder(stat.type == "dir" and path or (files.split(path)), (options or {}).pre)
+end
+
+return { open = open, Tokenizer = Tokenizer }

@@ -1,0 +1,69 @@
+-- Text to ids and back, against the ids of the packages that define the formats.
+
+local core = require "qmoon.core"
+local qm = require "qmoon"
+
+local TINY = "tests/fixtures/tiny-qwen2"
+
+local function same(got, want, what)
+    assert(got == want, ("%s: got %s, want %s"):format(what, tostring(got), tostring(want)))
+end
+
+local function ids_of(t, text, options)
+    return table.concat(t:encode(text, options), " ")
+end
+
+return {
+    -- tokenizers 0.23.3
+    ["byte-level BPE: ids of the reference, and back"] = function()
+        local t = qm.tokenizer(TINY)
+        local cases = {
+            { "The history of the city", "465 303 430 655 306 266 276 474" },
+            { "= Game =\n\nThe game was", "28 495 389 398 272 465 342 389 453" },
+            { "ROMEO:\nBut soft, what light", "942 1544 46 366 1274 622 652 11 923 318 513" },
+            { "", "" },
+        }
+        for _, case in ipairs(cases) do
+            same(ids_of(t, case[1]), case[2], case[1])
+            same(t:decode(t:encode(case[1])), case[1], "decoded")
+        end
+    end,
+
+    ["special tokens in a text are tokens, or text"] = function()
+        local t = qm.tokenizer(TINY)
+        same(ids_of(t, "a<|im_end|>b"), "64 2047 65", "special")
+        assert(#t:encode("a<|im_end|>b", { special = false }) > 3)
+        same(t:decode({ 64, 2047, 65 }), "a<|im_end|>b", "decoded")
+        same(t:decode({ 64, 2047, 65 }, { skip_special = true }), "ab", "skipped")
+        same(t:id "<|im_end|>", 2047, "id")
+        same(t:piece(2047), "<|im_end|>", "piece")
+        same(t.size, 2048, "size")
+        same(t.eos, 2045, "eos")
+        same(t.bos, nil, "bos")
+    end,
+
+    ["a stream gives whole characters"] = function()
+        local t = qm.tokenizer(TINY)
+        local text = "naïve — 日本 😀!"
+        local stream, parts = t:stream(), {}
+        for _, id in ipairs(t:encode(text)) do
+            local part = stream:push(id)
+            same(core.utf8_repair(part), part, "a part is UTF-8")
+            assert(not part:find "\239\191\189")
+            parts[#parts + 1] = part
+        end
+        same(table.concat(parts) .. stream:finish(), text, "parts")
+        same(stream:text(), text, "text")
+    end,
+
+    ["what is not UTF-8 becomes U+FFFD, one for each start of a character"] = function()
+        -- Python 3.11: bytes.decode("utf-8", "replace")
+        local R = "\239\191\189"
+        same(core.utf8_repair "a\255b", "a" .. R .. "b", "ff")
+        same(core.utf8_repair "\240\159\152x", R .. "x", "a start of three bytes")
+        same(core.utf8_repair "\237\160\128", R .. R .. R, "a surrogate")
+        same(core.utf8_repair "\224\128\128", R .. R .. R, "too long a spelling")
+        same(core.utf8_repair "\244\144\128\128", R:rep(4), "beyond U+10FFFF")
+        same(core.utf8_repair "\226\130", R, "at the end")
+    end,
+}
