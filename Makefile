@@ -29,6 +29,7 @@ CORE    = $(wildcard core/*.c core/containers/*.c core/tokenizer/*.c)
 FORMATS = $(wildcard core/formats/*.c)
 FAST2   = $(wildcard core/formats/avx2/*.c)
 FAST512 = $(wildcard core/formats/avx512/*.c)
+OPS     = $(wildcard core/ops/*.c)
 HOST    = $(wildcard lua/*.c)
 LUA     = $(shell find lua/qmoon -name '*.lua' | LC_ALL=C sort)
 SCRIPTS = $(sort $(wildcard scripts/*.lua))
@@ -37,7 +38,9 @@ UNIT    = $(wildcard tests/unit/*.c)
 obj = $(patsubst %.c,$(BUILD)/%.o,$(1))
 
 VEC      = $(BUILD)/core/vec_avx2.o $(BUILD)/core/vec_avx512.o
-CORE_OBJ = $(call obj,$(CORE) $(FORMATS) $(FAST2) $(FAST512)) $(VEC) $(BUILD)/gen/registry.o $(BUILD)/gen/data.o
+LANES    = $(BUILD)/core/lanes_avx2.o $(BUILD)/core/lanes_avx512.o
+CORE_OBJ = $(call obj,$(CORE) $(FORMATS) $(FAST2) $(FAST512) $(OPS)) $(VEC) $(LANES) $(BUILD)/gen/registry.o \
+           $(BUILD)/gen/ops.o $(BUILD)/gen/data.o
 HOST_OBJ = $(call obj,$(HOST)) $(BUILD)/gen/embed.o
 
 # V=1 shows the commands.
@@ -78,6 +81,15 @@ $(BUILD)/core/vec_avx512.o: core/vec.c
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) $(AVX512) -mfma -DQM_LEVEL=avx512 -c -o $@ $<
 
+# Activations are no bytes of a product: here the compiler may fuse; see core/lanes.h.
+$(BUILD)/core/lanes.o $(LANES): OPT += -O3 -fno-trapping-math
+$(BUILD)/core/lanes_avx2.o: core/lanes.c
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) $(AVX2) -mfma -ffp-contract=fast -DQM_LEVEL=avx2 -c -o $@ $<
+$(BUILD)/core/lanes_avx512.o: core/lanes.c
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) $(AVX512) -mfma -ffp-contract=fast -DQM_LEVEL=avx512 -c -o $@ $<
+
 # Preloaded by tests/lua/fault_test.lua into builds of every kind, so it is of none itself.
 $(BUILD)/fault.so: tests/fault/fault.c
 	@mkdir -p $(@D)
@@ -88,7 +100,11 @@ $(BUILD)/gen/registry.c: FORCE
 	@mkdir -p $(@D)
 	@sh core/registry.sh $(FORMATS) -- $(FAST2) -- $(FAST512) >$@.new
 	@cmp -s $@ $@.new && rm $@.new || mv $@.new $@
-$(BUILD)/gen/registry.o: $(BUILD)/gen/registry.c
+$(BUILD)/gen/ops.c: FORCE
+	@mkdir -p $(@D)
+	@sh core/ops/registry.sh $(OPS) >$@.new
+	@cmp -s $@ $@.new && rm $@.new || mv $@.new $@
+$(BUILD)/gen/registry.o $(BUILD)/gen/ops.o: $(BUILD)/gen/%.o: $(BUILD)/gen/%.c
 	$(CC) $(CFLAGS) -Icore -c -o $@ $<
 
 # NVIDIA's approximate reciprocal, measured: see core/data/README.md.
@@ -147,11 +163,11 @@ SAN_ubsan = -fsanitize=undefined -fno-sanitize-recover=undefined
 SAN_tsan  = -fsanitize=thread
 
 # clang-format 14, clang-tidy, cppcheck: clean, or they are a defect.
-lint: $(BUILD)/gen/registry.c
+lint: $(BUILD)/gen/registry.c $(BUILD)/gen/ops.c
 	clang-format --dry-run --Werror $(C_FILES)
 	cppcheck --quiet --std=c11 --error-exitcode=1 --inline-suppr --enable=warning,performance,portability \
-	    --suppress=missingIncludeSystem -DQM_VERSION='""' $(CORE) $(FORMATS) $(HOST)
-	clang-tidy --quiet $(CORE) $(FORMATS) $(HOST) -- -std=gnu11 -Icore $(LUAJIT_CFLAGS)
+	    --suppress=missingIncludeSystem -DQM_VERSION='""' $(CORE) $(FORMATS) $(OPS) $(HOST)
+	clang-tidy --quiet $(CORE) $(FORMATS) $(OPS) $(HOST) -- -std=gnu11 -Icore $(LUAJIT_CFLAGS)
 
 C_FILES = $(shell find core lua tests -name '*.[ch]')
 

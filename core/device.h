@@ -8,6 +8,7 @@
 
 #include "qm.h"
 
+struct qm_call;
 struct qm_errsum;
 struct qm_format;
 struct qm_quantize_options;
@@ -30,6 +31,9 @@ struct qm_device {
                                   const struct qm_quantize_options *o, qm_err *e);
     bool (*errors)(qm_device *d, const struct qm_tensor *a, const struct qm_tensor *b, struct qm_errsum *sum,
                    qm_err *e);
+
+    /* Runs a call whose tensors are all here and whose arguments are checked (op.h).  NULL: no ops here. */
+    bool (*op)(qm_device *d, struct qm_call *c, qm_err *e);
 };
 
 static inline qm_device *qm_device_ref(qm_device *d)

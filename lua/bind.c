@@ -74,6 +74,45 @@ void **qml_box(lua_State *L, const char *class)
     return &box->object;
 }
 
+/* ---- memory behind boxes ------------------------------------------------------------------------ */
+
+typedef struct counted {
+    uint64_t bytes, limit;
+} counted;
+
+static char counted_key; /* its address is the registry's key of the count */
+
+#define COUNTED_STEP ((uint64_t)256 << 20)
+
+static counted *counted_of(lua_State *L)
+{
+    lua_pushlightuserdata(L, &counted_key);
+    lua_rawget(L, LUA_REGISTRYINDEX);
+    counted *n = lua_touserdata(L, -1);
+    lua_pop(L, 1);
+    return n;
+}
+
+void qml_count_bytes(lua_State *L, int index, uint64_t bytes)
+{
+    qml_userdata *box = lua_touserdata(L, index);
+    counted *n = counted_of(L);
+    box->bytes = bytes;
+    n->bytes += bytes;
+    if (n->bytes < n->limit)
+        return;
+    lua_gc(L, LUA_GCCOLLECT, 0);
+    n->limit = 2 * n->bytes + COUNTED_STEP;
+}
+
+void qml_uncount_bytes(lua_State *L, int index)
+{
+    qml_userdata *box = lua_touserdata(L, index);
+    if (box->bytes)
+        counted_of(L)->bytes -= box->bytes;
+    box->bytes = 0;
+}
+
 void *qml_check(lua_State *L, int arg, const char *class)
 {
     void **box = luaL_checkudata(L, arg, class);
@@ -291,6 +330,10 @@ int luaopen_qmoon_core(lua_State *L)
     lua_setfield(L, -2, "__tostring");
     lua_pop(L, 1);
 
+    lua_pushlightuserdata(L, &counted_key);
+    *(counted *)lua_newuserdata(L, sizeof(counted)) = (counted){0, COUNTED_STEP};
+    lua_rawset(L, LUA_REGISTRYINDEX);
+
     lua_newtable(L);
     lua_pushcfunction(L, fail);
     lua_setfield(L, -2, "fail");
@@ -299,6 +342,7 @@ int luaopen_qmoon_core(lua_State *L)
     qml_open_text(L);
     qml_open_files(L);
     qml_open_tensor(L);
+    qml_open_ops(L);
     qml_open_format(L);
     qml_open_stream(L);
     qml_open_source(L);

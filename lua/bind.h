@@ -26,6 +26,7 @@ int luaopen_qmoon_core(lua_State *L);
 typedef struct qml_userdata {
     void *object;
     int held;
+    uint64_t bytes; /* see qml_count_bytes */
 } qml_userdata;
 
 /* From bind.c */
@@ -39,6 +40,11 @@ void qml_hold(lua_State *L, int index,
 const char *qml_check_text(lua_State *L, int arg); /* a string without a zero byte: a path, a name */
 void *qml_field_box(lua_State *L, int table, const char *name,
                     const char *class); /* NULL when the field is nil */
+/* The collector does not know how much memory lies behind a box.  Ops make tensors by the hundred, so what they
+ * make is counted; when it has become twice what was left after the last time, and 256 MiB more, everything that
+ * is not referred to is collected. */
+void qml_count_bytes(lua_State *L, int index, uint64_t bytes);
+void qml_uncount_bytes(lua_State *L, int index); /* the object is gone */
 void qml_class(lua_State *L, const char *class, const luaL_Reg *methods, lua_CFunction gc);
 void qml_functions(lua_State *L, const luaL_Reg *functions); /* into the table on top */
 
@@ -75,11 +81,13 @@ int qml_view_planes(lua_State *L);
 #define QML_FORMAT  "qmoon.format"
 #define QML_POOL    "qmoon.pool"
 #define QML_REGEX   "qmoon.regex"
+#define QML_CACHE   "qmoon.kv_cache"
 
 /* One each; every one adds its functions to the table on top of the stack. */
 void qml_open_text(lua_State *L);      /* bind_text.c: json, pack, sha256, regex */
 void qml_open_files(lua_State *L);     /* bind_file.c: files, folders, safetensors, gguf */
 void qml_open_tensor(lua_State *L);    /* bind_tensor.c: formats, tensors */
+void qml_open_ops(lua_State *L);       /* bind_ops.c: inference */
 void qml_open_format(lua_State *L);    /* bind_format.c: formats made at run time */
 void qml_open_stream(lua_State *L);    /* bind_stream.c: pool, stream */
 void qml_open_source(lua_State *L);    /* bind_source.c: torch, gather */

@@ -449,6 +449,7 @@ static int tensor_gc(lua_State *L)
     void **box = luaL_checkudata(L, 1, QML_TENSOR);
     qm_tensor_free(*box);
     *box = NULL;
+    qml_uncount_bytes(L, 1);
     return 0;
 }
 

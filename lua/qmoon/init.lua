@@ -74,4 +74,21 @@ for _, name in ipairs { "codebook", "kmeans", "quantile_codebook" } do
 end
 qm.format = require("qmoon.function_format").format
 
+qm.ops = require "qmoon.ops"
+
+---@class qmoon.Cache
+---@field length fun(self): integer    tokens that every layer holds
+---@field truncate fun(self, tokens: integer)    forgets all tokens but the first
+---@field bytes fun(self): number    memory when it is full
+---@field info fun(self): table    {layers, kv_heads, head_dim, context, dtype}
+---@field copy fun(self): qmoon.Cache
+---@field close fun(self)
+
+--- A cache of keys and values for qm.ops.attention: {layers=, kv_heads=, head_dim=, context=, dtype="f16"|"f32"}.
+---@param shape {layers: integer, kv_heads: integer, head_dim: integer, context: integer, dtype: "f16"|"f32"|nil}
+---@return qmoon.Cache
+function qm.kv_cache(shape)
+    return core.kv_cache(shape)
+end
+
 return qm
