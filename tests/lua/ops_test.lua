@@ -94,7 +94,7 @@ end
 
 local function formats()
     local list = {}
-    for _, f in ipairs(qm.formats()) do
+    for _, f in ipairs(core.formats()) do
         list[#list + 1] = f.name
     end
     for _, more in ipairs { "nf4:32", "nf4:128:dq", "fp4:dq", "nf4:4096", "int4:row" } do
