@@ -17,10 +17,10 @@ OPT    ?= -O2 -g
 WARN    = -Wall -Wextra -Werror -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith
 CFLAGS += -std=gnu11 $(OPT) $(WARN) -ffp-contract=off -fno-math-errno -fPIE -pthread -MMD -MP $(SAN)
 
-PACKAGES = gcc make pkg-config xz-utils libluajit-5.1-dev libcjson-dev libpcre2-dev libmd-dev libutf8proc-dev
+PACKAGES = gcc make pkg-config xz-utils libluajit-5.1-dev libcjson-dev libpcre2-dev libmd-dev libutf8proc-dev libedit-dev
 
 LUAJIT_CFLAGS = $(shell pkg-config --cflags luajit)
-LIBS = -Wl,-Bstatic -lluajit-5.1 -lpcre2-8 -lutf8proc -lmd -Wl,-Bdynamic -lcjson -lm -ldl
+LIBS = -Wl,-Bstatic -lluajit-5.1 -lpcre2-8 -lutf8proc -ledit -lbsd -lmd -ltinfo -Wl,-Bdynamic -lcjson -lm -ldl
 
 AVX2   = -mavx2 -mf16c -mbmi -mbmi2 -mlzcnt -mno-fma
 AVX512 = $(AVX2) -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vbmi -mprefer-vector-width=512

@@ -497,7 +497,7 @@ static bool drain(const stream *st, chunk *c, int index, qm_err *e)
         const uint8_t *bytes = plane[i];
         if (k->interleave_heads)
             bytes = interleave(c, bytes, size, st->job->source.rows / k->interleave_heads);
-        if (!later && !qm_outfile_write(k->file, k->at[i] + before, bytes, size, e))
+        if (!later && k->file && !qm_outfile_write(k->file, k->at[i] + before, bytes, size, e))
             return false;
         if (i == 1 && f->over_rows)
             st->sums[c->index].zero_groups[index] = count_zero_groups((const float *)(const void *)plane[1],
@@ -523,14 +523,15 @@ static bool finish_double_quant(qm_sink *k, sink_run *r, uint64_t total, qm_err 
     uint8_t *codes = malloc(n + 1);
     bool ok = absmax && nested && codes;
     if (!ok)
-        qm_fail(e, QM_ENOFIT, "%s: out of memory for %" PRIu64 " bytes of double quantisation", k->file->path,
-                n * sizeof *absmax);
+        qm_fail(e, QM_ENOFIT, "%s: out of memory for %" PRIu64 " bytes of double quantisation",
+                k->file ? k->file->path : "tensor", n * sizeof *absmax);
     if (ok) {
         if (!k->offset_given)
             k->offset = qm_double_quant_offset(r->absmax, n);
         qm_double_quant(r->absmax, n, k->offset, codes, nested);
-        ok = qm_outfile_write(k->file, k->at[1], codes, n, e)
-             && qm_outfile_write(k->file, k->nested_at, nested, (n + 255) / 256 * sizeof *nested, e);
+        ok = !k->file
+             || (qm_outfile_write(k->file, k->at[1], codes, n, e)
+                 && qm_outfile_write(k->file, k->nested_at, nested, (n + 255) / 256 * sizeof *nested, e));
     }
     if (ok) {
         qm_double_dequant(codes, nested, n, k->offset, absmax);

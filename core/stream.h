@@ -69,7 +69,7 @@ typedef struct qm_step {
 typedef struct qm_sink {
     const qm_format *format;
     qm_codec codec;
-    qm_outfile *file;
+    qm_outfile *file;           /* NULL: nothing is written, errors are measured all the same */
     uint64_t at[QM_MAX_PLANES]; /* start of each plane in the file */
 
     /* GGUF's llama stores the rows of each attention head interleaved: of a head's h rows, row j of the first

@@ -324,6 +324,68 @@ bool qm_tensor_values(const qm_tensor *t, float *dst, qm_err *e)
     return true;
 }
 
+/* A range that cannot be cut out of the planes: all values are decoded. */
+static bool range_of_all(const qm_tensor *t, int64_t first, int64_t n, float *dst, qm_err *e)
+{
+    uint64_t bytes = (uint64_t)qm_tensor_count(t) * sizeof(float);
+    float *all = malloc(bytes + 1);
+    bool ok = (all || no_memory(t->name, &t->shape, bytes, e)) && qm_tensor_values(t, all, e);
+    if (ok)
+        memcpy(dst, all + first, (size_t)n * sizeof *dst);
+    free(all);
+    return ok;
+}
+
+/* t's values from `first` on as a tensor of one row; first begins a group, and of a double-quantised tensor
+ * 256 of them. */
+static qm_tensor part_of(const qm_tensor *t, int64_t first, int64_t n)
+{
+    qm_tensor part = *t;
+    part.shape = (qm_shape){1, {n}};
+    if (!t->format) {
+        part.plane[0].data += (uint64_t)first * qm_dtypes[t->dtype].bits / 8;
+        return part;
+    }
+    uint64_t groups = (uint64_t)first / t->codec.block;
+    for (int i = 0; i < qm_format_planes(t->format); i++)
+        part.plane[i].data += t->double_quant && i == 1
+                                  ? groups
+                                  : qm_plane_size(t->format, &t->codec, i, (uint64_t)first);
+    if (t->double_quant) {
+        part.plane[1].size = ((uint64_t)n + t->codec.block - 1) / t->codec.block;
+        part.plane[2].data = t->plane[2].data + groups / QM_DOUBLE_QUANT_BLOCK * sizeof(float);
+    }
+    return part;
+}
+
+bool qm_tensor_range(const qm_tensor *t, int64_t first, int64_t n, float *dst, qm_err *e)
+{
+    int64_t count = qm_tensor_count(t), group = t->format ? t->codec.block : 1;
+    if (first < 0 || n < 0 || first > count || n > count - first)
+        return qm_fail(e, QM_EFAIL, "values %" PRId64 " to %" PRId64 " do not lie in %" PRId64, first + 1,
+                       first + n, count);
+    if (first == 0 && n == count)
+        return qm_tensor_values(t, dst, e);
+    if (n == 0)
+        return true;
+    if (qm_tensor_device(t) || (t->format && (!t->format->decode || t->format->tensor_range != 0)))
+        return range_of_all(t, first, n, dst, e);
+    if (t->double_quant)
+        group *= QM_DOUBLE_QUANT_BLOCK;
+    int64_t from = first - first % group, to = first + n + (group - (first + n) % group) % group;
+    to = to < count ? to : count;
+    qm_tensor part = part_of(t, from, to - from);
+    if (from == first && to == first + n)
+        return qm_tensor_values(&part, dst, e);
+    float *groups = malloc((size_t)(to - from) * sizeof *groups);
+    bool ok = (groups || no_memory(t->name, &t->shape, (uint64_t)(to - from) * sizeof *groups, e))
+              && qm_tensor_values(&part, groups, e);
+    if (ok)
+        memcpy(dst, groups + (first - from), (size_t)n * sizeof *dst);
+    free(groups);
+    return ok;
+}
+
 qm_tensor *qm_tensor_dequantize(const qm_tensor *t, qm_err *e)
 {
     float *values;

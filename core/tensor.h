@@ -88,6 +88,9 @@ uint64_t qm_tensor_bytes(const qm_tensor *t); /* all planes */
 /* All values as f32, into dst[count].  Fails for plain elements other than floats and integers. */
 bool qm_tensor_values(const qm_tensor *t, float *dst, qm_err *e);
 
+/* Values first ... first+n-1 only: no more is decoded than the groups they lie in. */
+bool qm_tensor_range(const qm_tensor *t, int64_t first, int64_t n, float *dst, qm_err *e);
+
 qm_tensor *qm_tensor_dequantize(const qm_tensor *t, qm_err *e); /* new f32 tensor */
 
 typedef struct qm_quantize_options {

@@ -45,6 +45,8 @@ static int raise(lua_State *L, qm_code code)
 
 int qml_raise(lua_State *L, const qm_err *e)
 {
+    if (e->code == QM_EINTERRUPT) /* this is the answer to it: main.c's hook has nothing left to do */
+        lua_sethook(L, NULL, 0, 0);
     lua_pushstring(L, e->msg);
     return raise(L, e->code);
 }
@@ -349,5 +351,7 @@ int luaopen_qmoon_core(lua_State *L)
     qml_open_tokenizer(L);
     qml_open_cuda(L);
     qml_open_system(L);
+    qml_open_edit(L);
+    qml_open_explore(L);
     return 1;
 }

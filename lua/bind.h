@@ -94,5 +94,7 @@ void qml_open_source(lua_State *L);    /* bind_source.c: torch, gather */
 void qml_open_tokenizer(lua_State *L); /* bind_tokenizer.c: vocabularies, splitters, matchers, normal forms */
 void qml_open_cuda(lua_State *L);      /* bind_cuda.c: GPUs; after tensors */
 void qml_open_system(lua_State *L);    /* bind_system.c: time, terminal, memory, modules */
+void qml_open_edit(lua_State *L);      /* bind_edit.c: lines of a terminal */
+void qml_open_explore(lua_State *L);   /* bind_explore.c: statistics, slices, arithmetic */
 
 #endif

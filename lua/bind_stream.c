@@ -324,8 +324,9 @@ static int run_stream(lua_State *L)
     qm_pool *pool = qml_check(L, 1, QML_POOL);
     job_box *b = lua_newuserdata(L, sizeof *b);
     read_job(L, 2, b);
+    bool measure = qml_field_boolean(L, 2, "measure", false);
     for (int i = 0; i < b->job.nsink; i++)
-        if (!b->sink[i].file)
+        if (!b->sink[i].file && !measure)
             return luaL_error(L, "sink %d has no file", i + 1);
     lua_getfield(L, 2, "progress");
     if (!lua_isnil(L, -1)) {
@@ -348,7 +349,7 @@ static int run_stream(lua_State *L)
 }
 
 /* stream(pool, job) -> {ww, dd, sinks = {{error, offset, zero_groups}, …}}.  See core/stream.h for what a
- * job is; field names are the same. */
+ * job is; field names are the same.  Sinks need no file when job.measure is set. */
 static int stream(lua_State *L)
 {
     idle_pool(L, 1);

@@ -135,7 +135,7 @@ static int interrupted(lua_State *L)
 /* uninterrupt(): forget a request to stop; the prompt does so before each chunk. */
 static int uninterrupt(lua_State *L)
 {
-    (void)L;
+    lua_sethook(L, NULL, 0, 0); /* main.c's, which would stop the next instruction */
     qm_interrupt_clear();
     return 0;
 }

@@ -354,52 +354,14 @@ static int values(lua_State *L)
     int64_t first = from >= 1 && from <= (double)n ? (int64_t)from : from < 1 ? 1 : n + 1;
     int64_t last = to >= 0 && to <= (double)n ? (int64_t)to : to < 0 ? 0 : n;
     qm_err e = {0};
-    float *v = lua_newuserdata(L, (size_t)n * sizeof *v + 1);
-    if (!qm_tensor_values(t, v, &e))
+    int64_t count = last >= first ? last - first + 1 : 0;
+    float *v = lua_newuserdata(L, (size_t)count * sizeof *v + 1);
+    if (!qm_tensor_range(t, count ? first - 1 : 0, count, v, &e))
         return qml_raise(L, &e);
-    lua_createtable(L, last >= first ? (int)(last - first + 1) : 0, 0);
-    for (int64_t i = first; i <= last; i++) {
-        lua_pushnumber(L, (double)v[i - 1]);
-        lua_rawseti(L, -2, (int)(i - first + 1));
-    }
-    return 1;
-}
-
-/* t:stats() -> {min, max, mean, std, nan, inf}; NaN and infinities are counted and left out. */
-static int stats(lua_State *L)
-{
-    qm_tensor *t = self(L);
-    size_t n = (size_t)qm_tensor_count(t), used = 0, nans = 0, infs = 0;
-    qm_err e = {0};
-    float *v = lua_newuserdata(L, n * sizeof *v + 1);
-    if (!qm_tensor_values(t, v, &e))
-        return qml_raise(L, &e);
-    double sum = 0, low = INFINITY, high = -INFINITY;
-    for (size_t i = 0; i < n; i++) {
-        double x = (double)v[i];
-        nans += isnan(x) != 0;
-        infs += isinf(x) != 0;
-        if (!isfinite(x))
-            continue;
-        used++;
-        sum += x;
-        low = x < low ? x : low;
-        high = x > high ? x : high;
-    }
-    double mean = used ? sum / (double)used : 0, squares = 0;
-    for (size_t i = 0; i < n; i++)
-        if (isfinite(v[i]))
-            squares += ((double)v[i] - mean) * ((double)v[i] - mean);
-    const struct {
-        const char *name;
-        double value;
-    } row[] = {{"min", used ? low : 0}, {"max", used ? high : 0},
-               {"mean", mean},          {"std", used ? sqrt(squares / (double)used) : 0},
-               {"nan", (double)nans},   {"inf", (double)infs}};
-    lua_newtable(L);
-    for (size_t i = 0; i < sizeof row / sizeof row[0]; i++) {
-        lua_pushnumber(L, row[i].value);
-        lua_setfield(L, -2, row[i].name);
+    lua_createtable(L, (int)count, 0);
+    for (int64_t i = 0; i < count; i++) {
+        lua_pushnumber(L, (double)v[i]);
+        lua_rawseti(L, -2, (int)i + 1);
     }
     return 1;
 }
@@ -462,11 +424,15 @@ static int tensor_close(lua_State *L)
 
 void qml_open_tensor(lua_State *L)
 {
-    static const luaL_Reg methods[] = {{"info", info},           {"close", tensor_close},
-                                       {"quantize", quantize},   {"dequantize", dequantize},
-                                       {"transpose", transpose}, {"plane", plane},
-                                       {"values", values},       {"stats", stats},
-                                       {"errors", errors},       {NULL, NULL}};
+    static const luaL_Reg methods[] = {{"info", info},
+                                       {"close", tensor_close},
+                                       {"quantize", quantize},
+                                       {"dequantize", dequantize},
+                                       {"transpose", transpose},
+                                       {"plane", plane},
+                                       {"values", values},
+                                       {"errors", errors},
+                                       {NULL, NULL}};
     static const luaL_Reg functions[] = {
         {"formats", formats}, {"dtypes", dtypes}, {"plane_sizes", plane_sizes}, {"levels", levels},
         {"view", view},       {"tensor", tensor}, {"random", random_tensor},    {NULL, NULL}};

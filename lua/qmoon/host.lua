@@ -14,6 +14,8 @@ usage: qmoon [options] [script | command] [arguments]
   -e CODE    run this code            -l NAME   require this module
   -i         a prompt afterwards      -v        version
   --         end of options           --help    this text; also after any COMMAND
+  --color=auto|always|never           --no-init the prompt runs no init.lua first
+  --log=FILE the prompt's session as a script that does it again
 ]]
 
 local function commands()
@@ -107,9 +109,17 @@ local function load_command(name)
     return assert(loadstring(text, "@" .. path))
 end
 
-local function prompt()
-    require("qmoon.prompt").run(report, handler)
-    return 0
+local WHEN = { auto = true, always = true, never = true }
+
+-- Long options with a value: --log=FILE or --log FILE.
+local function take_long(o, name, value)
+    if name == "log" then
+        o.log = value
+    elseif not WHEN[value] then
+        core.fail("usage", "--color wants auto, always or never, not '%s'", value)
+    else
+        require("qmoon.terminal").set_colour(value)
+    end
 end
 
 -- Options before the script's name; returns what was asked for.
@@ -136,6 +146,15 @@ local function parse(argv)
             o.version = true
         elseif a == "-i" then
             o.interactive = true
+        elseif a == "--no-init" then
+            o.no_init = true
+        elseif a:find "^%-%-color%f[=%z]" or a:find "^%-%-log%f[=%z]" then
+            local name, given = a:match "^%-%-(%a+)=(.*)$"
+            if not given then
+                name, i = a:sub(3), i + 1
+                given = argv[i] or core.fail("usage", "option %s needs a value", a)
+            end
+            take_long(o, name, given)
         elseif a:sub(1, 2) == "-e" then
             o.run[#o.run + 1] = { code = value "e" }
         elseif a:sub(1, 2) == "-l" then
@@ -197,7 +216,8 @@ local function start(argv)
     end
     if o.interactive or not (o.script or o.run[1] or o.version) then
         if core.terminal(0) or o.interactive then
-            return prompt()
+            require("qmoon.repl").run(o)
+            return 0
         end
         strict_globals()
         return run(load_file "-")

@@ -8,6 +8,9 @@ local qm = { version = core.version }
 ---@param path string
 ---@return qmoon.Model
 function qm.open(path)
+    if type(path) ~= "string" then
+        core.fail("fail", "open: path must be a string, the name of a folder or file, not a %s", type(path))
+    end
     return require("qmoon.model").open(path)
 end
 
@@ -64,8 +67,13 @@ end
 qm.arch = require "qmoon.arch"
 
 local tensors = require "qmoon.tensor"
-for _, name in ipairs { "tensor", "randn", "uniform", "student_t", "error", "compare" } do
+for _, name in ipairs { "tensor", "randn", "uniform", "student_t", "read" } do
     qm[name] = tensors[name]
+end
+require "qmoon.arithmetic"
+local explore = require "qmoon.explore"
+for _, name in ipairs { "error", "error_by", "compare", "sweep" } do
+    qm[name] = explore[name]
 end
 
 local codebooks = require "qmoon.codebook"

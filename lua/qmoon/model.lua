@@ -30,6 +30,13 @@ local torch = require "qmoon.source.torch"
 local Model = {}
 Model.__index = Model
 
+-- The object of a method: called with '.' instead of ':' it is missing.
+local function check(self, name)
+    if type(self) ~= "table" or getmetatable(self) ~= Model then
+        core.fail("fail", "%s: called on something that is no model; it is a method: m:%s(…)", name, name)
+    end
+end
+
 local FLOATS = { f32 = true, f16 = true, bf16 = true }
 
 ---@return integer values, integer rows, integer cols
@@ -275,10 +282,17 @@ local function changed_config(c, changes)
 end
 
 --- A new model with a LoRA adapter merged in, lazily: nothing is computed until it is written.
+---
+---     merged = m:merge "adapter"
+---
 ---@param adapter string|table folder of a peft adapter, or what qmoon.lora.open gave
 ---@return qmoon.Model
 function Model:merge(adapter)
+    check(self, "merge")
     local lora = require "qmoon.lora"
+    if type(adapter) ~= "string" and type(adapter) ~= "table" then
+        core.fail("fail", "merge: adapter must be the folder of a peft adapter, not a %s", type(adapter))
+    end
     if self.kind == "gguf" then
         core.fail("unsupported", "%s: merge into the model's checkpoint folder, then convert to GGUF", self.path)
     end
@@ -302,10 +316,14 @@ end
 
 -- ---- looking ------------------------------------------------------------------------------------------
 
---- A tensor of the model by name, as a view of its file; a merged one is computed.
+--- A tensor of the model by name, as a view of its file.
+---
+---     m:tensor "model.layers.0.mlp.down_proj.weight"
+---
 ---@param name string
 ---@return qmoon.Tensor
 function Model:tensor(name)
+    check(self, "tensor")
     local item = self.by_name[name]
     if not item then
         local nearest = require "qmoon.nearest"
@@ -313,8 +331,8 @@ function Model:tensor(name)
         for _, i in ipairs(self.items) do
             names[#names + 1] = i.name
         end
-        local guess = nearest(name, names)
-        core.fail("fail", "%s: no tensor '%s'%s", self.path, name, guess and ("; did you mean '%s'?"):format(guess) or "")
+        local guess = nearest(tostring(name), names)
+        core.fail("fail", "%s: no tensor '%s'%s", self.path, tostring(name), guess and ("; did you mean '%s'?"):format(guess) or "")
     end
     if #item.actions > 0 then
         core.fail("unsupported", "%s: tensor '%s' is merged when it is written; write the model and open that", self.path,
@@ -331,9 +349,39 @@ function Model:tensor(name)
     return core.view(s.file, s)
 end
 
+--- The error that a format would make in every matrix of the model: a result, the worst tensor first.  The model is
+--- streamed, so memory does not grow with it, and nothing is written.  Vectors (norms, biases) are left out.
+---
+---     m:report("nf4", {match = "down_proj"}):worst(3)
+---     m:report("q4_k", {skip = "embed", {"v_proj|down_proj", "q6_k"}, {"norm", "keep"}})
+---     m:report("nf4"):save "report.csv"
+---
+---@param format qmoon.FormatSpec
+---@param rules? {match: string|string[]|nil, skip: string|string[]|nil, threads: integer?, [integer]: string[]} regular expressions over tensor names; {pattern, format or "keep"} gives some tensors a format of their own, the first that matches
+---@return qmoon.Result with tensor, format, values, bits, and the figures of qm.error
+function Model:report(format, rules)
+    check(self, "report")
+    return require("qmoon.model_report").of(self, format, rules)
+end
+
+--- The model's tensors: a result with tensor, type, shape, values and bytes.
+---
+---     m:tensors "layers\\.0\\."
+---
+---@param pattern? string a regular expression over names
+---@return qmoon.Result
+function Model:tensors(pattern)
+    check(self, "tensors")
+    return require("qmoon.model_report").tensors(self, pattern)
+end
+
 --- Parameters of the model, and bytes of its tensors where they lie now.
+---
+---     parameters, bytes = m:size()
+---
 ---@return integer parameters, integer bytes
 function Model:size()
+    check(self, "size")
     local n, bytes = 0, 0
     for _, item in ipairs(self.items) do
         n = n + Model.extent(item.shape)

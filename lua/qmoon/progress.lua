@@ -1,16 +1,12 @@
 --- Progress on stderr: one line that renews itself on a terminal, a plain line every few seconds elsewhere.
 
 local core = require "qmoon.core"
+local terminal = require "qmoon.terminal"
 local text = require "qmoon.text"
 
 local progress = {}
 
 local BAR, EVERY_TTY, EVERY_PLAIN = 22, 0.1, 5
-
-local function utf8_terminal()
-    local lang = os.getenv "LC_ALL" or os.getenv "LC_CTYPE" or os.getenv "LANG" or ""
-    return lang:upper():find "UTF%-?8" ~= nil
-end
 
 local function bar(share, fancy)
     local full = math.floor(share * BAR + 0.5)
@@ -19,7 +15,7 @@ end
 
 local function short(name, width)
     name = name:gsub("^model%.", ""):gsub("%.weight$", "")
-    return #name <= width and name .. (" "):rep(width - #name) or "…" .. name:sub(-(width - 1))
+    return #name <= width and name .. (" "):rep(width - #name) or terminal.text "…" .. name:sub(-(width - 1))
 end
 
 --- A function to hand to qm.write as options.progress, and one to call when all is done.
@@ -28,7 +24,7 @@ end
 function progress.new(title)
     local columns = core.terminal(2)
     local plain = not columns or os.getenv "TERM" == "dumb"
-    local fancy = utf8_terminal()
+    local fancy = terminal.utf8()
     local started, last, drawn = core.now(), -math.huge, false
     local function step(s)
         local now = core.now()

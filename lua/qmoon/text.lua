@@ -24,6 +24,19 @@ function text.memory(n)
     return ("%.1f GiB"):format(n / 1024 ^ 3)
 end
 
+--- Bytes of a tensor: 96 B, 512 KiB, 4.00 MiB.
+---@param n number
+---@return string
+function text.amount(n)
+    local unit = { "B", "KiB", "MiB", "GiB", "TiB" }
+    local i = 1
+    while n >= 1024 and i < #unit do
+        n, i = n / 1024, i + 1
+    end
+    local whole = i == 1 or i == 2 and n == math.floor(n)
+    return ((whole and "%.0f" or n < 10 and "%.2f" or n < 100 and "%.1f" or "%.0f") .. " %s"):format(n, unit[i])
+end
+
 --- A count: 2.899 M, 1.544 B.
 ---@param n number
 ---@return string
@@ -60,6 +73,32 @@ end
 function text.width(s)
     local _, n = s:gsub("[^\128-\191]", "")
     return n
+end
+
+--- Lines no wider than `width`, broken at blanks; what was broken goes on two columns further in.
+---@param s string
+---@param width integer
+---@return string
+function text.fold(s, width)
+    local lines = {}
+    for line in (s .. "\n"):gmatch "(.-)\n" do
+        local indent = line:match "^ *"
+        while text.width(line) > width do
+            local cut
+            for at in line:gmatch "() " do
+                if at > #indent + 2 and text.width(line:sub(1, at - 1)) <= width then
+                    cut = at
+                end
+            end
+            if not cut then
+                break
+            end
+            lines[#lines + 1] = (line:sub(1, cut - 1):gsub(" +$", ""))
+            line = indent .. "  " .. line:sub(cut + 1):gsub("^ +", "")
+        end
+        lines[#lines + 1] = line
+    end
+    return table.concat(lines, "\n")
 end
 
 --- Rows of cells as aligned lines.  The first row is the header; a column whose cells are numbers is

@@ -477,4 +477,7 @@ function write.run(plan)
     return { plan = plan, seconds = core.now() - started, peak = core.memory().peak }
 end
 
+-- For reports, which stream as writing does but write nothing.
+write.steps_of, write.close_steps = steps_of, close_steps
+
 return write
