@@ -31,7 +31,7 @@ FAST2   = $(wildcard core/formats/avx2/*.c)
 FAST512 = $(wildcard core/formats/avx512/*.c)
 OPS     = $(wildcard core/ops/*.c)
 HOST    = $(wildcard lua/*.c)
-LUA     = $(shell find lua/qmoon -name '*.lua' | LC_ALL=C sort)
+LUA     = $(shell find lua/qmoon -name '*.lua' -o -name '*.js' -o -name '*.css' | LC_ALL=C sort)
 SCRIPTS = $(sort $(wildcard scripts/*.lua))
 UNIT    = $(wildcard tests/unit/*.c)
 

@@ -81,6 +81,7 @@ for _, name in ipairs { "codebook", "kmeans", "quantile_codebook" } do
     qm[name] = codebooks[name]
 end
 qm.format = require("qmoon.function_format").format
+qm.plot = require "qmoon.plot"
 
 qm.ops = require "qmoon.ops"
 

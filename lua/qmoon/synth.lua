@@ -138,6 +138,18 @@ local function parsed(size)
     return config.parse(config_text(size, {}), "config.json")
 end
 
+--- A model that has headers only: a config and tensors with their shapes, for plans of models that are not here.
+---@param size table one of synth.sizes
+---@return qmoon.Model
+function synth.headers(size)
+    local c, items = parsed(size), {}
+    for i, t in ipairs(tensors_of(c)) do
+        local source = { name = t.name, dtype = t.dtype, format = t.dtype, shape = t.shape, size = safetensors.size(t.dtype, t.shape) }
+        items[i] = { name = t.name, shape = t.shape, source = source, actions = {} }
+    end
+    return { kind = "folder", config = c, items = items, notices = {}, adapters = {} }
+end
+
 ---@param size table one of synth.sizes
 ---@param dir string
 ---@param options {seed:integer, threads:integer?, shard_size:integer?, force:boolean?}

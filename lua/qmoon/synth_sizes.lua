@@ -52,6 +52,7 @@ return {
         ["1.5b"] = dense(1536, 8960, 28, 12, 2, qwen(151936, true)),
         ["3b"] = dense(2048, 11008, 36, 16, 2, qwen(151936, true)),
         ["7b"] = dense(3584, 18944, 28, 28, 4, qwen(152064, false)),
+        ["14b"] = dense(5120, 13824, 48, 40, 8, qwen(152064, false)),
     },
     qwen3 = {
         ["tiny"] = tiny(qwen(1024, true, { head_dim = 32 })),
@@ -63,6 +64,7 @@ return {
     llama = {
         ["tiny"] = tiny(llama3_fields(8, false, 1024)),
         ["2-7b"] = dense(4096, 11008, 32, 32, 32, LLAMA2),
+        ["2-70b"] = dense(8192, 28672, 80, 64, 8, LLAMA2),
         ["3-8b"] = dense(4096, 14336, 32, 32, 8, llama3_fields(8, false)),
         ["3.2-1b"] = dense(2048, 8192, 16, 32, 8, llama3_fields(32, true)),
         ["3.2-3b"] = dense(3072, 8192, 28, 24, 8, llama3_fields(32, true)),

@@ -50,7 +50,7 @@ local function side_files(model, view)
             side[#side + 1] = { name = f.name, bytes = f.text }
         end
     end
-    if view.files then
+    if view.files or not model.path then -- a model of sizes only has no folder
         return side
     end
     local function carry(name)

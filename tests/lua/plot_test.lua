@@ -1,0 +1,235 @@
+-- Pictures: the same description on a terminal, as SVG, as a page and as data.
+
+local core = require "qmoon.core"
+local qm = require "qmoon"
+local minifloat = require "qmoon.minifloat"
+local picture = require "qmoon.picture"
+local screen = require "qmoon.screen"
+local support = dofile "tests/lua/support.lua"
+
+local T = {}
+
+local MODEL = "tests/fixtures/tiny-qwen2"
+
+local function draw(name)
+    return qm.plot[name](name == "heatmap" and { model = qm.open(MODEL) } or {})
+end
+
+local ascii = screen.new { width = 80, utf8 = false, colour = false }
+local blocks = screen.new { width = 80, utf8 = true, colour = false }
+local colour = screen.new { width = 80, utf8 = true, colour = true }
+
+local function widest(text)
+    local most = 0
+    for line in text:gmatch "[^\n]+" do
+        local _, n = line:gsub("[^\128-\191]", "")
+        most = math.max(most, n)
+    end
+    return most
+end
+
+T["every picture has a terminal form of 80 columns, in ASCII and in blocks, with colour only where there is some"] = function()
+    assert(#qm.plot() >= 12)
+    for _, name in ipairs(qm.plot()) do
+        local p = draw(name)
+        local plain, full = p:text(ascii), p:text(blocks)
+        assert(not plain:find "[\128-\255\27]", name .. " is not ASCII:\n" .. plain)
+        assert(not full:find "\27", name .. " has colours")
+        assert(widest(plain) <= 80 and widest(full) <= 80, name .. " is wider than 80 columns:\n" .. full)
+        assert(p:text(colour):gsub("\27%[[%d;]*m", "") == full, name .. ": colour changes more than colour")
+    end
+end
+
+-- SHA-256 of each SVG, the version replaced; a picture that is meant to change gets a new line here.
+local SVG = {
+    bits = "280edadb1833626a271354d12f7b300303db14da054510c5e00c6415184f78d3",
+    buckets = "697c7348a342846f1a3bd70f24c4e905655f6cda809fdf4ba7bad61a98df7a83",
+    frontier = "b84ed0b31803200944a354bd2e5dca9999dbdddba11da8c6afb033033228a401",
+    heatmap = "8c7d8566ed8b5b102edf2404d999b98324b801c12f88e7fcb4e58f8af60f8fb5",
+    ledger = "6752319e964ff215fb9dfa8033674f4e521d18f5410b6179fc64d7a447c817a8",
+    lora = "00369d9211084972589277631ce67420065829263a00f67e79daf7bbe578432d",
+    memory = "a4f73e37da47c5491afa958f3524adcdce0e850c4b9d3e58bacd43d57bf480c4",
+    nine = "013f9835a070dbf6f15a2396a129b6beda3aadab034265d7b72f2e4b66936a31",
+    outlier = "11fdc74f2adb1eb8cc6721097f73b5e7199a347e706905379ce7e01b1c5e2298",
+    rulers = "08ce0e5bc548068c4c39a3dfcc1ef4de1282878cb4ca8d550f01e6900b1e20cd",
+    staircase = "3adb38113bd87d301f9e050fe326433dd0f62faf384d191653825f47f35e3ebe",
+    weights = "01e5b1c0b1e4bf46bf9d6468e5b888417cb330746ecf5a04682e86d676254cd6",
+}
+
+T["SVG is the same bytes again and again, and those recorded"] = function()
+    local wrong = {}
+    for _, name in ipairs(qm.plot()) do
+        local first = draw(name):svg()
+        assert(first == draw(name):svg(), name .. " differs when drawn twice")
+        local digest = core.sha256((first:gsub("qmoon " .. core.version:gsub("%p", "%%%0"), "qmoon VERSION")))
+        if SVG[name] ~= digest then
+            wrong[#wrong + 1] = ('    %s = "%s",'):format(name, digest)
+        end
+    end
+    assert(#wrong == 0, "not as recorded:\n" .. table.concat(wrong, "\n"))
+end
+
+T["SVG does not depend on the instruction set"] = function()
+    local before = core.simd()
+    local here = draw "outlier":svg()
+    core.simd "scalar"
+    local scalar = draw "outlier":svg()
+    core.simd(before)
+    support.equal(scalar, here, "scalar")
+end
+
+T["SVG is well formed, has a title, a description with its recipe, and both colour schemes"] = function()
+    for _, name in ipairs(qm.plot()) do
+        local s = draw(name):svg()
+        assert(s:find("<title>[^<]+</title>\n<desc>[^<]+qmoon " .. core.version:gsub("%p", "%%%0")), name)
+        assert(s:find("prefers-color-scheme: dark", 1, true) and s:find('role="img"', 1, true), name)
+        local depth = {}
+        for slash, tag, closed in s:gsub("<style>.-</style>", ""):gmatch "<(/?)(%a+)[^<>]-(/?)>" do
+            if slash == "/" then
+                support.equal(table.remove(depth), tag, name .. ": closing tag")
+            elseif closed == "" then
+                depth[#depth + 1] = tag
+            end
+        end
+        assert(#depth == 0, name .. ": " .. table.concat(depth, " ") .. " not closed")
+        assert(not s:find "nan" and not s:find "inf[^i]", name .. " has a coordinate that is no number")
+    end
+end
+
+--- What a page would fetch: any address in src, url(), @import, or in href other than of a link to read.
+local function fetched(html)
+    local found = {}
+    for what in html:gmatch "<[^>]+>" do
+        if what:find "%ssrc%s*=" or what:find "^<link" or what:find "%ssrcset" or what:find "^<use" then
+            found[#found + 1] = what
+        end
+    end
+    for what in html:gmatch "url%([^)]*%)" do
+        found[#found + 1] = what
+    end
+    for _, word in ipairs { "@import", "fetch(", "XMLHttpRequest", "import(", "WebSocket", "sendBeacon" } do
+        if html:find(word, 1, true) then
+            found[#found + 1] = word
+        end
+    end
+    local rest = html:gsub('<a href="https://arxiv.org/abs/[%d.]+">', ""):gsub("http://www.w3.org/%d+/svg", "")
+    for address in rest:gmatch "https?://[^%s\"'<]+" do
+        found[#found + 1] = address
+    end
+    return table.concat(found, "  ")
+end
+
+T["pages load nothing from anywhere"] = function()
+    for _, name in ipairs(qm.plot()) do
+        support.equal(fetched(draw(name):html()), "", name)
+    end
+end
+
+T["a page carries the data of its sliders, once"] = function()
+    local html = require("qmoon.picture.page").render("two", { draw "buckets", draw "weights" })
+    local _, n = html:gsub('type="text/plain" id="data%-', "")
+    support.equal(n, 1, "both pictures are of the same values")
+    local spec = core.json_decode(html:match '<script type="application/json">(.-)</script>', "live")
+    support.equal(spec.data, "data-1")
+    local text = html:match 'id="data%-1">(.-)</script>'
+    support.equal(#text, 4 * math.ceil(65536 * 4 / 3))
+end
+
+T["data go to CSV and to a gnuplot script, with the recipe"] = function()
+    local p = qm.plot.rulers { "nf4" }
+    local csv = p:csv()
+    assert(csv:find("# formats nf4", 1, true) and csv:find("\n1,nf4,0,-1\n", 1, true) and csv:find("\n1,nf4,15,1\n", 1, true), csv)
+    local gp = p:gnuplot()
+    assert(gp:find("$data << EOD", 1, true) and gp:find('1 "nf4" 7 0\n', 1, true) and gp:find("plot $data", 1, true), gp)
+end
+
+T["save takes the form from the ending"] = function()
+    local dir = support.scratch()
+    core.mkdir(dir)
+    local p = qm.plot.ledger {}
+    for _, ending in ipairs { "svg", "html", "csv", "gp", "txt" } do
+        assert(p:save(dir .. "/p." .. ending) == p)
+        assert(#support.read(dir .. "/p." .. ending) > 200, ending)
+    end
+    support.raises("usage", { "p.png", ".svg, .html, .csv, .gp" }, p.save, p, dir .. "/p.png")
+end
+
+T["a wrong name and wrong data say what there is"] = function()
+    support.raises("fail", { "ruler'", "did you mean 'rulers'", "heatmap" }, function()
+        return qm.plot.ruler
+    end)
+    support.raises("fail", "did you mean 'normal'", qm.plot.buckets, { data = "norml" })
+    support.raises("fail", "no fixed levels", qm.plot.rulers, { "q4_k" })
+    support.raises("fail", "no float is called 'f17'", qm.plot.bits, { "f17" })
+    support.raises("usage", { "mixtral 8x9b", "did you mean 'mixtral 8x7b'" }, qm.plot.memory, { model = "mixtral 8x9b" })
+end
+
+T["a codebook of one's own is drawn like any format"] = function()
+    local mine = qm.codebook { -1, -0.5, 0, 0.25, 1 }
+    local text = qm.plot.rulers { mine }:text(ascii)
+    local line = text:match "codebook5? *([|-]+) 5"
+    support.equal(line, "|" .. ("-"):rep(15) .. "|" .. ("-"):rep(15) .. "|" .. ("-"):rep(7) .. "|" .. ("-"):rep(23) .. "|")
+    assert(qm.plot.frontier { "nf4", mine }:svg():find(">codebook5<", 1, true))
+end
+
+T["levels found by encoding are those of the tables"] = function()
+    local levels = require "qmoon.levels"
+    local nf4 = levels.of "nf4"
+    support.equal(#nf4, 16)
+    support.equal(nf4[2], -0.6961928009986877) -- of bitsandbytes' table
+    support.equal(nf4[16], 1)
+    local int4 = levels.of "int4"
+    for i = 1, 15 do
+        assert(math.abs(int4[i] - (i - 8) / 7) < 1e-6)
+    end
+    support.equal(#levels.of "e2m1", 15)
+end
+
+-- Every value of 16 bits: what the core encodes is what arithmetic says.
+T["floats taken apart are those of the encoders"] = function()
+    local values = qm.randn { 64, 64, seed = 5, std = 3 }:values()
+    for i, v in ipairs { 0, 65504, 65520, 1e-8, 6e-8, 448, 460, 0.001953125, 57344, 1e5, 3.4e38 } do
+        values[i] = i % 2 == 0 and -v or v
+    end
+    local t = qm.tensor(values)
+    for _, name in ipairs { "f16", "bf16", "f8_e4m3", "f8_e5m2" } do
+        local l, back = minifloat.layout(name), t:quantize(name):dequantize():values()
+        for i, v in ipairs(t:values()) do
+            support.equal(minifloat.round(v, l), back[i], ("%s of %.9g"):format(name, v))
+        end
+    end
+    support.equal(minifloat.bits(-1.5, minifloat.layout "bf16"), "1011111111000000")
+    support.equal(minifloat.bits(70000, minifloat.layout "f16"), "0111110000000000")
+    for _, l in ipairs(minifloat.layouts) do
+        for _, v in ipairs { 0, 0.1, -3, 100, 1e-5 } do
+            local r = minifloat.round(v, l)
+            support.equal(minifloat.value(minifloat.bits(v, l), l), r, l.name)
+        end
+    end
+end
+
+T["the share of each code is counted as the encoder counts it"] = function()
+    local t = qm.randn { 64, 256, seed = 9 }
+    local codes, counts = t:quantize("nf4"):codes(), {}
+    for i = 1, #codes do
+        local byte = codes:byte(i)
+        for _, c in ipairs { math.floor(byte / 16), byte % 16 } do
+            counts[c] = (counts[c] or 0) + 1
+        end
+    end
+    local rows = qm.plot.buckets { t = t, "nf4" }.panels[1].rows
+    for k = 0, 15 do
+        support.equal(rows[k + 1].values[1], counts[k] / (64 * 256), "code " .. k)
+    end
+end
+
+T["the heat map shows the worst tensors first and every layer"] = function()
+    local list = { { name = "layers.0.a.weight", sqnr = 20 }, { name = "layers.10.a.weight", sqnr = 11 },
+                   { name = "layers.2.b.weight", sqnr = 15 } }
+    local p = qm.plot.heatmap(list)
+    support.equal(table.concat(p.panels[1].rows, " "), "0 2 10")
+    support.equal(p.panels[2].rows[2][1], "layers.10.a.weight")
+    assert(picture.is(p))
+end
+
+return T
