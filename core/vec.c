@@ -226,6 +226,7 @@ static void low_rank(const float *left, size_t left_stride, const float *right, 
 enum { LANES = 16, RUN = 256, REGISTERS = LANES / WIDTH, HALVES = 2 * REGISTERS };
 typedef int32_t ints __attribute__((vector_size(4 * WIDTH), may_alias));
 typedef float half_floats __attribute__((vector_size(2 * WIDTH)));
+typedef float quad __attribute__((vector_size(16)));
 typedef double doubles __attribute__((vector_size(4 * WIDTH), may_alias));
 
 typedef struct sums {
@@ -357,19 +358,12 @@ static void errors(const float *x, const float *y, size_t n, qm_errsum *sum)
 /* ---- group sums ---------------------------------------------------------------------------------- */
 
 /* Lane i and lane i + 8, then i and i + 4, i + 2, i + 1: the same tree whatever the registers hold. */
-static inline float tree(floats part[REGISTERS])
+static inline float tree(const floats part[REGISTERS])
 {
-    for (int half = REGISTERS / 2; half; half /= 2)
-        for (int v = 0; v < half; v++)
-            part[v] += part[v + half];
-    floats sum = part[0];
-    for (int width = WIDTH / 2; width; width /= 2) {
-        ints from;
-        for (int i = 0; i < WIDTH; i++)
-            from[i] = (i + width) % WIDTH;
-        sum += __builtin_shuffle(sum, from);
-    }
-    return sum[0];
+    quad q[LANES / 4];
+    memcpy(q, part, sizeof q);
+    quad sum = (q[0] + q[2]) + (q[1] + q[3]);
+    return (sum[0] + sum[2]) + (sum[1] + sum[3]);
 }
 
 static inline qm_groupsum one_group(const float *x, const float *y, size_t n)

@@ -39,7 +39,7 @@ static void push_json(lua_State *L, const cJSON *v)
 }
 
 /* Parses argument 1 and runs `push` on (tree, argument 3) under pcall: converting may run out of Lua memory,
- * and the tree must be freed either way. */
+ * and the tree must be freed either way.  The collector waits meanwhile: all that is made here is wanted. */
 static int with_json(lua_State *L, size_t limit, lua_CFunction push)
 {
     size_t n;
@@ -53,7 +53,9 @@ static int with_json(lua_State *L, size_t limit, lua_CFunction push)
     lua_pushcfunction(L, push);
     lua_pushlightuserdata(L, v);
     lua_pushvalue(L, 3);
+    lua_gc(L, LUA_GCSTOP, 0);
     int failed = lua_pcall(L, 2, 1, 0);
+    lua_gc(L, LUA_GCRESTART, 0);
     cJSON_Delete(v);
     return failed ? lua_error(L) : 1;
 }
@@ -92,46 +94,33 @@ static int json_keys(lua_State *L)
 
 /* ---- packing --------------------------------------------------------------------------- */
 
-static void pack_one(lua_State *L, luaL_Buffer *b, char letter, int arg)
+/* The bytes of the number at `arg`; returns how many. */
+static size_t number_bytes(lua_State *L, char letter, int arg, uint8_t bytes[8])
 {
-    /* little-endian machines only, as the whole program; luaL_Buffer may keep values on the
-     * stack, so arguments are addressed by absolute index */
-    union {
-        uint64_t u;
-        int64_t i;
-        float f;
-        double d;
-        uint8_t bytes[8];
-    } v = {0};
-    size_t n = 0;
-    if (letter == 's') {
-        const char *s = luaL_checklstring(L, arg, &n);
-        v.u = n;
-        luaL_addlstring(b, (const char *)v.bytes, 8);
-        luaL_addlstring(b, s, n);
-        return;
-    }
-    double x = luaL_checknumber(L, arg);
+    /* little-endian machines only, as the whole program */
     static const char letters[] = "bBhHiIlL";
     const char *at = letter ? strchr(letters, letter) : NULL;
-    if (at) {
-        n = (size_t)1 << ((at - letters) / 2);
-        double span = n == 8 ? 9007199254740992.0 : (double)((uint64_t)1 << (8 * n - 1));
-        bool is_signed = (at - letters) % 2 == 0;
-        double low = is_signed ? -span : 0, high = is_signed || n == 8 ? span - 1 : 2 * span - 1;
-        if (!(x >= low && x <= high) || x != (double)(int64_t)x)
-            luaL_argerror(L, arg, lua_pushfstring(L, "%f does not fit letter '%c'", x, letter));
-        v.i = (int64_t)x;
-    } else if (letter == 'f') {
-        v.f = (float)x;
-        n = 4;
-    } else if (letter == 'd') {
-        v.d = x;
-        n = 8;
-    } else {
+    if (!at && letter != 'f' && letter != 'd')
         luaL_argerror(L, 1, lua_pushfstring(L, "letter '%c' is none of bBhHiIlLfds", letter));
+    double x = luaL_checknumber(L, arg);
+    if (letter == 'd') {
+        memcpy(bytes, &x, sizeof x);
+        return sizeof x;
     }
-    luaL_addlstring(b, (const char *)v.bytes, n);
+    if (letter == 'f') {
+        float f = (float)x;
+        memcpy(bytes, &f, sizeof f);
+        return sizeof f;
+    }
+    size_t n = (size_t)1 << ((at - letters) / 2);
+    double span = n == 8 ? 9007199254740992.0 : (double)((uint64_t)1 << (8 * n - 1));
+    bool is_signed = (at - letters) % 2 == 0;
+    double low = is_signed ? -span : 0, high = is_signed || n == 8 ? span - 1 : 2 * span - 1;
+    if (!(x >= low && x <= high) || x != (double)(int64_t)x)
+        luaL_argerror(L, arg, lua_pushfstring(L, "%f does not fit letter '%c'", x, letter));
+    int64_t whole = (int64_t)x;
+    memcpy(bytes, &whole, n);
+    return n;
 }
 
 /* pack(letters, ...) -> little-endian bytes.  b/B h/H i/I l/L: 8 16 32 64 bit signed/unsigned,
@@ -140,35 +129,64 @@ static int pack(lua_State *L)
 {
     size_t n;
     const char *letters = luaL_checklstring(L, 1, &n);
-    luaL_Buffer b;
+    luaL_Buffer b; /* it may keep values on the stack, so arguments are addressed by absolute index */
     luaL_buffinit(L, &b);
-    for (size_t i = 0; i < n; i++)
-        pack_one(L, &b, letters[i], (int)i + 2);
+    for (size_t i = 0; i < n; i++) {
+        int arg = (int)i + 2;
+        uint8_t bytes[8];
+        size_t length;
+        if (letters[i] == 's') {
+            const char *s = luaL_checklstring(L, arg, &length);
+            uint64_t wide = length;
+            luaL_addlstring(&b, (const char *)&wide, sizeof wide);
+            luaL_addlstring(&b, s, length);
+        } else {
+            length = number_bytes(L, letters[i], arg, bytes);
+            luaL_addlstring(&b, (const char *)bytes, length);
+        }
+    }
     luaL_pushresult(&b);
     return 1;
 }
 
-/* pack_array(letter, list) -> bytes of every element. */
+/* Strings of the list at index 2, as pack writes them, to `out`; NULL: only their size is asked for. */
+static size_t pack_strings(lua_State *L, int n, uint8_t *out)
+{
+    size_t total = 0, length;
+    for (int i = 1; i <= n; i++) {
+        lua_rawgeti(L, 2, i);
+        const char *s = luaL_checklstring(L, -1, &length);
+        uint64_t wide = length;
+        if (out) {
+            memcpy(out + total, &wide, sizeof wide);
+            memcpy(out + total + sizeof wide, s, length);
+        }
+        total += sizeof wide + length;
+        lua_pop(L, 1);
+    }
+    return total;
+}
+
+/* pack_array(letter, list) -> bytes of every element, in one piece: vocabularies have hundreds of thousands.
+ */
 static int pack_array(lua_State *L)
 {
     char letter = *luaL_checkstring(L, 1);
     luaL_checktype(L, 2, LUA_TTABLE);
     int n = (int)lua_objlen(L, 2);
     lua_settop(L, 2);
-    lua_createtable(L, n, 0); /* pieces, joined by table.concat: a buffer and rawgeti do not share a stack */
-    for (int i = 1; i <= n; i++) {
-        luaL_Buffer b;
+    size_t total = letter == 's' ? pack_strings(L, n, NULL) : 8 * (size_t)n;
+    uint8_t *out = lua_newuserdata(L, total + 1);
+    if (letter == 's')
+        pack_strings(L, n, out);
+    else
+        total = 0;
+    for (int i = 1; letter != 's' && i <= n; i++) {
         lua_rawgeti(L, 2, i);
-        lua_replace(L, 1);
-        luaL_buffinit(L, &b);
-        pack_one(L, &b, letter, 1);
-        luaL_pushresult(&b);
-        lua_rawseti(L, 3, i);
+        total += number_bytes(L, letter, 4, out + total);
+        lua_pop(L, 1);
     }
-    lua_getglobal(L, "table");
-    lua_getfield(L, -1, "concat");
-    lua_pushvalue(L, 3);
-    lua_call(L, 1, 1);
+    lua_pushlstring(L, (const char *)out, total);
     return 1;
 }
 
