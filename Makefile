@@ -62,7 +62,7 @@ $(BUILD)/unit: $(CORE_OBJ) $(call obj,$(UNIT))
 	$(CC) $(CFLAGS) -pie -o $@ $^ -Wl,-Bstatic -lpcre2-8 -lutf8proc -Wl,-Bdynamic -lcjson -lm
 
 $(BUILD)/codec_bench: $(CORE_OBJ) $(BUILD)/tests/bench/codec_bench.o
-	$(CC) $(CFLAGS) -pie -o $@ $^ -Wl,-Bstatic -lpcre2-8 -lutf8proc -Wl,-Bdynamic -lcjson -lm
+	$(CC) $(CFLAGS) -pie -o $@ $^ -Wl,-Bstatic -lpcre2-8 -lutf8proc -Wl,-Bdynamic -lcjson -lm -ldl
 
 $(BUILD)/%.o: %.c
 	@mkdir -p $(@D)
@@ -147,13 +147,16 @@ install: all
 	install -D -m 755 $(BUILD)/qmoon $(DESTDIR)$(PREFIX)/bin/qmoon
 	install -D -m 644 README.md $(DESTDIR)$(PREFIX)/share/doc/qmoon/README.md
 
-# Speed: kernels, then whole pipelines on synthetic checkpoints beside the peers that are there (docs/performance.md).
-# BENCH_DIR takes some 30 GB; LIKE is the size of the model.
+# Speed: kernels, then whole commands on synthetic checkpoints beside llama.cpp's where LLAMA_BIN names a folder of its
+# programs (docs/performance.md).  BENCH_DIR takes some 20 GB; LIKE is the size of the pipeline's model, and a smaller
+# one is quantised to every type, for llama-quantize takes its time.
 BENCH_DIR ?= $(BUILD)/bench
 LIKE      ?= 1.5b
+bench: PEER = $(wildcard $(LLAMA_BIN)/llama-quantize)
 bench: $(BUILD)/qmoon $(BUILD)/codec_bench
-	$(BUILD)/codec_bench
-	$(BUILD)/qmoon bench --dir $(BENCH_DIR) --like $(LIKE) $(if $(LLAMA_BIN),--llama $(LLAMA_BIN))
+	$(BUILD)/codec_bench $(if $(PEER),--ggml $(LLAMA_BIN)/libggml-base.so)
+	$(BUILD)/qmoon bench pipeline convert --dir $(BENCH_DIR) --like $(LIKE)
+	$(BUILD)/qmoon bench quantize --dir $(BENCH_DIR) --like 0.3b $(if $(PEER),--llama $(LLAMA_BIN))
 
 # The same tests in builds that watch memory, undefined behaviour and races.
 asan ubsan tsan:

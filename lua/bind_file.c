@@ -323,7 +323,8 @@ static void push_gguf(lua_State *L, const qm_gguf_header *h, const uint8_t *map)
     lua_setfield(L, -2, "tensors");
 }
 
-/* Runs under pcall, so that the C header is freed even when Lua runs out of memory. */
+/* Runs under pcall, so that the C header is freed even when Lua runs out of memory.  The collector waits
+ * meanwhile: a vocabulary is hundreds of thousands of strings, all of them wanted. */
 static int push_header(lua_State *L)
 {
     const headers *h = lua_touserdata(L, 1);
@@ -349,7 +350,9 @@ static int read_header(lua_State *L, bool gguf)
     lua_pushlightuserdata(L, &h);
     lua_pushvalue(L, -3);
     lua_pushboolean(L, gguf);
+    lua_gc(L, LUA_GCSTOP, 0);
     int failed = lua_pcall(L, 3, 1, 0);
+    lua_gc(L, LUA_GCRESTART, -1); /* when there is twice as much, as after a collection */
     qm_st_free(&h.st);
     qm_gguf_free(&h.gguf);
     qm_infile_release(h.file);

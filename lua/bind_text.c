@@ -55,7 +55,7 @@ static int with_json(lua_State *L, size_t limit, lua_CFunction push)
     lua_pushvalue(L, 3);
     lua_gc(L, LUA_GCSTOP, 0);
     int failed = lua_pcall(L, 2, 1, 0);
-    lua_gc(L, LUA_GCRESTART, 0);
+    lua_gc(L, LUA_GCRESTART, -1); /* when there is twice as much, as after a collection */
     cJSON_Delete(v);
     return failed ? lua_error(L) : 1;
 }

@@ -48,6 +48,7 @@ end
 return {
     qwen2 = {
         ["tiny"] = tiny(qwen(1024, true)),
+        ["0.3b"] = dense(1536, 8960, 6, 12, 2, qwen(4096, false)), -- six layers of 1.5b, for benchmarks
         ["0.5b"] = dense(896, 4864, 24, 14, 2, qwen(151936, true)),
         ["1.5b"] = dense(1536, 8960, 28, 12, 2, qwen(151936, true)),
         ["3b"] = dense(2048, 11008, 36, 16, 2, qwen(151936, true)),
