@@ -71,7 +71,8 @@ void qm_codec_measure(qm_codec *c, const qm_format *f, const float *x, size_t n)
 
 float qm_format_factor(const qm_format *f, float most)
 {
-    float factor = f->tensor_range * (1 / most); /* torch's order, which compressed-tensors' bytes depend on */
+    float factor = f->tensor_range
+                   * (1 / most); /* torch's order, which compressed-tensors' bytes depend on */
     return factor > 0 && factor <= 0x1.fffffep127f ? factor : 0;
 }
 

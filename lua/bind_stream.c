@@ -438,7 +438,8 @@ static int run_factor(lua_State *L)
     return 1;
 }
 
-/* stream_factor(pool, job, format) -> the factor for those values of a format with one for the whole tensor. */
+/* stream_factor(pool, job, format) -> the factor for those values of a format with one for the whole tensor.
+ */
 static int stream_factor(lua_State *L)
 {
     idle_pool(L, 1);

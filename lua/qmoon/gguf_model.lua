@@ -1,10 +1,11 @@
 --- A GGUF file as a model folder: config.json, tokenizer files, and where its tensors go in a checkpoint.
 --
 -- GGUF keeps less than a folder does. What it does not say is as transformers has it (the architecture's
--- defaults); architectures of which that would be wrong are refused. Files are in transformers 4's style, which
+-- defaults), or as llama.cpp computes without being told (from_gguf), and then there is a notice. Files are in transformers 4's style, which
 -- all versions read. On the way stacks of experts are cut, interleaved rows put back and ones taken off norms.
 
 local core = require "qmoon.core"
+local ffi = require "ffi"
 local arch = require "qmoon.arch"
 local gguf = require "qmoon.gguf"
 local json = require "qmoon.json"
@@ -14,10 +15,12 @@ local tokenizer = require "qmoon.gguf_tokenizer"
 local gguf_model = {}
 
 local ROPE_FREQS = "rope_freqs.weight"
+local LONG, SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
 
 --- Whether a tensor is what config.json says in other words.
 local function is_constant(a, name)
     return name == ROPE_FREQS and a.rope_scaling.llama3 == "tensor"
+        or (name == LONG or name == SHORT) and a.rope_scaling.longrope == "tensor"
 end
 
 -- ---- tensors --------------------------------------------------------------------------------------
@@ -143,6 +146,19 @@ local function tensor(g, name)
     end
 end
 
+--- The numbers of a small F32 tensor, as config.json has them.
+local function numbers(t, what)
+    if not t or t.type_name ~= "F32" or #t.shape ~= 1 or t.shape[1] > 2 ^ 16 then
+        core.fail("corrupt", "%s: '%s' and '%s' are no pair of lists of numbers", what, LONG, SHORT)
+    end
+    local stored, list = ffi.new("float[?]", t.shape[1]), {}
+    ffi.copy(stored, t.file:read(t.at, t.size), t.size)
+    for i = 1, t.shape[1] do
+        list[i] = json.float(json.widen(tonumber(stored[i - 1])))
+    end
+    return json.array(list)
+end
+
 --- What is in no metadata row: sizes from tensors, factors of rope from theirs.
 local function complete(a, g, fields, what)
     local embedding = tensor(g, "token_embd.weight")
@@ -159,6 +175,10 @@ local function complete(a, g, fields, what)
         a.from_gguf(fields, function(name)
             return tensor(g, name) ~= nil
         end)
+    end
+    if tensor(g, LONG) and is_constant(a, LONG) then
+        fields.rope_scaling = { type = "longrope", long_factor = numbers(tensor(g, LONG), what),
+                                short_factor = numbers(tensor(g, SHORT), what) }
     end
     local factors = tensor(g, ROPE_FREQS)
     if factors and is_constant(a, ROPE_FREQS) then
@@ -180,7 +200,7 @@ local function config_text(a, g, fields, dtype)
     fields.torch_dtype = dtype
     for field, name in pairs { bos_token_id = "bos", eos_token_id = "eos", pad_token_id = "padding",
                                unk_token_id = "unknown" } do
-        fields[field] = tokenizer.special_id(g.meta, name)
+        fields[field] = tokenizer.special_id(g.meta, name) or a.defaults[field] and core.null -- or transformers has its own
     end
     return json.encode(fields, { indent = 2 }) .. "\n"
 end
@@ -211,14 +231,22 @@ local function plain_items(g)
     return items
 end
 
-local function notices_of(a)
+local function notices_of(a, g)
+    local notices = {}
     for _, row in ipairs(a.rows) do
         if row.add then
-            return { "norms are stored with one added to them, which was taken off again; of values below 2^-16 "
-                .. "the last bits are lost" }
+            notices[1] = "norms are stored with one added to them, which was taken off again; of values below 2^-16 "
+                .. "the last bits are lost"
         end
     end
-    return {}
+    if a.unsaid then
+        notices[#notices + 1] = ("GGUF files do not say %s; config.json has what llama.cpp computes with"):format(a.unsaid)
+    end
+    if gguf.get(g.meta, "tokenizer.ggml.model") == "llama" then
+        notices[#notices + 1] = "tokenizer.model is made anew of its pieces and scores; GGUF does not keep its normaliser, nor "
+            .. "which pieces users defined, so it cuts text as llama.cpp does"
+    end
+    return notices
 end
 
 --- What a model folder made of a GGUF file holds.
@@ -235,9 +263,6 @@ function gguf_model.read(g, what, options)
     if not a then
         core.fail("unsupported", "%s: architecture '%s' is not one this program can make a model folder of", what,
             tostring((gguf.get(g.meta, "general.architecture"))))
-    elseif a.unsaid then
-        core.fail("unsupported", "%s: no model folder is made of a GGUF file of %s, which does not say %s", what,
-            a.name, a.unsaid)
     end
     local fields = fields_of(a, g)
     complete(a, g, fields, what)
@@ -247,7 +272,7 @@ function gguf_model.read(g, what, options)
     local config = config_text(a, g, fields, options.dtype or dtype_of(g))
     table.insert(files, 1, { name = "config.json", text = config })
     table.insert(files, 2, { name = "generation_config.json", text = generation_text(g) })
-    return { arch = a, fields = fields, config = config, files = files, items = items, notices = notices_of(a) }
+    return { arch = a, fields = fields, config = config, files = files, items = items, notices = notices_of(a, g) }
 end
 
 return gguf_model

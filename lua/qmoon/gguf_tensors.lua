@@ -140,6 +140,18 @@ local function left_out_notices(left_out)
     return notices
 end
 
+--- A field of config.json that GGUF files do not have, where llama.cpp takes another value for it.
+local function unsaid_notice(a, fields)
+    local taken = setmetatable({}, { __index = fields })
+    if a.unsaid and a.from_gguf then
+        a.from_gguf(taken)
+        if taken[a.unsaid] ~= fields[a.unsaid] then
+            return ("config.json has %s = %s; GGUF files of %s do not say it, and llama.cpp computes with %s"):format(a.unsaid,
+                tostring(fields[a.unsaid]), a.name, tostring(taken[a.unsaid]))
+        end
+    end
+end
+
 --- All tensors in the converter's order. Every one that the architecture needs must be there, and nothing unknown.
 ---@param model qmoon.Model a folder
 ---@param a table architecture
@@ -182,7 +194,9 @@ function gguf_tensors.of(model, a, tokens)
             trim(t, tokens)
         end
     end
-    return g.list, left_out_notices(left_out)
+    local notices = left_out_notices(left_out)
+    notices[#notices + 1] = unsaid_notice(a, g.fields)
+    return g.list, notices
 end
 
 return gguf_tensors

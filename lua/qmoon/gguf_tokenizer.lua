@@ -268,6 +268,10 @@ function gguf_tokenizer.files(meta, options, what)
     for short, long in pairs { bos = "bos", eos = "eos", pad = "padding", unk = "unknown" } do
         local id = special_id(meta, long)
         t.id[short], t.special[short] = id, id and v.tokens[id + 1]
+        -- config.json may call an ordinary token so; the tokenizer must not, or would match it whole
+        if id and v.kinds[id + 1] == NORMAL and not t["add_" .. short] then
+            t.special[short] = nil
+        end
     end
     if t.add_bos and not t.special.bos or t.add_eos and not t.special.eos then
         core.fail("corrupt", "%s: a token is to be added to every text, but there is none of that kind", what)

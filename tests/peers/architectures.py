@@ -42,7 +42,8 @@ WEIGHTED = ["q4_0", "q4_k_m", "q6_k", "iq4_xs"]
 FEW = ["q4_0", "q4_k_m", "q6_k", "iq4_xs"]
 
 # GGUF files of these become folders again.
-BACK = ["qwen2", "qwen3", "llama2", "llama3", "mistral", "mixtral", "gemma"]
+BACK = ["qwen2", "qwen3", "llama2", "llama3", "mistral", "mixtral", "gemma", "gemma2", "gemma3", "phi3", "phi4", "qwen2moe",
+        "qwen3moe"]
 
 # Guessed from names of folders and their parents by the converter, of the folder alone by us.
 GUESSED = {"general.basename", "general.finetune", "general.version", "general.organization", "general.size_label"}
@@ -288,12 +289,15 @@ def shapes():
     yield Shape("gemma wide", t.GemmaConfig, dict(WIDE, head_dim=64), gemma_pieces)
     yield Shape("gemma uneven", t.GemmaConfig, dict(UNEVEN, head_dim=24), gemma_pieces, torch.float16, style=4,
                 edit=unnamed_head)
-    yield Shape("gemma2 wide", t.Gemma2Config, dict(WIDE, head_dim=32), gemma_pieces, shard="300KB")
-    yield Shape("gemma2 uneven", t.Gemma2Config, dict(UNEVEN, head_dim=20, sliding_window=128), gemma_pieces, torch.float32)
-    yield Shape("gemma3 wide", t.Gemma3TextConfig, dict(WIDE, head_dim=32, sliding_window=512), gemma_pieces)
-    yield Shape("gemma3 narrow", t.Gemma3TextConfig, dict(NARROW, head_dim=16), gemma_pieces, torch.float16, style=4,
+    yield Shape("gemma2 wide", t.Gemma2Config, dict(WIDE, head_dim=32, query_pre_attn_scalar=32), gemma_pieces,
+                shard="300KB")
+    yield Shape("gemma2 uneven", t.Gemma2Config, dict(UNEVEN, head_dim=20, query_pre_attn_scalar=20, sliding_window=128),
+                gemma_pieces, torch.float32)
+    yield Shape("gemma3 wide", t.Gemma3TextConfig, dict(WIDE, head_dim=32, query_pre_attn_scalar=32, sliding_window=512),
+                gemma_pieces)
+    yield Shape("gemma3 narrow", t.Gemma3TextConfig, dict(NARROW, head_dim=16, query_pre_attn_scalar=16), gemma_pieces, torch.float16, style=4,
                 edit=extra_rows)
-    yield Shape("gemma3 inside", t.Gemma3TextConfig, dict(UNEVEN, head_dim=36), gemma_pieces, edit=inside)
+    yield Shape("gemma3 inside", t.Gemma3TextConfig, dict(UNEVEN, head_dim=36, query_pre_attn_scalar=36), gemma_pieces, edit=inside)
     yield Shape("phi3 wide", t.Phi3Config, dict(WIDE, pad_token_id=0), phi_pieces)
     yield Shape("phi3 long", t.Phi3Config, dict(NARROW, num_attention_heads=2, pad_token_id=0, rope_parameters=LONGROPE,
                                                 original_max_position_embeddings=256), phi_pieces, torch.float16)
@@ -303,8 +307,10 @@ def shapes():
     yield Shape("qwen2moe wide", t.Qwen2MoeConfig, dict(WIDE, shared_expert_intermediate_size=128, **QWEN_EIGHT), byte_level)
     yield Shape("qwen2moe uneven", t.Qwen2MoeConfig, dict(UNEVEN, shared_expert_intermediate_size=100, **QWEN_FIVE),
                 byte_level, torch.float16, shard="200KB")
-    yield Shape("qwen3moe wide", t.Qwen3MoeConfig, dict(WIDE, head_dim=32, **QWEN_EIGHT), byte_level, shard="300KB")
-    yield Shape("qwen3moe narrow", t.Qwen3MoeConfig, dict(NARROW, head_dim=16, **QWEN_FIVE), byte_level, torch.float32)
+    yield Shape("qwen3moe wide", t.Qwen3MoeConfig, dict(WIDE, head_dim=32, norm_topk_prob=True, **QWEN_EIGHT), byte_level,
+                shard="300KB")
+    yield Shape("qwen3moe narrow", t.Qwen3MoeConfig, dict(NARROW, head_dim=16, norm_topk_prob=True, **QWEN_FIVE), byte_level,
+                torch.float32)
 
 
 def code_pieces(folder):
@@ -479,7 +485,8 @@ def checks(case, few):
         case.run(case.args.qmoon.resolve(), "quantize", ours, folder, "--type", "f32", "--force")
         case.quantize(folder, again, "f32")
         rounded = case.shape.name.startswith("gemma") and case.shape.dtype == torch.float16  # f16 norms plus one
-        same_model(folder, case.folder, 1e-3 if rounded else 1e-5)
+        if case.shape.edit not in (extra_rows, inside):  # transformers cannot load those, or has another class for them
+            same_model(folder, case.folder, 1e-3 if rounded else 1e-5)
         return case.same(again, ours)
 
     def fused(_):

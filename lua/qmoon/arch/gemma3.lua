@@ -94,4 +94,9 @@ return {
         return {}, { { key = "tokenizer.ggml.add_space_prefix", type = "bool", value = false } }
     end,
     unsaid = "query_pre_attn_scalar",
+
+    from_gguf = function(fields)
+        local largest = fields.num_hidden_layers == 62
+        fields.query_pre_attn_scalar = largest and math.floor(fields.hidden_size / fields.num_attention_heads) or fields.head_dim
+    end,
 }

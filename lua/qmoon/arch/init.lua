@@ -18,8 +18,8 @@
 --   tokenizer       kinds of tokenizer.lua in the order they are looked for; { "bpe" } when absent
 --   tokenizer_rows  function(fields, tokenizer_config): metadata rows before the vocabulary, and after it
 --   tokenizer_class transformers' name of the tokenizer that goes with tokenizer.model
---   unsaid          what config.json needs and GGUF files do not say: no folder is made of them
---   from_gguf       function(fields, has): config fields that show in which tensors a GGUF file has
+--   unsaid          what config.json needs and GGUF files do not say; a folder made of one gets what llama.cpp computes with
+--   from_gguf       function(fields, has): config fields that a GGUF file says otherwise, or not at all
 --   moe             true when GGUF has one name for this and for a model without experts
 --
 -- Fields of a row of `metadata`: only = rope scaling it goes with, first = true puts it before general.type,

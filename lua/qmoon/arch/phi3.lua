@@ -2,6 +2,7 @@
 -- Sources: transformers' Phi3Config (defaults), llama.cpp's tensor and metadata names.
 
 local core = require "qmoon.core"
+local json = require "qmoon.json"
 local rope = require "qmoon.rope"
 
 return {
@@ -85,5 +86,15 @@ return {
     end,
 
     tokenizer = { "phi3", "bpe" },
-    unsaid = "how its rope factors came about",
+    tokenizer_class = "LlamaTokenizer",
+
+    from_gguf = function(fields)
+        local whole = fields.hidden_size / fields.num_attention_heads
+        if fields.rope_dim and fields.rope_dim ~= whole then
+            fields.partial_rotary_factor = json.float(fields.rope_dim / whole)
+        end
+        if fields.sliding_window == 0 then
+            fields.sliding_window = nil
+        end
+    end,
 }

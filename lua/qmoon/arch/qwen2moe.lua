@@ -82,4 +82,9 @@ return {
     rope_scaling = { linear = "keys", yarn = "keys" },
     tokenizer = { "bpe" },
     unsaid = "norm_topk_prob",
+
+    from_gguf = function(fields)
+        fields.num_experts = fields.num_local_experts
+        fields.norm_topk_prob = false
+    end,
 }
