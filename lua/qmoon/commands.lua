@@ -85,6 +85,21 @@ local function tensor_types(words)
     return list[1] and list
 end
 
+local VALUES = { int = "u32", float = "f32", bool = "bool", str = "string" }
+
+--- Rows of metadata of words "KEY=TYPE:VALUE", llama-quantize's way: whole numbers become u32, without their sign.
+local function override_rows(words)
+    local rows = {}
+    for i, word in ipairs(words or {}) do
+        local key, kind, value = word:match "^([^=]+)=(%a+):(.*)$"
+        if not VALUES[kind] then
+            core.fail("usage", "quantize: --override-kv wants KEY=TYPE:VALUE with TYPE int, float, bool or str, not '%s'", word)
+        end
+        rows[i] = require("qmoon.gguf_edit").row(key, VALUES[kind], kind == "int" and value:gsub("^%-", "") or value)
+    end
+    return rows[1] and rows
+end
+
 local function block_of(word)
     if word and word ~= "row" and not word:find "^%d+$" then
         core.fail("usage", "quantize: --block wants a whole number or row, not '%s'", word)
@@ -122,6 +137,9 @@ commands.quantize = {
         { "output-tensor-type", kind = "text", value = "T", doc = "GGUF: type of output.weight" },
         { "token-embedding-type", kind = "text", value = "T", doc = "GGUF: type of token_embd.weight" },
         { "leave-output-tensor", doc = "GGUF: output.weight stays as it is" },
+        { "override-kv", kind = "text", value = "KEY=TYPE:VALUE", many = true,
+          doc = "GGUF: metadata to set; TYPE is int, float, bool or str" },
+        { "keep-split", doc = "GGUF in parts: in as many parts, OUT-00001-of-0000N.gguf" },
         { "no-fallback", doc = "GGUF: fail when a type does not divide the rows of a tensor, instead of taking another" },
         { "profile", kind = "text", value = "NAME", doc = "GGUF: as the llama-quantize of that name; " .. profile_names() },
         { "allow-requantize", doc = "take tensors that are quantised already" },
@@ -143,7 +161,7 @@ commands.quantize = {
               zero_blocks = o.zero_blocks, pure = o.pure, allow_requantize = o.allow_requantize, pre = o.pre, name = o.name,
               shard_size = o.shard_size, imatrix = o.imatrix, tensor_types = tensor_types(o.tensor_type),
               output_tensor_type = o.output_tensor_type, token_embedding_type = o.token_embedding_type,
-              leave_output_tensor = o.leave_output_tensor, no_fallback = o.no_fallback, profile = o.profile },
+              override_kv = override_rows(o.override_kv), keep_split = o.keep_split, leave_output_tensor = o.leave_output_tensor, no_fallback = o.no_fallback, profile = o.profile },
         }, options_of(o)
     end,
 }

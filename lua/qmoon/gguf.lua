@@ -275,11 +275,12 @@ end
 --- file type, and what says which importance matrix was used, at the end.
 ---@param meta table[] of the source
 ---@param file_type integer
----@param options? {imatrix: {file: string, dataset: string?, entries: integer, chunks: integer?}?}
+---@param options? {imatrix: {file: string, dataset: string?, entries: integer, chunks: integer?}?, overrides: table[]?}
 ---@return table[] rows
 function gguf.quantized_metadata(meta, file_type, options)
     local added = { row("general.quantization_version", "u32", QUANTIZATION_VERSION),
                     row("general.file_type", "u32", file_type) }
+    append(added, options and options.overrides or {})
     if options and options.imatrix then
         append(added, imatrix_rows(options.imatrix))
     end

@@ -162,6 +162,18 @@ local function part_keys(rows, i, n, tensors)
     return rows
 end
 
+--- The metadata of part `i` of `n`, in the order that llama-quantize has.
+---@param rows table[]
+---@param i integer from 1
+---@param n integer
+---@param tensors integer of all parts
+---@return table[]
+function split.part_keys(rows, i, n, tensors)
+    local list = part_keys({ unpack(rows) }, i, n, tensors)
+    list[#list], list[#list - 1] = list[#list - 1], list[#list]
+    return list
+end
+
 -- ---- writing ------------------------------------------------------------------------------------------
 
 --- Refuses to write over what is read, and over anything else without force.

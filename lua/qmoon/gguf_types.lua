@@ -291,7 +291,7 @@ end
 ---
 --- options: n_layer, n_head, n_head_kv (of layer 0), n_expert, arch; imatrix = whether there is one; pure,
 --- leave_output_tensor, output_tensor_type, token_embedding_type, tensor_types = {{regex, type}, …},
---- allow_requantize; profile; any_format = plan also what cannot be encoded yet.
+--- allow_requantize; profile; in_file_order = tensors are counted as they come; any_format = plan also what cannot be encoded yet.
 ---@param tensors table[] {name=, shape=torch order, type_name=}
 ---@param ftype_name string
 ---@param options table
@@ -301,7 +301,7 @@ function types.plan(tensors, ftype_name, options)
     local ftype, id, default = types.ftype(ftype_name)
     local s = state(tensors, ftype, default, options)
     local chosen = {}
-    for _, t in ipairs(types.sorted(tensors)) do
+    for _, t in ipairs(options.in_file_order and tensors or types.sorted(tensors)) do
         local reason = kept(t, options)
         local name = t.type_name
         if not reason then

@@ -134,32 +134,46 @@ local function inside(inner, outer)
     return inner == outer or inner:sub(1, #outer + 1) == outer .. "/"
 end
 
+--- The names that an output will have on disk: its own, or those of its files.
+local function paths_of(out)
+    local paths = {}
+    for i, f in ipairs(out.files) do
+        paths[i] = f.path
+    end
+    return paths[1] and paths or { out.path }
+end
+
 local function check_paths(plan)
     local seen = {}
     local sources = { core.realpath(plan.model.path) }
     for i, part in ipairs(plan.model.gguf and plan.model.gguf.parts or {}) do
         sources[i] = core.realpath(part)
     end
-    for _, out in ipairs(plan.outputs) do
-        local path = absolute(out.path)
+    local function check(name)
+        local path = absolute(name)
         for _, source in ipairs(sources) do
             if inside(source, path) then
-                core.fail("usage", "%s: this is where the model is read from; choose another output", out.path)
+                core.fail("usage", "%s: this is where the model is read from; choose another output", name)
             end
         end
         for _, a in ipairs(plan.model.adapters or {}) do
             if inside(core.realpath(a.path), path) then
-                core.fail("usage", "%s: the adapter is read from there; choose another output", out.path)
+                core.fail("usage", "%s: the adapter is read from there; choose another output", name)
             end
         end
         for other in pairs(seen) do
             if inside(path, other) or inside(other, path) then
-                core.fail("usage", "%s: two outputs have the same name, or one lies in the other", out.path)
+                core.fail("usage", "%s: two outputs have the same name, or one lies in the other", name)
             end
         end
         seen[path] = true
-        if core.stat(out.path) and not plan.options.force then
-            core.fail("fail", "%s: is there already; --force replaces it", out.path)
+        if core.stat(name) and not plan.options.force then
+            core.fail("fail", "%s: is there already; --force replaces it", name)
+        end
+    end
+    for _, out in ipairs(plan.outputs) do
+        for _, name in ipairs(paths_of(out)) do
+            check(name)
         end
     end
 end
@@ -262,7 +276,7 @@ local function open_output(out)
         core.mkdir(part_of(out))
     end
     for i, f in ipairs(out.files) do
-        out.open[i] = core.outfile(out.folder and part_of(out) .. "/" .. f.name or out.path, f.size)
+        out.open[i] = core.outfile(out.folder and part_of(out) .. "/" .. f.name or f.path or out.path, f.size)
         for _, w in ipairs(f.writes) do
             out.open[i]:write(w[1], w[2])
         end
@@ -308,7 +322,9 @@ end
 --- Gives a finished output its name; what had it before is removed last.
 local function name_output(out)
     if not out.folder then
-        out.open[1]:finish()
+        for _, f in ipairs(out.open) do
+            f:finish()
+        end
     elseif not core.stat(out.path) then
         core.rename(part_of(out), out.path)
     else

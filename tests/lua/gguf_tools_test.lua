@@ -138,6 +138,63 @@ T["a split model is quantised to the bytes that the whole one gives"] = function
     assert(support.read(dir .. "/f/model.safetensors") == support.read(dir .. "/g/model.safetensors"), "folder differs")
 end
 
+-- SHA-256 of what llama-quantize --keep-split (llama.cpp 0c1e570) makes of the parts of 2M, as Q4_K_M
+local KEPT = {
+    "c55f0b20736c6907814151c8fbc5b66c1f9d7864dc89ae96e05e188034cd68fc",
+    "7a32292323adc2292fb356034d968f6a4a4611f2ee3201f3ac07d4611241e358",
+    "5681a628f799d172f7e1c3b3fa5c48eb2911eedbe755f8cdf06aee6b699ee757",
+    "f2752c9bb9837f290b65bd57ef465d510591bbd89d41a890b69095a2f78d91ff",
+}
+local OVERRIDDEN = "4a6ac1feeddcdf75a748418f27299c23fd97ed0aae3a95b36bcd8eff3fc099e7" -- as Q4_0, with the four values below
+
+T["quantised in the parts it comes in, it is llama-quantize's --keep-split"] = function()
+    local dir, first = folder(), nil
+    first = split.write(F16, dir .. "/m", { max_size = 2e6 })[1].path
+    local spec = { dir .. "/k.gguf", format = "q4_k_m", profile = "llama.cpp-0c1e570", keep_split = true }
+    qm.write(qm.open(first), { spec })
+    for i, want in ipairs(KEPT) do
+        support.equal(sha256_of(split.name(dir .. "/k", i, #KEPT)), want, "part " .. i)
+    end
+    support.raises("fail", "k-00001-of-00004.gguf: is there already", qm.write, qm.open(first), { spec })
+    spec[1] = dir .. "/m.gguf"
+    support.raises("usage", "where the model is read from", qm.write, qm.open(first), { spec }, { force = true })
+    support.raises("usage", "keep_split goes with GGUF files in parts", qm.write, qm.open(TINY),
+        { { dir .. "/n.gguf", format = "q8_0", keep_split = true } })
+    support.raises("usage", "goes with GGUF types", qm.write, qm.open(TINY), { { dir .. "/n", format = "nf4", keep_split = true } })
+end
+
+T["metadata set while quantising is llama-quantize's --override-kv"] = function()
+    local out = folder() .. "/x.gguf"
+    local words = "--override-kv general.name=str:renamed --override-kv test.count=int:-7 --override-kv test.share=float:0.25 "
+        .. "--override-kv test.yes=bool:true"
+    local status, said = support.run(("quantize %s %s --type q4_0 --profile llama.cpp-0c1e570 %s"):format(F16, out, words))
+    support.equal(status, 0, said)
+    support.equal(sha256_of(out), OVERRIDDEN)
+    for _, word in ipairs { "a=b:c", "a", "a=int:x", "a=bool:maybe", "=str:x" } do
+        status, said = support.run(("quantize %s %s --type q4_0 --force --override-kv '%s'"):format(F16, out, word))
+        support.equal(status, 2, said)
+    end
+end
+
+T["a GGUF file of an unknown architecture: tensors under their names, metadata beside them"] = function()
+    local dir, x = folder(), copy_of(F16)
+    edit.file(x, { set = { "general.architecture=rwkv9" } })
+    local report = tostring(qm.write(qm.open(x), { { dir .. "/f16", format = "f16" }, { dir .. "/int4", format = "int4:32" } }))
+    assert(report:find "'rwkv9' has no table", report)
+    local m, h = qm.open(dir .. "/f16/model.safetensors"), core.gguf(F16)
+    for _, t in ipairs(h.tensors) do
+        local item = m.by_name[t.name]
+        support.equal(table.concat(item.shape, " "), table.concat(t.shape, " "), t.name)
+        if t.type_name == "F16" then
+            assert(item.source.file:read(item.source.at, item.source.size) == h.file:read(t.at, t.size), t.name)
+        end
+    end
+    local meta = core.json_decode(support.read(dir .. "/f16/gguf.json")).metadata
+    support.equal(meta["general.architecture"], "rwkv9")
+    support.equal(#meta["tokenizer.ggml.tokens"], 2048)
+    support.equal(qm.open(dir .. "/int4").quantised, "int4")
+end
+
 T["parts that do not belong together are named"] = function()
     local dir = folder()
     split.write(F16, dir .. "/m", { max_size = 2e6 })

@@ -21,6 +21,21 @@ local UPPER = { f32 = "F32", f16 = "F16", bf16 = "BF16" }
 
 -- ---- from a checkpoint folder ----------------------------------------------------------------------
 
+--- Rows of metadata that a person gave take the place of those that are there, at the end, as llama-quantize has it.
+local function overridden(rows, overrides)
+    local given, list = {}, {}
+    for _, r in ipairs(overrides or {}) do
+        given[r.key] = true
+    end
+    for _, r in ipairs(rows) do
+        list[#list + 1] = not given[r.key] and r or nil
+    end
+    for _, r in ipairs(overrides or {}) do
+        list[#list + 1] = r
+    end
+    return list
+end
+
 local CHOICES = { "pure", "allow_requantize", "output_tensor_type", "token_embedding_type", "leave_output_tensor", "tensor_types",
                   "profile" }
 
@@ -85,6 +100,7 @@ local function from_folder(model, spec, imatrix)
     for _, note in ipairs(more) do
         notes[#notes + 1] = note
     end
+    meta = overridden(meta, spec.override_kv)
     if CONVERTED[wanted] then
         refuse_choices(spec)
         return list, plan, meta, notes
@@ -94,19 +110,33 @@ local function from_folder(model, spec, imatrix)
     end
     list = types.sorted(list)
     plan = types.plan(list, spec.format, type_options(meta, config.dir .. "/config.json", spec, imatrix))
-    return list, plan, gguf.quantized_metadata(meta, id, { imatrix = imatrix and imatrix:metadata() }), notes, true
+    return list, plan, gguf.quantized_metadata(meta, id, { imatrix = imatrix and imatrix:metadata(), overrides = spec.override_kv }),
+        notes, true
 end
 
 -- ---- from a GGUF file ---------------------------------------------------------------------------------
 
-local function from_gguf(model, spec, imatrix)
-    local list = {}
-    for i, item in ipairs(model.items) do
-        list[i] = { name = item.gguf_name, shape = item.shape, type_name = item.type_name, parts = { { item = item } } }
+--- The number of the part that a tensor's file is.
+local function part_numbers(model)
+    local number = {}
+    for i, path in ipairs(model.gguf.parts) do
+        number[path] = i
     end
-    list = types.sorted(list)
-    local plan, id = types.plan(list, spec.format, type_options(model.gguf.meta, model.path, spec, imatrix))
-    local meta = gguf.quantized_metadata(gguf.exact(model.gguf), id, { imatrix = imatrix and imatrix:metadata() })
+    return number
+end
+
+local function from_gguf(model, spec, imatrix)
+    local list, number = {}, part_numbers(model)
+    for i, item in ipairs(model.items) do
+        list[i] = { name = item.gguf_name, shape = item.shape, type_name = item.type_name, parts = { { item = item } },
+                    file = spec.keep_split and number[item.source.file:path()] or nil }
+    end
+    list = spec.keep_split and list or types.sorted(list)
+    local options = type_options(overridden(model.gguf.meta, spec.override_kv), model.path, spec, imatrix)
+    options.in_file_order = spec.keep_split
+    local plan, id = types.plan(list, spec.format, options)
+    local meta = gguf.quantized_metadata(gguf.exact(model.gguf), id, { imatrix = imatrix and imatrix:metadata(),
+                                                                       overrides = spec.override_kv })
     return list, plan, meta, {}, true
 end
 
@@ -177,7 +207,7 @@ local function place(out, t, typed, at, fields)
     if t.values then
         table.insert(out.files[1].writes, { at, core.pack_array("f", t.values) })
     elseif first.item.type_name == typed.type_name and #first.item.actions == 0 then
-        out.copies[first.item] = { file = 1, at = at }
+        out.copies[first.item] = { file = t.file or 1, at = at }
     else
         local heads = row.heads and fields[row.heads]
         if heads and t.shape[1] % (2 * heads) ~= 0 then
@@ -186,7 +216,7 @@ local function place(out, t, typed, at, fields)
         end
         t.sinks = {} -- one for each part
         for i, part in ipairs(t.parts) do
-            t.sinks[i] = { file = 1, format = format_of[typed.type_name], at = { at + (i - 1) * each }, tensor = t,
+            t.sinks[i] = { file = t.file or 1, format = format_of[typed.type_name], at = { at + (i - 1) * each }, tensor = t,
                            add = row.add, interleave_heads = heads, slice = slice_of(t, part, heads) }
             add_sink(out, part.item, t.sinks[i])
         end
@@ -224,8 +254,35 @@ local function check_fallbacks(out, list, plan, spec)
         types.ftype(spec.format))
 end
 
+--- One file with all tensors; or, split as the source is, one for each of its parts.
+---@return table[] files, integer[] offsets of the tensors in theirs
+local function files_of(model, spec, list, typed, meta, ggml)
+    if not spec.keep_split then
+        local header, offsets, size = gguf.header(meta, typed, { ggml_dims = ggml })
+        return { { size = size, writes = { { 0, header } } } }, offsets
+    end
+    local split = require "qmoon.gguf_split"
+    local n, stem, files, offsets = #model.gguf.parts, spec.path:gsub("%.gguf$", ""), {}, {}
+    for part = 1, n do
+        local mine, numbers = {}, {}
+        for i, t in ipairs(typed) do
+            if list[i].file == part then
+                mine[#mine + 1], numbers[#numbers + 1] = t, i
+            end
+        end
+        local rows = part == 1 and meta or {}
+        local header, at, size = gguf.header(n > 1 and split.part_keys(rows, part, n, #list) or rows, mine, { ggml_dims = ggml })
+        for k, i in ipairs(numbers) do
+            offsets[i] = at[k]
+        end
+        files[part] = { path = split.name(stem, part, n), size = size, writes = { { 0, header } } }
+    end
+    return files, offsets
+end
+
 --- spec: path, format; pre and name as gguf.metadata and the tokenizer take them; pure, allow_requantize, profile,
 --- leave_output_tensor, output_tensor_type, token_embedding_type, tensor_types as types.plan takes them; no_fallback;
+--- override_kv = rows of metadata; keep_split = in as many parts as the source, named after path;
 --- imatrix = path of an importance matrix, or what imatrix.read gave.
 ---@param model qmoon.Model
 ---@param spec table
@@ -235,6 +292,8 @@ function output.plan(model, spec)
         core.fail("usage", "%s: block and double_quant go with nf4 and fp4 folders; GGUF types have blocks of their own", spec.path)
     elseif model.kind == "file" then
         core.fail("unsupported", "%s: a GGUF file needs the model's config and tokenizer; open the folder", model.path)
+    elseif spec.keep_split and model.kind ~= "gguf" then
+        core.fail("usage", "%s: keep_split goes with GGUF files in parts; cut the file afterwards: qmoon gguf split", spec.path)
     end
     local imatrix = spec.imatrix
     if type(imatrix) == "string" then
@@ -242,8 +301,8 @@ function output.plan(model, spec)
     end
     local list, plan, meta, notes, ggml = (model.kind == "gguf" and from_gguf or from_folder)(model, spec, imatrix)
     local typed = gguf.typed(list, plan)
-    local header, offsets, size = gguf.header(meta, typed, { ggml_dims = ggml })
-    local out = { path = spec.path, folder = false, title = title(spec.format, typed), files = { { size = size, writes = { { 0, header } } } },
+    local files, offsets = files_of(model, spec, list, typed, meta, ggml)
+    local out = { path = spec.path, folder = false, title = title(spec.format, typed), files = files,
                   sinks = {}, copies = {}, side = {}, rows = {}, notices = notes or {}, format = spec.format,
                   round = spec.round or (model.adapters and "f16") or "none" }
     for i, t in ipairs(list) do

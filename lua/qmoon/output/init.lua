@@ -4,7 +4,7 @@
 -- any weight is read.  qmoon.write carries it out.
 --
 ---@class qmoon.Output
----@field path string       final name
+---@field path string       final name; of several files that are no folder, files[i].path are those
 ---@field folder boolean    a folder of files, or one file
 ---@field title string      "nf4+dq (bnb)"
 ---@field files {name:string?, size:integer, writes:{[1]:integer,[2]:string}[]}[]
@@ -21,11 +21,13 @@
 ---@field notices string[]
 
 local core = require "qmoon.core"
+local arch = require "qmoon.arch"
 local nearest = require "qmoon.nearest"
 
 local output = {}
 
-local GGUF_ONLY = { "imatrix", "output_tensor_type", "token_embedding_type", "leave_output_tensor", "tensor_types", "profile",
+local GGUF_ONLY = { "imatrix", "output_tensor_type", "token_embedding_type", "leave_output_tensor", "tensor_types", "profile", "override_kv",
+                    "keep_split",
                     "no_fallback", "pure" }
 
 local function refuse_gguf_options(spec)
@@ -148,7 +150,8 @@ function output.plan(model, spec)
     else
         refuse_gguf_options(spec)
         spec = folder_spec(spec)
-        out = require(model.kind == "file" and "qmoon.output.bare" or "qmoon.output.folder").plan(model, spec)
+        local bare = model.kind == "file" or model.kind == "gguf" and not arch.of_gguf(model.gguf.meta)
+        out = require(bare and "qmoon.output.bare" or "qmoon.output.folder").plan(model, spec)
     end
     refuse_functions(model, spec, out)
     note_requantised(model, spec, out)
