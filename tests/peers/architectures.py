@@ -420,6 +420,9 @@ class Case:
         self.work = work / f"{shape.name.replace(' ', '-')}-{seed}"
         self.folder = self.work / "model"
 
+    def between(self):
+        return {torch.bfloat16: "bf16", torch.float16: "f16", torch.float32: "f32"}[self.shape.dtype]
+
     def run(self, *command):
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True, errors="replace")
         if done.returncode != 0:
@@ -462,8 +465,7 @@ def checks(case, few):
 
     def requantize(kind, *flags):
         """llama-quantize's file, from the GGUF file and from the folder at once."""
-        between = {torch.bfloat16: "bf16", torch.float16: "f16", torch.float32: "f32"}[case.shape.dtype]
-        source, theirs = case.work / f"theirs-{between}.gguf", case.work / "theirs.gguf"
+        source, theirs = case.work / f"theirs-{case.between()}.gguf", case.work / "theirs.gguf"
         case.run(case.args.llama_bin.resolve() / "llama-quantize", *flags, source, theirs, kind.upper(), "2")
         notes = []
         for origin in (source, case.folder):
@@ -471,6 +473,36 @@ def checks(case, few):
             case.quantize(origin, ours, kind, *flags)
             notes.append(case.same(ours, theirs))
         return ", ".join(notes)
+
+    def decoded(kind):
+        """Every tensor of our file as F32 has the values that the gguf package decodes it to."""
+        import gguf
+        ours, plain = case.work / "ours-decoded.gguf", case.work / "plain.gguf"
+        case.quantize(case.folder, ours, kind)
+        case.quantize(ours, plain, "f32", "--allow-requantize")
+        tensors, n = read_gguf(plain)[1], 0
+        for name, tensor in read_gguf(ours)[1].items():
+            if tensors[name].tensor_type.name != "F32":
+                continue
+            values = gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32).reshape(-1)
+            same_array(f"{kind}: {name}", tensors[name].data.reshape(-1).view("u4"), values.view("u4"))
+            n += tensor.tensor_type.name != "F32"
+        return f"{n} tensors"
+
+    def parts(kind):
+        """llama-quantize --keep-split, part by part."""
+        source, stem = case.work / f"theirs-{case.between()}.gguf", case.work / "part"
+        largest = max(tensor.n_bytes for tensor in read_gguf(source)[1].values())
+        case.run(case.args.qmoon.resolve(), "gguf", "split", source, "--max-size", str(2 * largest), "--out", stem, "--force")
+        first = min(case.work.glob("part-00001-of-*.gguf"))
+        case.run(case.args.llama_bin.resolve() / "llama-quantize", "--keep-split", first, case.work / "theirs.gguf", kind.upper(), "2")
+        case.quantize(first, case.work / "ours.gguf", kind, "--keep-split")
+        theirs, ours = (sorted(case.work.glob(f"{who}-0*.gguf")) for who in ("theirs", "ours"))
+        same("parts", [path.name[4:] for path in ours], [path.name[6:] for path in theirs])
+        for a, b in zip(ours, theirs):
+            if a.read_bytes() != b.read_bytes():
+                raise Differ(f"{a.name} differs")
+        return f"{len(ours)} parts"
 
     def weighted(kind):
         """The same with an importance matrix that has its own weights for every expert."""
@@ -504,6 +536,9 @@ def checks(case, few):
         yield "back to a folder, and the same file from that", back
     for kind in FEW if few else QUANTIZED:
         yield f"llama-quantize {kind}", lambda c, k=kind: requantize(k)
+    for kind in ["q4_0"] if few else QUANTIZED:
+        yield f"gguf decodes {kind}", lambda c, k=kind: decoded(k)
+    yield "llama-quantize --keep-split q4_k_m", lambda c: parts("q4_k_m")
     for kind in [] if few else WEIGHTED:
         yield f"llama-quantize --imatrix {kind}", lambda c, k=kind: weighted(k)
 
