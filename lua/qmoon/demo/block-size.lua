@@ -1,12 +1,12 @@
 -- Block size: bits of scales against error.
 
 local core = require "qmoon.core"
+local explore = require "qmoon.explore"
 local plot = require "qmoon.plot"
-local tensor = require "qmoon.tensor"
 
 local function figures(t, spec)
     local q = t:quantize(spec)
-    return q:info().bits, tensor.error(t, q).sqnr
+    return q:info().bits, explore.error(t, q).sqnr
 end
 
 return {

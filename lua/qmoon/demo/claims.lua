@@ -2,10 +2,10 @@
 
 local core = require "qmoon.core"
 local affine = require "qmoon.affine"
+local explore = require "qmoon.explore"
 local footprint = require "qmoon.footprint"
 local levels = require "qmoon.levels"
 local minifloat = require "qmoon.minifloat"
-local tensor = require "qmoon.tensor"
 
 local GIB = 2 ^ 30
 
@@ -15,7 +15,7 @@ end
 
 local function normal_sqnr(format, data)
     local t = data == "uniform" and core.random("uniform", { 512, 1024 }, 1, -1, 1) or core.random("normal", { 512, 1024 }, 1, 0, 0.02)
-    return tensor.error(t, t:quantize(format)).sqnr
+    return explore.error(t, t:quantize(format)).sqnr
 end
 
 -- The different values that nf4 gives back for uniform data, as shares of the scale: its table, whatever the data.

@@ -1,9 +1,9 @@
 -- Double quantisation: what it saves, to the bit, and what it costs.
 
 local core = require "qmoon.core"
+local explore = require "qmoon.explore"
 local footprint = require "qmoon.footprint"
 local plot = require "qmoon.plot"
-local tensor = require "qmoon.tensor"
 
 local BLOCK, NESTED = 64, 256
 
@@ -32,9 +32,9 @@ return {
         l:figure { llama_nf4_gb = without / 1e9, llama_dq_gb = with / 1e9 }
         l:section "What it costs"
         local t = core.random("normal", { 1024, 1024 }, 1, 0, 0.02)
-        local plain, nested = tensor.error(t, t:quantize "nf4").sqnr, tensor.error(t, t:quantize "nf4:dq").sqnr
+        local plain, nested = explore.error(t, t:quantize "nf4").sqnr, explore.error(t, t:quantize "nf4:dq").sqnr
         l:say("On normal weights the signal to error goes from %.3f to %.3f dB. The other way to save scales is larger blocks: nf4 with "
-            .. "blocks of 256 has %.3f bits and %.3f dB.", plain, nested, 4 + 32 / 256, tensor.error(t, t:quantize "nf4:256").sqnr)
+            .. "blocks of 256 has %.3f bits and %.3f dB.", plain, nested, 4 + 32 / 256, explore.error(t, t:quantize "nf4:256").sqnr)
         l:figure { sqnr_single = plain, sqnr_double = nested }
         l:remember(("It saves %.3f of %.1f bits, %.1f %%, of the quantised weights only."):format(single - double, single,
             100 * (1 - double / single)), "It costs next to nothing in error. It goes with the 4-bit formats, not with int8.")

@@ -1,8 +1,8 @@
 -- The table of precisions, with their true sizes.
 
 local core = require "qmoon.core"
+local explore = require "qmoon.explore"
 local footprint = require "qmoon.footprint"
-local tensor = require "qmoon.tensor"
 
 local LIST = { "f32", "bf16", "f16", "f8_e4m3", "int8", "q8_0", "q6_k", "q5_k", "nf4", "nf4:dq", "fp4", "q4_0", "q4_k", "iq4_xs", "mxfp4",
                "int4:128", "q3_k", "q2_k" }
@@ -20,7 +20,7 @@ return {
         local rows = { { "format", "bits", "of f32", "SQNR dB", "Llama-2-7B", "of f16", "written as" } }
         for _, spec in ipairs(LIST) do
             local q = t:quantize(spec)
-            local bits, db = q:info().bits, tensor.error(t, q).sqnr
+            local bits, db = q:info().bits, explore.error(t, q).sqnr
             local as = IN_MODEL[spec]
             local size = as and footprint.weights(model, as).total
             rows[#rows + 1] = { spec, ("%.3f"):format(bits), ("%.1f %%"):format(100 * bits / 32), db == math.huge and "exact" or

@@ -1,10 +1,10 @@
 -- FP4 as bitsandbytes has it: a sign, two bits of exponent, one of mantissa, and one odd value.
 
 local core = require "qmoon.core"
+local explore = require "qmoon.explore"
 local levels = require "qmoon.levels"
 local plot = require "qmoon.plot"
 local sample = require "qmoon.sample"
-local tensor = require "qmoon.tensor"
 
 local function bits(code)
     local digits = {}
@@ -57,7 +57,7 @@ return {
             local t = sample.of { data = kind, rows = 1024 }
             data[i + 1] = { kind }
             for k = 2, 5 do
-                local db = tensor.error(t, t:quantize((levels.format(data[1][k])))).sqnr
+                local db = explore.error(t, t:quantize((levels.format(data[1][k])))).sqnr
                 data[i + 1][k] = ("%.2f"):format(db)
                 found[data[1][k] .. "_" .. kind] = db
             end

@@ -1,9 +1,9 @@
 -- NF4 against INT4: rulers, buckets and errors, on data of four kinds.
 
 local affine = require "qmoon.affine"
+local explore = require "qmoon.explore"
 local plot = require "qmoon.plot"
 local sample = require "qmoon.sample"
-local tensor = require "qmoon.tensor"
 
 local FORMATS = { "int4", "nf4", "fp4", "q4_0" }
 
@@ -13,7 +13,7 @@ local function sqnr_table(l)
         local t = sample.of { data = kind, rows = 1024 }
         local row = { kind }
         for _, format in ipairs(FORMATS) do
-            local db = tensor.error(t, t:quantize(format)).sqnr
+            local db = explore.error(t, t:quantize(format)).sqnr
             row[#row + 1] = ("%.2f"):format(db)
             found[format .. "_" .. kind] = db
         end

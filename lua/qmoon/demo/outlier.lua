@@ -1,8 +1,8 @@
 -- One outlier: blocks contain it, and LLM.int8 takes it out.
 
 local core = require "qmoon.core"
+local explore = require "qmoon.explore"
 local plot = require "qmoon.plot"
-local tensor = require "qmoon.tensor"
 
 local TOKENS, WIDTH, OUTPUTS, THRESHOLD = 16, 256, 64, 6
 
@@ -53,7 +53,7 @@ local function measure()
     for _, is in pairs(large) do
         n = n + (is and 1 or 0)
     end
-    return tensor.error(exact, plain).sqnr, tensor.error(exact, core.tensor({ TOKENS, OUTPUTS }, part)).sqnr, n
+    return explore.error(exact, plain).sqnr, explore.error(exact, core.tensor({ TOKENS, OUTPUTS }, part)).sqnr, n
 end
 
 return {

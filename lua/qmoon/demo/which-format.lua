@@ -1,8 +1,8 @@
 -- Which format: computed from the model and the card.
 
 local core = require "qmoon.core"
+local explore = require "qmoon.explore"
 local footprint = require "qmoon.footprint"
-local tensor = require "qmoon.tensor"
 
 local GIB, RESERVE = 2 ^ 30, 0.8
 
@@ -21,7 +21,7 @@ local function measured(model, context)
     for i, c in ipairs(CANDIDATES) do
         local q = t:quantize(c[2])
         list[i] = { name = c[1], runs = c[3], need = (footprint.weights(model, c[1]).total + cache) / GIB + RESERVE,
-                    sqnr = tensor.error(t, q).sqnr }
+                    sqnr = explore.error(t, q).sqnr }
     end
     table.sort(list, function(a, b)
         return a.sqnr > b.sqnr

@@ -1,8 +1,8 @@
 -- Size against quality: bits per weight and signal to error, and the formats that none beats.
 
+local explore = require "qmoon.explore"
 local levels = require "qmoon.levels"
 local sample = require "qmoon.sample"
-local tensor = require "qmoon.tensor"
 
 local DEFAULT = { "q2_k", "q3_k", "nf4:256", "nf4:dq", "nf4", "iq4_xs", "iq4_nl", "int4", "q4_0", "fp4", "mxfp4", "nvfp4", "q4_k", "q4_1",
                   "q5_0", "q5_k", "q6_k" }
@@ -41,7 +41,7 @@ return {
         for i, spec in ipairs(list) do
             local format, label = levels.format(spec)
             local q = t:quantize(format)
-            local bits, sqnr = q:info().bits, tensor.error(t, q).sqnr
+            local bits, sqnr = q:info().bits, explore.error(t, q).sqnr
             points[i], names[i] = { bits, sqnr, label }, label
             low, high, least, most = math.min(low, bits), math.max(high, bits), math.min(least, sqnr), math.max(most, sqnr)
         end

@@ -1,7 +1,7 @@
 -- Layers by modules: which tensors of a model a format hurts most.
 
 local core = require "qmoon.core"
-local tensor = require "qmoon.tensor"
+local explore = require "qmoon.explore"
 local text = require "qmoon.text"
 
 local WORST = 10
@@ -13,7 +13,7 @@ local function measured(model, format)
         if #item.shape == 2 and item.name:find "layers%.%d+%." and #item.actions == 0 then
             local t = model:tensor(item.name)
             local q = t:quantize(format)
-            list[#list + 1] = { name = item.name, sqnr = tensor.error(t, q).sqnr }
+            list[#list + 1] = { name = item.name, sqnr = explore.error(t, q).sqnr }
             q:close()
             t:close()
         end

@@ -1,10 +1,10 @@
 -- One outlier: what a single large value does to the block it is in, and why blocks are small.
 
+local explore = require "qmoon.explore"
 local sample = require "qmoon.sample"
-local tensor = require "qmoon.tensor"
 
 local function rmse(t, format, block)
-    return tensor.error(t, t:quantize(format, { block = block })).rmse
+    return explore.error(t, t:quantize(format, { block = block })).rmse
 end
 
 return {
