@@ -246,6 +246,9 @@ function cli.write(command, args, title)
     if not ok then
         error(report, 0)
     end
+    if command.after then
+        command.after(report, o)
+    end
     print(o.json and report:json(true) or report)
     return report, o
 end

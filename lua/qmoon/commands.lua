@@ -31,10 +31,13 @@ commands.pipeline = {
         { "pre", kind = "text", value = "NAME", doc = "GGUF: name of the pre-tokenizer, when it is not recognised" },
         { "name", kind = "text", value = "TEXT", doc = "GGUF: general.name" },
         { "allow-requantize", doc = "without an adapter: take a base that is quantised already" },
+        { "evaluate", kind = "text", value = "TEXT", doc = "then run every output on this text: perplexity, KL divergence, tokens/s" },
+        { "evaluate-tokens", kind = "integer", value = "N", default = 8192, doc = "… on its first N tokens" },
     },
     examples = [[
   qmoon pipeline --base Qwen2.5-1.5B-Instruct --adapter adapters --out quantized
   qmoon pipeline --base B --adapter A --out q --outputs model-int4,small.gguf=q6_k
+  qmoon pipeline --base B --adapter A --out q --evaluate wiki-test.txt
   qmoon plan pipeline --base B --adapter A --out q        what it would do, to the byte]],
     prepare = function(o)
         local model = Model.open(o.base)
@@ -45,8 +48,18 @@ commands.pipeline = {
         for _, s in ipairs(specs) do
             s.pre, s.name, s.zero_blocks, s.allow_requantize = o.pre, o.name, o.zero_blocks, o.allow_requantize
         end
+        if o.evaluate then -- what would stop it is better known before the work than after
+            require("qmoon.running").tokens({ tokenizer = require("qmoon").tokenizer(model) }, o.evaluate, 1)
+        end
         -- every output is encoded from the merged weights as f16 holds them
         return model, specs, options_of(o, { round = "f16" })
+    end,
+    after = function(report, o)
+        if o.evaluate then
+            local step, finish = require("qmoon.running").progress "evaluate"
+            require("qmoon.evaluation").add(report, o.evaluate, { tokens = o.evaluate_tokens, threads = o.threads, progress = step })
+            finish()
+        end
     end,
 }
 

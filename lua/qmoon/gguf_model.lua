@@ -249,6 +249,18 @@ local function notices_of(a, g)
     return notices
 end
 
+--- config.json of a model that is run from its GGUF file, as text. What no file of its architecture says is as
+--- llama.cpp takes it.
+---@param a table architecture
+---@param g table from core.gguf
+---@param what string names the file in messages
+---@return string
+function gguf_model.config(a, g, what)
+    local fields = fields_of(a, g)
+    complete(a, g, fields, what)
+    return config_text(a, g, fields, dtype_of(g))
+end
+
 --- What a model folder made of a GGUF file holds.
 ---
 --- options: dtype = torch's name for config.json instead of the file's own, pre = name of the pre-tokenizer,

@@ -1,6 +1,7 @@
 --- What was written and what it cost: per output sizes and errors, worst tensors, what was left as it is.
 
 local core = require "qmoon.core"
+local evaluation = require "qmoon.evaluation"
 local json = require "qmoon.json"
 local output = require "qmoon.output"
 local tensor = require "qmoon.tensor"
@@ -177,6 +178,10 @@ function Report:__tostring()
             lines[#lines + 1] = (" note     %s: %s"):format(o.path:match "[^/]+$", n)
         end
     end
+    if self.evaluation then
+        lines[#lines + 1] = text.table(evaluation.rows(self))
+        lines[#lines + 1] = " " .. evaluation.caption(self)
+    end
     lines[#lines + 1] = (" done in %s · %s of source read once · peak RAM %s (planned %s) · %d threads"):format(
         text.duration(self.seconds), text.bytes(self.source), text.memory(self.peak), text.memory(self.planned), self.threads)
     return table.concat(lines, "\n")
@@ -193,6 +198,11 @@ function Report:markdown()
     add_line("")
     add_line("Sizes are of whole files; bits/w and ratio count all weights, scales included. For double-quantised formats max|e| is "
         .. "an upper bound.")
+    if self.evaluation then
+        lines[#lines + 1] = "\n## What it does to predictions\n\n" .. text.markdown(evaluation.rows(self))
+        add_line("")
+        add_line("%s. Change is of perplexity, KL divergence in nats from the reference's predictions.", evaluation.caption(self))
+    end
     local merged = moved_text(self)
     if merged then
         add_line("")
@@ -234,7 +244,18 @@ local function error_object(e)
     return { rmse = e.rmse, mse = e.mse, max = e.max, sqnr_db = json_number(e.sqnr), cosine = e.cosine, bias = e.bias }
 end
 
---- report.json.  The same input gives the same bytes, so times and memory are in it only when asked for.
+local function evaluation_object(e)
+    if not e then
+        return nil
+    end
+    return { ppl = e.ppl, nll = e.nll, tokens = e.tokens, ppl_interval = e.ppl_interval and json.array(e.ppl_interval),
+             reference_ppl = e.reference_ppl, kl_mean = e.kl_mean, kl_p99 = e.kl_p99, kl_max = e.kl_max,
+             top1_agreement = e.top1_agreement, tokens_per_second = e.tokens_per_second,
+             prompt_tokens_per_second = e.prompt_tokens_per_second }
+end
+
+--- report.json.  The same input gives the same bytes, so times and memory are in it only when asked for; an
+--- evaluation's tokens per second always.
 ---@param with_times boolean?
 ---@return string
 function Report:json(with_times)
@@ -251,14 +272,16 @@ function Report:json(with_times)
         outputs[i] = { path = o.path, format = o.title, size = o.size, weight_bytes = o.weights, parameters = o.parameters,
                        bits_per_weight = o.bits, ratio = o.weights / self.source, error = error_object(o.error),
                        max_is_bound = not o.exact_max, zero_groups = o.zero_groups, unquantised = json.array(kept),
-                       quantised_parameters = o.quantised, coverage = o.coverage, tensors = json.array(tensors), notices = json.array(o.notices) }
+                       quantised_parameters = o.quantised, coverage = o.coverage, evaluation = evaluation_object(o.evaluation),
+                       tensors = json.array(tensors), notices = json.array(o.notices) }
     end
     local seconds, peak, planned
     if with_times then
         seconds, peak, planned = self.seconds, self.peak, self.planned
     end
     return json.encode({ schema = "qmoon-report-1", seconds = seconds, peak_memory = peak, planned_memory = planned, version = core.version, source = self.model.path,
-                         source_bytes = self.source, notices = json.array(self.model.notices), outputs = json.array(outputs) }, { indent = 2 }) .. "\n"
+                         source_bytes = self.source, notices = json.array(self.model.notices),
+                         evaluation = self.evaluation, outputs = json.array(outputs) }, { indent = 2 }) .. "\n"
 end
 
 return report

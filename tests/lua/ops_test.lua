@@ -229,6 +229,35 @@ T["NaN and infinities: shown or refused, never drawn"] = function()
     assert(ops.attention(x, v(2, 1, 4), v(3, 1, 4), cache(1, 4), 0, { heads = 1, kv_heads = 1 }):stats().nan > 0)
 end
 
+T["rows, columns and gates"] = function()
+    local x = qm.tensor { { 1, 2, 3 }, { 4, 5, 6 }, { 7, 8, 9 } }
+    equal(table.concat(ops.rows(x, 1, 2):values(), " "), "4 5 6 7 8 9")
+    equal(table.concat(ops.columns(x, 1, 2):values(), " "), "2 3 5 6 8 9")
+    equal(#ops.rows(x, 3, 0):values() + #ops.columns(x, 0, 0):values(), 0)
+    raises(function() ops.rows(x, 2, 2) end, "rows 2 to 3 of 3")
+    raises(function() ops.columns(x, 0, 4) end, "columns 0 to 3 of 3")
+    equal(table.concat(ops.gated(x, qm.tensor { { 0 }, { 100 }, { -1000 } }):values(), " "), "0.5 1 1.5 4 5 6 0 0 0")
+    raises(function() ops.gated(x, v(1, 3, 2)) end, "one gate")
+end
+
+-- p ln(p / q) summed by hand; what is added to all logits of a row changes nothing, and no probability is no trouble.
+T["divergence of predictions"] = function()
+    local p, q, expected = { 0.5, 0.25, 0.25 }, { 0.2, 0.2, 0.6 }, 0
+    local function logits(list, shift)
+        local t = {}
+        for i, value in ipairs(list) do
+            t[i] = math.log(value) + shift
+        end
+        return t
+    end
+    for i = 1, 3 do
+        expected = expected + p[i] * math.log(p[i] / q[i])
+    end
+    local kl = ops.kl(qm.tensor { logits(p, 3), logits(p, 0), { 0, 0, -2000 } },
+        qm.tensor { logits(q, -50), logits(p, 9), { 0, 0, 2 } }):values()
+    near(kl, { expected, 0, math.log(1 + math.exp(2) / 2) }, 1e-6, "kl")
+end
+
 -- ---- threads -----------------------------------------------------------------------------------------------------
 
 T["results do not depend on the number of threads"] = function()
@@ -263,8 +292,11 @@ local GOOD = {
     add = { v(1, 2, 4), v(2, 2, 4) },
     argmax = { v(1, 2, 4) },
     attention = { v(1, 2, 8), v(2, 2, 4), v(3, 2, 4), false, 0, { heads = 2, kv_heads = 1 } },
+    columns = { v(1, 2, 4), 1, 3 },
     embedding = { v(1, 3, 4), { 0, 2 } },
+    gated = { v(1, 2, 4), v(2, 2, 1) },
     geglu = { v(1, 2, 4), v(2, 2, 4) },
+    kl = { v(1, 2, 4), v(2, 2, 4) },
     linear = { v(1, 2, 4), v(2, 3, 4), v(3, 3) },
     linear_int8 = { v(1, 2, 4), v(2, 3, 4):quantize "int8", v(3, 3), 6 },
     logprobs = { v(1, 2, 4), { 0, 3 } },
@@ -273,6 +305,7 @@ local GOOD = {
     mul = { v(1, 2, 4), v(2, 2, 4) },
     rmsnorm = { v(1, 2, 4), v(2, 4), 1e-6, 0 },
     rope = { v(1, 2, 8), 0, { head_dim = 4, rotary_dim = 4, base = 100, kind = "norm", factors = v(1, 2), scale = 1 } },
+    rows = { v(1, 3, 4), 1, 2 },
     sample = { v(1, 2, 4), { temperature = 1, top_k = 2, top_p = 0.5, seed = 1, step = 2 } },
     scale = { v(1, 2, 4), 2 },
     softcap = { v(1, 2, 4), 2 },

@@ -1,0 +1,97 @@
+--- One pass of some tokens through a model: what the architectures' forward passes are written with.
+--
+-- A step knows the layer it is in.  Its methods take and give activations, f32 tensors [tokens, width], and name weights as
+-- qmoon.graph.weights does; everything is computed by qmoon.ops.
+
+local core = require "qmoon.core"
+local ops = require "qmoon.ops"
+
+---@class qmoon.Step
+---@field fields table of the config
+---@field modules table<string, qmoon.Module> of the layer
+---@field layer integer from 0
+---@field cache userdata
+---@field position integer of the first token
+---@field heads integer
+---@field kv_heads integer
+---@field head_dim integer
+---@field rope table options of ops.rope for this layer
+---@field attend table options of ops.attention for this layer
+---@field glu fun(gate, up)
+local Step = {}
+Step.__index = Step
+
+Step.add = ops.add
+
+--- x / rms(x) * w, over rows or, where the weight is shorter than they are, over each head of a row.
+function Step:norm(x, name)
+    local m = self.modules[name]
+    return ops.rmsnorm(x, m.weight, self.fields.rms_norm_eps, m.add or 0)
+end
+
+--- x W^T + b, and what adapters add to it.
+function Step:linear(x, name)
+    local m = self.modules[name]
+    local y = (m.llm_int8 and ops.linear_int8 or ops.linear)(x, m.weight, m.bias)
+    for _, l in ipairs(m.lora or {}) do
+        y = ops.lora(y, x, l.A, l.B, l.scale)
+    end
+    return y
+end
+
+local function queries_keys_values(s, x)
+    if not s.modules.attn_qkv then
+        return s:linear(x, "attn_q"), s:linear(x, "attn_k"), s:linear(x, "attn_v")
+    end
+    local qkv, q, kv = s:linear(x, "attn_qkv"), s.heads * s.head_dim, s.kv_heads * s.head_dim
+    return ops.columns(qkv, 0, q), ops.columns(qkv, q, kv), ops.columns(qkv, q + kv, kv)
+end
+
+--- Attention of a normalised x to itself and to all that is in the cache, through the output projection.
+function Step:attention(x)
+    local q, k, v = queries_keys_values(self, x)
+    if self.modules.attn_q_norm then
+        q, k = self:norm(q, "attn_q_norm"), self:norm(k, "attn_k_norm")
+    end
+    q, k = ops.rope(q, self.position, self.rope), ops.rope(k, self.position, self.rope)
+    return self:linear(ops.attention(q, k, v, self.cache, self.layer, self.attend), "attn_output")
+end
+
+--- The feed-forward network: down(act(gate(x)) * up(x)).  `suffix` names another than the usual one.
+function Step:feed(x, suffix)
+    suffix = suffix or ""
+    local gate, up
+    if self.modules["ffn_gate" .. suffix] then
+        gate, up = self:linear(x, "ffn_gate" .. suffix), self:linear(x, "ffn_up" .. suffix)
+    else
+        local both, n = self:linear(x, "ffn_up"), self.fields.intermediate_size
+        gate, up = ops.columns(both, 0, n), ops.columns(both, n, n)
+    end
+    return self:linear(self.glu(gate, up), "ffn_down" .. suffix)
+end
+
+--- A mixture of experts: every token goes through the few that its router prefers.
+---@param normalise boolean whether the weights of those few are made to sum to one
+function Step:experts(x, normalise)
+    local m = self.modules
+    return ops.moe(x, self:linear(x, "ffn_gate_inp"), self.fields.num_experts_per_tok, { normalise = normalise },
+        m.ffn_gate_exps.experts, m.ffn_up_exps.experts, m.ffn_down_exps.experts)
+end
+
+local function plain(act)
+    return function(gate, up)
+        return ops.mul(ops.activation(gate, act), up)
+    end
+end
+
+local GLU = { silu = ops.swiglu, swish = ops.swiglu, gelu_pytorch_tanh = ops.geglu, gelu_new = ops.geglu, gelu = plain "gelu" }
+
+--- The product act(gate) * up of a config's activation.
+---@param name string
+---@param what string names the model in messages
+function Step.activation(name, what)
+    return GLU[name] or core.fail("unsupported", "%s: activation '%s' is none that this program computes", what,
+        tostring(name))
+end
+
+return Step

@@ -1,0 +1,206 @@
+--- A model's weights as a forward pass asks for them: by GGUF's names, whatever files they are in.
+--
+--   weights.top["token_embd"].weight          weights.layers[3]["attn_q"].weight, .bias, .lora
+--   weights.layers[3]["ffn_up_exps"].experts[e + 1]
+--
+-- GGUF's are the names that every checkpoint of an architecture has in common (qmoon.arch knows the way).  Weights stay
+-- where they are: views of the mapped files, experts and halves of a tensor being views of some of its rows.  Vectors
+-- (norms, biases) are decoded to f32 once; what functions of a script decode, too; and a PyTorch tensor that does not lie in
+-- order is copied.
+
+local core = require "qmoon.core"
+local arch = require "qmoon.arch"
+local reading = require "qmoon.source.reading"
+
+local weights = {}
+
+---@class qmoon.Module
+---@field name string the weight's name in the files, for messages
+---@field weight qmoon.Tensor?
+---@field bias qmoon.Tensor?
+---@field experts qmoon.Tensor[]? one weight for each expert
+---@field lora {A:qmoon.Tensor, B:qmoon.Tensor, scale:number}[]? what an adapter adds
+---@field add number? what every value of a norm counts from
+---@field llm_int8 boolean? computed as LLM.int8 does
+
+---@class qmoon.Weights
+---@field top table<string, qmoon.Module>
+---@field layers table<integer, table<string, qmoon.Module>> from 0
+---@field interleaved boolean llama's rows of queries and keys lie as GGUF wants them
+
+--- Values that functions of a script decode, which ops cannot call: as f32.
+local function decoded(source, slice)
+    if slice then
+        core.fail("unsupported", "%s: tensor '%s' is needed in parts, and format '%s' is decoded by functions, as a whole; "
+            .. "write the model as f32 first", source.file:path(), source.name, source.quantised)
+    end
+    local bytes = {}
+    for i, from in ipairs(source.parts) do
+        bytes[i] = from.file:read(from.at, from.size)
+    end
+    return source.own:of_planes(source.shape, source.block, bytes, source.name):dequantize()
+end
+
+--- A tensor over `slice` of an item's rows {from, rows, cols}, or over all of it.
+local function view(source, shape, slice)
+    if type(source.own) == "table" then
+        return decoded(source, slice)
+    elseif source.strides and not slice then
+        return core.view(source.file, source)
+    elseif not source.format then
+        core.fail("unsupported", "%s: tensor '%s' is %s, which this program cannot decode", source.file:path(), source.name,
+            source.dtype)
+    end
+    local s = reading.of(source, slice)
+    if s.strides then
+        return core.view(s.file, { name = s.name, at = s.at[1], dtype = source.dtype, shape = s.shape, strides = s.strides })
+    end
+    s.shape = shape
+    return core.view(s.file, s)
+end
+
+local function vector(t)
+    local v = t:dequantize()
+    t:close()
+    return v
+end
+
+-- ---- where a tensor goes --------------------------------------------------------------------------------
+
+--- The parts of an item: {name in GGUF, row, shape, expert?, from?}; nil when the architecture has no use for it.
+local function pieces_of(a, item)
+    local name = item.gguf_name
+    if not name then
+        return arch.pieces(a, item.name, item.shape)
+    end
+    local _, row = arch.to_hf(a, name, 0)
+    if not row then
+        return nil
+    elseif not row.stacked then
+        return { { name = name, row = row, shape = item.shape } }
+    end
+    local list = {}
+    for expert = 0, item.shape[1] - 1 do
+        list[expert + 1] = { name = name, row = row, expert = expert, from = expert * item.shape[2],
+                             shape = { item.shape[2], item.shape[3] } }
+    end
+    return list
+end
+
+local function module_of(w, name)
+    local layer, rest = name:match "^blk%.(%d+)%.(.*)$"
+    local modules = w.top
+    if layer then
+        layer = tonumber(layer)
+        w.layers[layer] = w.layers[layer] or {}
+        modules = w.layers[layer]
+    end
+    local key, part = (rest or name):match "^(.*)%.(%a+)$"
+    modules[key] = modules[key] or {}
+    return modules[key], part
+end
+
+local CONSTANTS = { ["rope_freqs.weight"] = true, ["rope_factors_long.weight"] = true, ["rope_factors_short.weight"] = true }
+
+local function place(w, item, piece)
+    local m, part = module_of(w, piece.name)
+    local slice = piece.from and { from = piece.from, rows = piece.shape[1], cols = piece.shape[2] } or nil
+    local t = view(item.source, piece.shape, slice)
+    if piece.expert then
+        m.experts = m.experts or {}
+        m.experts[piece.expert + 1] = t
+    elseif part == "bias" or #piece.shape == 1 then
+        m[part] = vector(t)
+    else
+        m[part] = t
+    end
+    m.name = m.name or item.gguf_name or item.name
+    m.add = item.gguf_name == nil and piece.row.add or nil -- GGUF has it in the values
+    w.interleaved = w.interleaved or item.gguf_name ~= nil and piece.row.heads ~= nil
+    return m
+end
+
+-- ---- adapters -------------------------------------------------------------------------------------------------
+
+--- A tensor of an adapter's file.
+local function of_adapter(t)
+    return view({ file = t.file, name = t.name, format = t.dtype, dtype = t.dtype, at = t.at, size = t.size, shape = t.shape,
+                  strides = t.strides }, t.shape)
+end
+
+local function matrix(ref)
+    local t = of_adapter(ref.tensor)
+    return ref.transpose and t:transpose() or t:dequantize()
+end
+
+local function refuse(model, item, what)
+    core.fail("unsupported", "%s: the adapter's %s of tensor '%s' is not applied unmerged; merge it first (qmoon merge)",
+        model.path, what, item.name)
+end
+
+local WHAT = { dora = "DoRA magnitudes", rows = "new rows", add = "added values" }
+
+--- What adapters do to a weight: a replacement comes instead of it, low-rank updates beside it.
+local function adapt(model, item, pieces, m)
+    for _, a in ipairs(item.actions) do
+        if a.kind == "replace" then
+            local t, part = of_adapter(a.tensor), item.name:match "[^.]+$"
+            m[part], m.lora = #item.shape == 1 and vector(t) or t, nil
+        elseif a.kind ~= "low_rank" then
+            refuse(model, item, WHAT[a.kind] or a.kind)
+        elseif #pieces > 1 or pieces[1].expert or pieces[1].row.role ~= "linear" then
+            refuse(model, item, "update")
+        else
+            m.lora = m.lora or {}
+            m.lora[#m.lora + 1] = { A = matrix(a.right), B = matrix(a.left), scale = a.scale }
+        end
+    end
+end
+
+-- ---- all of them ----------------------------------------------------------------------------------------------
+
+local function find(w, name)
+    local layer, key = name:match "^blk%.(%d+)%.(.*)%.%a+$"
+    local modules = layer and (w.layers[tonumber(layer)] or {}) or w.top
+    return modules[key or name:match "^(.*)%.%a+$"], name:match "%a+$"
+end
+
+local function check_complete(model, a, fields, w)
+    for _, hf in ipairs(arch.required(a, fields)) do
+        local name, _, _, expert = arch.to_gguf(a, hf)
+        local m, part = find(w, name)
+        local there = m and (m.experts and m.experts[(expert or 0) + 1] or m[part])
+        if not there then
+            core.fail("corrupt", "%s: tensor '%s' is missing; is the model complete?", model.path,
+                model.kind == "gguf" and name or hf)
+        end
+    end
+end
+
+--- All weights of an opened model.
+---@param model qmoon.Model
+---@param a table its architecture
+---@param fields table its config
+---@return qmoon.Weights
+function weights.read(model, a, fields)
+    local w = { top = {}, layers = {}, interleaved = false }
+    for _, item in ipairs(model.items) do
+        local pieces = pieces_of(a, item)
+        if pieces then
+            local m
+            for _, piece in ipairs(pieces) do
+                m = place(w, item, piece)
+            end
+            adapt(model, item, pieces, m)
+        elseif CONSTANTS[item.gguf_name] then
+            module_of(w, item.gguf_name).weight = vector(view(item.source, item.shape))
+        elseif not arch.left_out(a, item.name) then
+            core.fail("unsupported", "%s: tensor '%s' has no place in the forward pass of %s", model.path,
+                item.gguf_name or item.name, a.model_type)
+        end
+    end
+    check_complete(model, a, fields, w)
+    return w
+end
+
+return weights

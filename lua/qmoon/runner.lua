@@ -1,0 +1,319 @@
+--- A model that runs: tokens in, logits and text out.
+--
+--   local lm = qm.load "Qwen2.5-1.5B-Instruct"
+--   print(lm:generate{ prompt = "Once upon a time", tokens = 40 }.text)
+--   local cache = lm:cache(512)
+--   local logits = lm:forward({ 1, 2, 3 }, cache)              -- [1, vocabulary], of the last token
+--   logits = lm:forward({ 4, 5 }, cache, { all = true })       -- [2, vocabulary]
+--
+-- The forward pass is a script over qmoon.ops (qmoon.graph); activations are f32.  Weights are not copied, unless an op
+-- wants a matrix packed otherwise; lm:memory() says how much that is.
+
+local core = require "qmoon.core"
+local Model = require "qmoon.model"
+local Step = require "qmoon.graph.step"
+local arch = require "qmoon.arch"
+local config = require "qmoon.config"
+local gguf = require "qmoon.gguf"
+local gguf_model = require "qmoon.gguf_model"
+local ops = require "qmoon.ops"
+local rope = require "qmoon.graph.rope"
+local weights = require "qmoon.graph.weights"
+
+---@class qmoon.Runner
+---@field model qmoon.Model
+---@field fields table config fields
+---@field vocab_size integer
+---@field context integer the most tokens it takes
+---@field layers integer
+local Runner = {}
+
+-- Tokens of a prompt that go through the layers at once: enough to keep the processor busy.
+local BATCH = 512
+
+-- ---- loading --------------------------------------------------------------------------------------------
+
+local function graph_names()
+    local names = {}
+    for _, a in ipairs(arch.list()) do
+        names[#names + 1] = core.source("qmoon.graph." .. a.model_type) and a.model_type or nil
+    end
+    return table.concat(names, ", ")
+end
+
+--- The forward pass of an architecture: its own (arch.add), or the file of its name.
+local function graph_of(a, what, name)
+    local graph = a and (a.graph or core.source("qmoon.graph." .. a.model_type) and require("qmoon.graph." .. a.model_type))
+    return graph or core.fail("unsupported", "%s: there is no forward pass for models of type '%s'; there are those of %s", what,
+        tostring(name), graph_names())
+end
+
+local function gguf_fields(model)
+    local meta = model.gguf.meta
+    local a = arch.of_gguf(meta)
+    if not a then
+        return nil, gguf.get(meta, "general.architecture")
+    end
+    local fields = config.parse(gguf_model.config(a, model.gguf, model.path), model.path).fields
+    fields.rope_dim = gguf.get(meta, a.name .. ".rope.dimension_count") or fields.rope_dim
+    fields.rope_attention_factor = gguf.get(meta, a.name .. ".rope.scaling.attn_factor")
+    return a, a.model_type, fields
+end
+
+--- Architecture, type and config fields of an opened model.
+local function facts_of(model)
+    if model.kind == "gguf" then
+        return gguf_fields(model)
+    elseif not model.config then
+        core.fail("unsupported", "%s: weights alone cannot be run; name the model's folder, with its config.json", model.path)
+    end
+    local c = model.config
+    return c.arch, c.fields.model_type or (c.raw.architectures or {})[1], c.fields
+end
+
+--- Sizes that everything else is counted by.
+local function check_fields(f, what)
+    for _, name in ipairs { "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size" } do
+        if type(f[name]) ~= "number" then
+            core.fail("corrupt", "%s: config.json says no %s", what, name)
+        end
+    end
+    if f.num_attention_heads % f.num_key_value_heads ~= 0 then
+        core.fail("corrupt", "%s: %d attention heads cannot share %d key/value heads", what, f.num_attention_heads,
+            f.num_key_value_heads)
+    end
+end
+
+--- What every layer's step has in common.
+local function base_of(self)
+    local f, graph = self.fields, self.graph
+    local head_dim = f.head_dim or math.floor(f.hidden_size / f.num_attention_heads)
+    local act = graph.act and graph.act(f) or f.hidden_act or f.hidden_activation or "silu"
+    return { fields = f, heads = f.num_attention_heads, kv_heads = f.num_key_value_heads, head_dim = head_dim,
+             glu = Step.activation(act, self.model.path) }
+end
+
+local function rope_options(base, r, factors, dim, kind)
+    return { head_dim = base.head_dim, rotary_dim = dim, base = r.base, kind = kind, factors = factors, scale = r.scale }
+end
+
+--- One step for each layer, ready but for cache and position.
+local function build_steps(self, w)
+    local f, graph = self.fields, self.graph
+    local base = base_of(self)
+    local dim = f.rope_dim or base.head_dim
+    local kind = w.interleaved and "norm" or "neox"
+    local r = rope.of(f, dim, w.top, self.model.path)
+    local near = rope_options(base, r, r.factors, dim, kind)
+    local far = r.long and rope_options(base, r, r.long, dim, kind)
+    local own = graph.local_rope and rope_options(base, { base = f.rope_local_base_freq, scale = 1 }, nil, dim, kind)
+    local scale = graph.scale and graph.scale(f, base.head_dim) or 1 / math.sqrt(base.head_dim)
+    self.turns_at, self.steps, self.head_dim = r.original, {}, base.head_dim
+    for i = 0, f.num_hidden_layers - 1 do
+        local window = graph.window and graph.window(f, i)
+        local step = setmetatable({}, Step)
+        for k, v in pairs(base) do
+            step[k] = v
+        end
+        step.layer, step.modules = i, w.layers[i]
+        step.near, step.far = window and own or near, far or window and own or near
+        step.attend = { heads = base.heads, kv_heads = base.kv_heads, scale = scale, window = window,
+                        softcap = f.attn_logit_softcapping }
+        self.steps[i + 1] = step
+    end
+end
+
+--- Linear weights in the layout that the ops compute with; an int8 one that is computed with as LLM.int8 stays.
+local function prepare(self, w)
+    local copied = 0
+    local function one(t)
+        local p = ops.prepare(t)
+        copied = copied + (p ~= t and p:info().bytes or 0)
+        return p
+    end
+    for _, modules in pairs(w.layers) do
+        for _, m in pairs(modules) do
+            local info = m.weight and m.weight:info()
+            m.llm_int8 = self.options.llm_int8 and info and info.format == "int8"
+            if info and #info.shape > 1 and not m.llm_int8 then
+                m.weight = one(m.weight)
+            end
+            for e, t in ipairs(m.experts or {}) do
+                m.experts[e] = one(t)
+            end
+        end
+    end
+    local head = w.top.output or w.top.token_embd
+    self.head, self.head_bias = one(head.weight), head.bias
+    self.copied = copied
+end
+
+--- The length that a model was made for, or what the caller asks for instead.
+local function context_of(f, asked)
+    local s = f.rope_scaling
+    if s and s.rope_type == "dynamic" then
+        return math.min(f.max_position_embeddings, asked or math.huge)
+    end
+    return asked or f.max_position_embeddings or 2048
+end
+
+--- Makes a model ready to run.
+---@param source string|qmoon.Model
+---@param options? {adapter: string|string[]|nil, context: integer?, kv: "f32"|"f16"|nil, llm_int8: boolean?}
+---@return qmoon.Runner
+function Runner.load(source, options)
+    options = options or {}
+    local model = type(source) == "string" and Model.open(source) or source
+    for _, adapter in ipairs(type(options.adapter) == "table" and options.adapter or { options.adapter }) do
+        model = model:merge(adapter)
+    end
+    local a, name, fields = facts_of(model)
+    local self = setmetatable({ model = model, options = options, arch = a, graph = graph_of(a, model.path, name) }, Runner)
+    check_fields(fields, model.path)
+    self.fields, self.layers, self.context = fields, fields.num_hidden_layers, context_of(fields, options.context)
+    local w = weights.read(model, a, fields)
+    self.vocab_size = (w.top.output or w.top.token_embd).weight:info().shape[1]
+    self.embedding, self.norm = w.top.token_embd.weight, w.top.output_norm
+    self.embed_scale = self.graph.embed and self.graph.embed(fields)
+    build_steps(self, w)
+    prepare(self, w)
+    return self
+end
+
+-- The tokenizer is read when it is first asked for: logits need none.
+function Runner:__index(key)
+    if key == "tokenizer" then
+        local t = require("qmoon").tokenizer(self.model)
+        rawset(self, key, t)
+        return t
+    end
+    return Runner[key]
+end
+
+-- ---- the forward pass ---------------------------------------------------------------------------------------
+
+--- A cache for keys and values of `tokens` tokens (the model's context, when not given).
+---@param tokens? integer
+---@param dtype? "f32"|"f16"
+---@return userdata
+function Runner:cache(tokens, dtype)
+    return core.kv_cache { layers = self.layers, kv_heads = self.fields.num_key_value_heads, head_dim = self.head_dim,
+                          context = tokens or self.context, dtype = dtype or self.options.kv or "f32" }
+end
+
+function Runner:check_length(tokens)
+    if tokens > self.context then
+        core.fail("fail", "%s: %d tokens do not fit the model's context of %d; give less text, or a larger --context where the "
+            .. "model bears it", self.model.path, tokens, self.context)
+    end
+end
+
+--- Whether a sequence that grows from one length to another must be computed anew: Phi-3's long models turn all of it
+--- differently once it is longer than `original`.
+function Runner:turns(from, to)
+    return self.turns_at ~= nil and from > 0 and from <= self.turns_at and to > self.turns_at
+end
+
+--- The hidden states after the embedding (0) and after every layer, one by one: for layer, x in lm:walk(ids, cache).
+---@param ids integer[]
+---@param cache userdata
+---@return fun(): integer?, qmoon.Tensor?
+function Runner:walk(ids, cache)
+    local position = cache:length()
+    self:check_length(position + #ids)
+    if self:turns(position, position + #ids) then
+        core.fail("fail", "%s: a sequence longer than %d tokens turns otherwise from its start; compute it anew, in one piece",
+            self.model.path, self.turns_at)
+    end
+    local far = self.turns_at and position + #ids > self.turns_at
+    local i, x = -1, nil
+    return function()
+        i = i + 1
+        if i == 0 then
+            x = ops.embedding(self.embedding, ids)
+            x = self.embed_scale and ops.scale(x, self.embed_scale) or x
+        elseif i <= self.layers then
+            local s = self.steps[i]
+            s.cache, s.position, s.rope = cache, position, far and s.far or s.near
+            x = self.graph.layer(s, x)
+        else
+            return nil
+        end
+        return i, x
+    end
+end
+
+--- The hidden states after the last layer, [#ids, hidden_size], before the last norm.
+---@param ids integer[]
+---@param cache userdata
+---@return qmoon.Tensor
+function Runner:hidden(ids, cache)
+    local last
+    for _, x in self:walk(ids, cache) do
+        last = x
+    end
+    return last
+end
+
+--- Logits of hidden states: the last norm, the head, and a soft cap where the model has one.
+---@param x qmoon.Tensor
+---@return qmoon.Tensor
+function Runner:logits(x)
+    local cap = self.fields.final_logit_softcapping
+    x = ops.rmsnorm(x, self.norm.weight, self.fields.rms_norm_eps, self.norm.add or 0)
+    local y = ops.linear(x, self.head, self.head_bias)
+    return cap and ops.softcap(y, cap) or y
+end
+
+local function slice(list, from, to)
+    local part = {}
+    for i = from, to do
+        part[#part + 1] = list[i]
+    end
+    return part
+end
+
+--- Logits of the next token after ids, [1, vocabulary]; with all = true of every token, [#ids, vocabulary].
+--- Tokens that the cache has seen come before them, and it remembers these.
+---@param ids integer[]
+---@param cache? userdata from lm:cache
+---@param options? {all: boolean?}
+---@return qmoon.Tensor
+function Runner:forward(ids, cache, options)
+    if #ids == 0 then
+        core.fail("usage", "forward: there must be one token at least")
+    end
+    self:check_length(#ids + (cache and cache:length() or 0))
+    cache = cache or self:cache(#ids)
+    if options and options.all then
+        return self:logits(self:hidden(ids, cache))
+    end
+    local size = self.turns_at and #ids or BATCH -- what turns differently when it is long is given in one piece
+    local x
+    for from = 1, #ids, size do
+        x = self:hidden(slice(ids, from, math.min(from + size - 1, #ids)), cache)
+    end
+    local rows = x:info().shape[1]
+    return self:logits(rows > 1 and ops.rows(x, rows - 1, 1) or x)
+end
+
+--- Bytes of weights in the mapped files, and of copies made to compute with.
+---@return integer mapped, integer copied
+function Runner:memory()
+    local _, mapped = self.model:size()
+    return mapped, self.copied
+end
+
+function Runner:__tostring()
+    return ("runs %s%s · %d layers · context %d"):format(tostring(self.model), self.copied > 0
+        and (" · %s packed for computing"):format(require("qmoon.text").bytes(self.copied)) or "", self.layers, self.context)
+end
+
+--- Text from a prompt; see qmoon.generate.
+---@param options table
+---@return table
+function Runner:generate(options)
+    return require("qmoon.generate").run(self, options)
+end
+
+return Runner

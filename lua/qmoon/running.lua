@@ -1,0 +1,71 @@
+--- What the commands that run models share: options, and a model made ready by them.
+
+local core = require "qmoon.core"
+local qm = require "qmoon"
+local files = require "qmoon.files"
+
+local running = {}
+
+running.MODEL = "model folder (16-bit, or of bitsandbytes) or .gguf file"
+
+---@param more table[]
+---@return table[]
+function running.options(more)
+    local options = { unpack(more) }
+    for _, o in ipairs {
+        { "adapter", kind = "list", value = "DIR", doc = "peft LoRA adapters, applied unmerged" },
+        { "context", kind = "integer", value = "N", doc = "the most tokens (default: what the model was made for)" },
+        { "kv", kind = "text", value = "TYPE", choices = { "f32", "f16" }, default = "f32", doc = "type of cached keys and values" },
+        { "llm-int8", doc = "int8 weights as LLM.int8 runs them: activations in 8 bits, outlier columns in 16" },
+        { "threads", kind = "integer", value = "N", doc = "threads (default: all processors); results never depend on it" },
+    } do
+        options[#options + 1] = o
+    end
+    return options
+end
+
+---@param path string
+---@param o table parsed options
+---@return qmoon.Runner
+function running.load(path, o)
+    if o.threads then
+        require("qmoon.ops").threads(o.threads)
+    end
+    return qm.load(path, { adapter = o.adapter or nil, context = o.context, kv = o.kv, llm_int8 = o.llm_int8 })
+end
+
+--- A text file's tokens: all, or the first `most`.
+---@param lm qmoon.Runner
+---@param path string
+---@param most integer?
+---@param options? table of encode
+---@return integer[]
+function running.tokens(lm, path, most, options)
+    if not core.stat(path) then
+        core.fail("fail", "%s: no such text file", path)
+    end
+    local ids = lm.tokenizer:encode(files.read(path), options or { bos = false })
+    for i = #ids, (most or #ids) + 1, -1 do
+        ids[i] = nil
+    end
+    return ids
+end
+
+--- Progress of something counted, on stderr and only on a terminal: a function (done, of), and one to call at the end.
+---@param title string
+---@return fun(done: integer, of: integer) step, fun() finish
+function running.progress(title)
+    local shown, last = core.terminal(2) and os.getenv "TERM" ~= "dumb", -math.huge
+    return function(done, of)
+        if shown and core.now() - last > 0.2 then
+            last = core.now()
+            io.stderr:write(("\r %s %d/%d\27[K"):format(title, done, of))
+        end
+    end, function()
+        if last > 0 then
+            io.stderr:write "\r\27[K"
+        end
+    end
+end
+
+return running
