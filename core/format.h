@@ -33,10 +33,12 @@ typedef struct qm_plane {
 
 /* What may vary between two uses of one format. */
 typedef struct qm_codec {
-    uint32_t block;               /* values per group; the row length for row formats */
-    bool exact_zero;              /* bitsandbytes formats: an all-zero block decodes to zeros even under
-                                   * double quantisation, instead of bitsandbytes' own byte 0x00 */
-    float factor;                 /* formats with a tensor_range: qm_codec_measure sets it; 0 counts as 1 */
+    uint32_t block;  /* values per group; the row length for row formats */
+    bool exact_zero; /* bitsandbytes formats: an all-zero block decodes to zeros even under
+                      * double quantisation, instead of bitsandbytes' own byte 0x00 */
+    bool nearest;    /* bitsandbytes formats: codes of the nearest level by IEEE arithmetic, as its
+                      * CPU code finds them, instead of its CUDA kernels' */
+    float factor;    /* formats with a tensor_range: qm_codec_measure sets it; 0 counts as 1 */
     const struct qm_table *table; /* codebooks: qm_codec_init sets it */
     const float *importance; /* of each column, as in llama.cpp's importance matrix; NULL: all are alike */
     uint32_t cols;           /* with importance: how many columns; qm_encode is then given whole rows */

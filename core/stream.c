@@ -513,6 +513,18 @@ static bool drain(const stream *st, chunk *c, int index, qm_err *e)
     return true;
 }
 
+/* What a weight of an all-zero group decodes to, in units of the absmax that the group comes back with. */
+static double level_of_zero(const qm_sink *k)
+{
+    const float x[2] = {0, 0};
+    uint8_t codes[2] = {0}, scale[sizeof(float)];
+    float y[2], one = 1;
+    k->format->encode(x, 2, &k->codec, (uint8_t *[QM_MAX_PLANES]){codes, scale});
+    memcpy(scale, &one, sizeof one);
+    k->format->decode((const uint8_t *[QM_MAX_PLANES]){codes, scale}, 2, &k->codec, y);
+    return (double)y[0];
+}
+
 /* Second level of a double-quantised sink, once every absmax is known, and its share of the error: with
  * absmax a become a', the decoded y become (a'/a) y, so a group's sum of squared errors moves by
  * 2 p sum(y (y - x)) + p^2 sum(y y), p = (a' - a) / a.  No error moves by more than |a' - a|. */
@@ -536,13 +548,13 @@ static bool finish_double_quant(qm_sink *k, sink_run *r, uint64_t total, qm_err 
     if (ok) {
         qm_double_dequant(codes, nested, n, k->offset, absmax);
         uint64_t left = total;
-        double max_moved = 0;
+        double max_moved = 0, zero_level = level_of_zero(k);
         for (uint64_t g = 0; g < n; g++, left -= k->codec.block) {
             double a = (double)r->absmax[g], b = (double)absmax[g], moved = b - a;
             max_moved = fmax(max_moved, fabs(moved));
-            if (r->absmax[g] == 0) { /* all codes are alike: 0.0, or the first level of the table, -1 */
+            if (r->absmax[g] == 0) {
                 double size = (double)(left < k->codec.block ? left : k->codec.block);
-                double y = k->codec.exact_zero ? 0 : -b;
+                double y = zero_level * b;
                 k->error.sum_dd += size * y * y;
                 k->error.sum_yy += size * y * y;
                 k->error.sum_d += size * y;

@@ -471,6 +471,7 @@ qm_tensor *qm_tensor_quantize(const qm_tensor *t, const qm_format *f, const qm_q
     if (!qm_codec_init(&out->codec, f, qm_tensor_cols(t), o->block, what, e))
         goto fail;
     out->codec.exact_zero = o->exact_zero;
+    out->codec.nearest = o->nearest;
     qm_codec_measure(&out->codec, f, x, n);
     if (o->double_quant && !qm_can_double_quant(f)) {
         qm_fail(e, QM_EUNSUPPORTED,

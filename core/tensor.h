@@ -95,7 +95,7 @@ qm_tensor *qm_tensor_dequantize(const qm_tensor *t, qm_err *e); /* new f32 tenso
 
 typedef struct qm_quantize_options {
     uint32_t block; /* 0: the format's default */
-    bool double_quant, exact_zero;
+    bool double_quant, exact_zero, nearest;
     bool offset_given; /* of the double quantisation */
     float offset;
 } qm_quantize_options;

@@ -96,6 +96,7 @@ static void read_codec(lua_State *L, int table, qm_codec *c, const qm_format *f,
         qml_raise(L, &e);
     }
     c->exact_zero = qml_field_boolean(L, table, "exact_zero", false);
+    c->nearest = qml_field_boolean(L, table, "nearest", false);
 }
 
 /* at = list of offsets, one per plane. */

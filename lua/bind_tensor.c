@@ -289,7 +289,7 @@ static bool optional_boolean(lua_State *L, const char *name)
     return lua_istable(L, 3) && qml_field_boolean(L, 3, name, false);
 }
 
-/* t:quantize(format, {block, double_quant, exact_zero, offset}) -> quantised tensor. */
+/* t:quantize(format, {block, double_quant, exact_zero, nearest, offset}) -> quantised tensor. */
 static int quantize(lua_State *L)
 {
     qm_tensor *t = self(L);
@@ -305,6 +305,7 @@ static int quantize(lua_State *L)
     }
     o.double_quant = optional_boolean(L, "double_quant");
     o.exact_zero = optional_boolean(L, "exact_zero");
+    o.nearest = optional_boolean(L, "nearest");
     void **box = qml_box(L, QML_TENSOR);
     return push_tensor(L, box, qm_tensor_quantize(t, f, &o, &e), &e);
 }

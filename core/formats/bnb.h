@@ -25,6 +25,23 @@ QM_FN float qm_bnb_absmax(const float *x, uint32_t n)
 /* A product in flush-to-zero arithmetic. */
 QM_FN float qm_bnb_times(float x, float y) { return qm_ftz(qm_ftz(x) * qm_ftz(y)); }
 
+/* For codes that are to be the nearest ones (qm_codec.nearest) there are neither approximations nor flushing:
+ * the steps of bitsandbytes' CPU code.  A block of zeros is zeros. */
+QM_FN float qm_bnb_plain_absmax(const float *x, uint32_t n)
+{
+    float most = 0;
+    for (uint32_t i = 0; i < n; i++)
+        most = qm_abs(x[i]) > most ? qm_abs(x[i]) : most;
+    return most;
+}
+
+QM_FN float qm_bnb_quotient(float x, float absmax)
+{
+    if (absmax >= 0x1p-126f)
+        return x * (1 / absmax);
+    return absmax > 0 ? x / absmax : 0; /* the reciprocal might overflow */
+}
+
 /* Between these, neither the reciprocal nor a scaled value of any consequence is subnormal, which
  * is what the vector code wants to rely on. */
 #define QM_BNB_TAME_MIN 0x1p-60f

@@ -22,9 +22,34 @@ QM_FN uint32_t code_of(float v)
     return p ? p - (v < qm_dynamic8_middle(p - 1)) : 0;
 }
 
+/* By IEEE arithmetic, and halfway between two levels the lower. */
+QM_FN uint32_t nearest(float v)
+{
+    uint32_t low = 0, high = 255; /* the code is among low … high */
+    while (low < high) {
+        uint32_t middle = (low + high) / 2;
+        if (v > qm_dynamic8_middle(middle))
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+QM_FN void encode_nearest(const float *x, uint32_t n, uint8_t *const plane[])
+{
+    float absmax = qm_bnb_plain_absmax(x, n);
+    memcpy(plane[1], &absmax, sizeof absmax);
+    for (uint32_t i = 0; i < n; i++)
+        plane[0][i] = (uint8_t)nearest(qm_bnb_quotient(x[i], absmax));
+}
+
 QM_FN void encode(const float *x, uint32_t n, const qm_codec *c, uint8_t *const plane[])
 {
-    (void)c;
+    if (c->nearest) {
+        encode_nearest(x, n, plane);
+        return;
+    }
     float absmax = qm_bnb_absmax(x, n), scale = qm_rcp(absmax);
     memcpy(plane[1], &absmax, sizeof absmax);
     for (uint32_t i = 0; i < n; i++)

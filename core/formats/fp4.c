@@ -21,9 +21,33 @@ QM_FN uint32_t code_of(float v)
     return qm_fp4_code[rank] | (v < 0 ? 8u : 0u);
 }
 
+/* Of the nearest level; halfway between two, of the smaller.  There is no -0. */
+QM_FN uint32_t nearest(float v)
+{
+    uint32_t rank = 0;
+    for (uint32_t i = 0; i < 7; i++)
+        rank += qm_abs(v) > (qm_fp4_value[qm_fp4_code[i]] + qm_fp4_value[qm_fp4_code[i + 1]]) * 0.5f;
+    return qm_fp4_code[rank] | (v < 0 && rank > 0 ? 8u : 0u);
+}
+
+QM_FN void encode_nearest(const float *x, uint32_t n, uint8_t *const plane[])
+{
+    float absmax = qm_bnb_plain_absmax(x, n);
+    memcpy(plane[1], &absmax, sizeof absmax);
+    for (uint32_t i = 0; i < n; i += 2) {
+        uint32_t high = nearest(qm_bnb_quotient(x[i], absmax));
+        uint32_t low = i + 1 < n ? nearest(qm_bnb_quotient(x[i + 1], absmax)) : 0;
+        plane[0][i / 2] = (uint8_t)(high << 4 | low);
+    }
+}
+
+/* An all-zero block is all codes 0, which is exact. */
 QM_FN void encode(const float *x, uint32_t n, const qm_codec *c, uint8_t *const plane[])
 {
-    (void)c; /* an all-zero block is all codes 0, which is exact */
+    if (c->nearest) {
+        encode_nearest(x, n, plane);
+        return;
+    }
     float absmax = qm_bnb_absmax(x, n), scale = qm_rcp(absmax);
     memcpy(plane[1], &absmax, sizeof absmax);
     for (uint32_t i = 0; i < n; i += 2) {

@@ -20,13 +20,12 @@ QM_FN int8_t code_of(float x, float scale)
 
 QM_FN void encode(const float *x, uint32_t n, const qm_codec *c, uint8_t *const plane[])
 {
-    (void)c;
     float absmax = 0;
     for (uint32_t i = 0; i < n; i++) {
         float a = qm_abs(to_half(x[i]));
         absmax = a > absmax ? a : absmax;
     }
-    float scale = qm_int8_scale(absmax);
+    float scale = qm_int8_scale(absmax, c->nearest);
     memcpy(plane[1], &absmax, sizeof absmax);
     for (uint32_t i = 0; i < n; i++)
         plane[0][i] = (uint8_t)code_of(to_half(x[i]), scale);

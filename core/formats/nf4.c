@@ -21,8 +21,32 @@ QM_FN uint32_t code_of(float v)
     return code;
 }
 
+/* Of the nearest level; halfway between two, of the lower. */
+QM_FN uint32_t nearest(float v)
+{
+    uint32_t code = 0;
+    for (uint32_t i = 0; i < 15; i++)
+        code += v > (qm_nf4_value[i] + qm_nf4_value[i + 1]) * 0.5f;
+    return code;
+}
+
+QM_FN void encode_nearest(const float *x, uint32_t n, uint8_t *const plane[])
+{
+    float absmax = qm_bnb_plain_absmax(x, n);
+    memcpy(plane[1], &absmax, sizeof absmax);
+    for (uint32_t i = 0; i < n; i += 2) {
+        uint32_t high = nearest(qm_bnb_quotient(x[i], absmax));
+        uint32_t low = nearest(i + 1 < n ? qm_bnb_quotient(x[i + 1], absmax) : 0.0f);
+        plane[0][i / 2] = (uint8_t)(high << 4 | low);
+    }
+}
+
 QM_FN void encode(const float *x, uint32_t n, const qm_codec *c, uint8_t *const plane[])
 {
+    if (c->nearest) {
+        encode_nearest(x, n, plane);
+        return;
+    }
     float absmax = qm_bnb_absmax(x, n), scale = qm_rcp(absmax);
     memcpy(plane[1], &absmax, sizeof absmax);
     if (absmax == 0 && c->exact_zero) { /* 0 * infinity is NaN, so bitsandbytes writes code 0, level -1 */

@@ -28,6 +28,8 @@ commands.pipeline = {
         { "outputs", kind = "list", value = "LIST", doc = "some of the outputs above, or name=format of your own" },
         { "zero-blocks", kind = "text", value = "HOW", choices = { "bnb", "exact" }, default = "bnb",
           doc = "nf4: all-zero blocks as bitsandbytes writes them, or so that they decode to zeros" },
+        { "rounding", kind = "text", value = "HOW", choices = { "bnb", "nearest" }, default = "bnb",
+          doc = "nf4, fp4, int8: codes as bitsandbytes' CUDA kernels round, or the nearest, as its CPU code has most of them" },
         { "pre", kind = "text", value = "NAME", doc = "GGUF: name of the pre-tokenizer, when it is not recognised" },
         { "name", kind = "text", value = "TEXT", doc = "GGUF: general.name" },
         { "allow-requantize", doc = "without an adapter: take a base that is quantised already" },
@@ -46,7 +48,8 @@ commands.pipeline = {
         end
         local specs = outputs.choose(o.outputs, o.out)
         for _, s in ipairs(specs) do
-            s.pre, s.name, s.zero_blocks, s.allow_requantize = o.pre, o.name, o.zero_blocks, o.allow_requantize
+            s.pre, s.name, s.zero_blocks, s.rounding = o.pre, o.name, o.zero_blocks, o.rounding
+            s.allow_requantize = o.allow_requantize
         end
         if o.evaluate then -- what would stop it is better known before the work than after
             require("qmoon.running").tokens({ tokenizer = require("qmoon").tokenizer(model) }, o.evaluate, 1)
@@ -144,6 +147,8 @@ commands.quantize = {
           doc = "nf4, fp4, int8: compute type, and what stays unquantised (default: f16; of a lone file: as it is)" },
         { "zero-blocks", kind = "text", value = "HOW", choices = { "bnb", "exact" }, default = "bnb",
           doc = "nf4: all-zero blocks as bitsandbytes writes them, or so that they decode to zeros" },
+        { "rounding", kind = "text", value = "HOW", choices = { "bnb", "nearest" }, default = "bnb",
+          doc = "nf4, fp4, int8: codes as bitsandbytes' CUDA kernels round, or the nearest, as its CPU code has most of them" },
         { "pure", doc = "GGUF: one type for every quantised tensor" },
         { "imatrix", kind = "text", value = "FILE", doc = "GGUF: importance of every column, measured by llama-imatrix" },
         { "tensor-type", kind = "text", value = "REGEX=T", many = true, doc = "GGUF: type T for tensors whose names match" },
@@ -171,7 +176,7 @@ commands.quantize = {
     prepare = function(o)
         return Model.open(o[1]), {
             { path = o[2], format = o.type, double_quant = o.double_quant, block = block_of(o.block), dtype = o.dtype,
-              zero_blocks = o.zero_blocks, pure = o.pure, allow_requantize = o.allow_requantize, pre = o.pre, name = o.name,
+              zero_blocks = o.zero_blocks, rounding = o.rounding, pure = o.pure, allow_requantize = o.allow_requantize, pre = o.pre, name = o.name,
               shard_size = o.shard_size, imatrix = o.imatrix, tensor_types = tensor_types(o.tensor_type),
               output_tensor_type = o.output_tensor_type, token_embedding_type = o.token_embedding_type,
               override_kv = override_rows(o.override_kv), keep_split = o.keep_split, leave_output_tensor = o.leave_output_tensor, no_fallback = o.no_fallback, profile = o.profile },

@@ -51,11 +51,11 @@ end
 ---     q = t:quantize("nf4", {block = 128, double_quant = true})        -- or "nf4:128:dq"
 ---
 ---@param format qmoon.FormatSpec a name of qm.formats(), with a block size (or "row") and double quantisation as in "nf4:128:dq", or as options; or what qm.codebook, qm.kmeans, qm.quantile_codebook and qm.format return
----@param options? {block: integer|"row"|nil, double_quant: boolean?, exact_zero: boolean?, offset: number?}
+---@param options? {block: integer|"row"|nil, double_quant: boolean?, exact_zero: boolean?, nearest: boolean?, offset: number?}
 ---@return qmoon.Tensor
 function methods:quantize(format, options)
     check.self("quantize", self)
-    check.options("quantize", options, { "block", "double_quant", "exact_zero", "offset" })
+    check.options("quantize", options, { "block", "double_quant", "exact_zero", "nearest", "offset" })
     local resolved, merged = formats.resolve(format, options)
     if type(resolved) == "table" then
         return resolved:quantize(self, merged)

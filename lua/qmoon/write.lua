@@ -57,7 +57,8 @@ local function job_of(plan, item, group, steps, source)
     for i, s in ipairs(group.sinks) do
         local spec = s.spec
         job.sinks[i] = { format = spec.format, block = spec.block, double_quant = spec.double_quant,
-                         exact_zero = spec.exact_zero, factor = spec.factor, at = spec.at, nested_at = spec.nested_at, offset = spec.offset,
+                         exact_zero = spec.exact_zero, nearest = spec.nearest, factor = spec.factor, at = spec.at,
+                         nested_at = spec.nested_at, offset = spec.offset,
                          add = spec.add, round_added = half and "f16" or nil,
                          interleave_heads = spec.interleave_heads,
                          file = s.out.open and s.out.open[spec.file] }

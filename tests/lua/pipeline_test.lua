@@ -112,6 +112,11 @@ local function check_digests(path, type_name)
         expected = expected + 1
     end
     support.equal(n, expected, "tensors")
+    for _, row in ipairs(h.meta) do
+        if row.key == "general.file_type" then
+            support.equal(row.value, golden.metadata["general.file_type"].value, "file type")
+        end
+    end
 end
 
 for _, t in ipairs { "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_K_S", "Q4_K_M",

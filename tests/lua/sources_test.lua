@@ -89,6 +89,29 @@ T["every tensor of torch's files is read as torch reads it"] = function()
     assert(n > 100)
 end
 
+--- A [4, 256] weight whose second row is zeros, quantised with the given options and decoded again: that row.
+local function zeros_through_nf4(options)
+    local dir, row = support.scratch(), {}
+    core.mkdir(dir)
+    for i = 1, 256 do
+        row[i] = math.sin(i)
+    end
+    row = core.pack_array("f", row)
+    write_tensors(dir .. "/w.safetensors", { ["w.weight"] = { dtype = "f32", shape = { 4, 256 },
+                                                              bytes = row .. ("\0"):rep(#row) .. row .. row } })
+    options[1], options.format, options.double_quant = dir .. "/q", "nf4", true
+    qm.write(qm.open(dir .. "/w.safetensors"), { options })
+    qm.write(qm.open(dir .. "/q"), { { dir .. "/back", format = "f32" } })
+    return tensors_of(dir .. "/back/model.safetensors")["w.weight"].bytes:sub(#row + 1, 2 * #row)
+end
+
+T["all-zero blocks under double quantisation: bitsandbytes' small constant, or zeros"] = function()
+    assert(zeros_through_nf4 {}:find "[^%z]", "bitsandbytes' code 0 came back as zeros")
+    for _, options in ipairs { { zero_blocks = "exact" }, { rounding = "nearest" } } do
+        assert(not zeros_through_nf4(options):gsub("%z%z%z\128", ""):find "[^%z]", "zeros came back as something else")
+    end
+end
+
 T["a model in .bin shards gives the files that the same in safetensors gives"] = function()
     local a, b = support.scratch(), support.scratch()
     for _, spec in ipairs { { format = "f16" }, { format = "int8" }, { format = "nf4", double_quant = true } } do

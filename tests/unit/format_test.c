@@ -359,6 +359,81 @@ TEST(format_exact_zero_keeps_zero_blocks_zero)
     CHECK(y[0] == 0 && y[63] == 0);
 }
 
+/* ---- codes of the nearest level (qm_codec.nearest) ---------------------------------------------- */
+
+/* No other code decodes to something nearer to x. */
+static void check_nearest(const char *name, const float *x, size_t n, uint32_t block)
+{
+    const qm_format *f = qm_format_find(name);
+    const int codes = f->plane[0].bits == 4 ? 16 : 256;
+    uint8_t *plane[] = {malloc(n), malloc(4 * (n / block + 1))};
+    float *y = malloc(sizeof *y * n);
+    qm_codec c = {.block = block, .nearest = true};
+    qm_encode(f, x, n, &c, plane);
+    qm_decode(f, (const uint8_t *const *)plane, n, &c, y);
+    for (size_t i = 0; i < n; i++) {
+        float absmax, level;
+        memcpy(&absmax, plane[1] + 4 * (i / block), sizeof absmax);
+        double least = INFINITY;
+        for (int code = 0; code < codes; code++) {
+            uint8_t byte = (uint8_t)(codes == 16 ? code << 4 : code);
+            f->decode((const uint8_t *[]){&byte, (const uint8_t *)&absmax}, 1, &c, &level);
+            least = fmin(least, fabs((double)level - (double)x[i]));
+        }
+        double off = fabs((double)y[i] - (double)x[i]);
+        CHECKF(off <= least + 2e-7 * (double)absmax, "%s block %u: %a of %a is off by %g, not %g", name,
+               block, (double)x[i], (double)absmax, off, least);
+    }
+    free(plane[0]);
+    free(plane[1]);
+    free(y);
+}
+
+static void nearest_codes(const float *values, const char *level)
+{
+    (void)level;
+    enum { SOME = 4096 };
+    float x[SOME];
+    for (int i = 0; i < SOME; i++) /* a block of zeros, one of a constant, one of tiny numbers */
+        x[i] = i / 64 == 3 ? 0.0f : i / 64 == 5 ? -0.25f : i / 64 == 7 ? values[i] * 0x1p-100f : values[i];
+    for (uint32_t block = 64; block <= 1024; block *= 4) {
+        check_nearest("nf4", x, SOME, block);
+        check_nearest("fp4", x, SOME, block);
+        check_nearest("dynamic8", x, SOME, block);
+    }
+}
+
+TEST(format_nearest_codes_are_the_nearest) { each_level(nearest_codes); }
+
+TEST(format_nearest_codes_of_zeros_are_zeros)
+{
+    static const char *const name[] = {"nf4", "fp4", "dynamic8", "int8"};
+    float x[64] = {0}, y[64];
+    for (int i = 0; i < 4; i++) {
+        uint8_t codes[64], absmax[4];
+        float nudged = 1e-3f; /* as double quantisation might return it */
+        qm_codec c = {.block = 64, .nearest = true};
+        const qm_format *f = qm_format_find(name[i]);
+        qm_encode(f, x, 64, &c, (uint8_t *[]){codes, absmax});
+        memcpy(absmax, &nudged, sizeof nudged);
+        qm_decode(f, (const uint8_t *[]){codes, absmax}, 64, &c, y);
+        for (int j = 0; j < 64; j++)
+            CHECKF(y[j] == 0, "%s: %g", name[i], (double)y[j]);
+    }
+}
+
+/* One of CUDA's thresholds is 14 units above the middle of its neighbours. */
+TEST(format_nearest_codes_differ_from_cudas)
+{
+    float x[64] = {1, 0.0026041685f};
+    for (int nearest = 0; nearest < 2; nearest++) {
+        uint8_t codes[32], absmax[4];
+        qm_codec c = {.block = 64, .nearest = nearest};
+        qm_encode(qm_format_find("fp4"), x, 64, &c, (uint8_t *[]){codes, absmax});
+        CHECKF((codes[0] & 15) == nearest, "%d: code %d", nearest, codes[0] & 15);
+    }
+}
+
 TEST(format_odd_tail_is_padded_with_the_code_of_zero)
 {
     float x[3] = {1, -1, 1};

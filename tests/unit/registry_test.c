@@ -99,13 +99,14 @@ static void check_levels(const qm_format *f, const qm_codec *c, const float *x, 
         qm_cpu_limit(level);
         planes got = planes_new(f, c, n);
         qm_encode(f, x, n, c, got.at);
-        CHECKF(planes_equal(&got, &want), "%s %s block %u, %zu values, %s", f->name, qm_simd_names[level], c->block, n,
-               what);
-        CHECKF(guards_intact(&got), "%s %s block %u, %zu values, %s", f->name, qm_simd_names[level], c->block, n, what);
+        CHECKF(planes_equal(&got, &want), "%s %s block %u, %zu values, %s", f->name, qm_simd_names[level],
+               c->block, n, what);
+        CHECKF(guards_intact(&got), "%s %s block %u, %zu values, %s", f->name, qm_simd_names[level], c->block,
+               n, what);
         z[n] = 12345;
         qm_decode(f, (const uint8_t *const *)want.at, n, c, z);
-        CHECKF(!memcmp(y, z, sizeof *y * n) && z[n] == 12345, "%s %s decoding block %u, %zu values, %s", f->name,
-               qm_simd_names[level], c->block, n, what);
+        CHECKF(!memcmp(y, z, sizeof *y * n) && z[n] == 12345, "%s %s decoding block %u, %zu values, %s",
+               f->name, qm_simd_names[level], c->block, n, what);
         planes_free(&got);
     }
     qm_cpu_limit(highest);
@@ -124,7 +125,7 @@ TEST(registry_every_level_writes_the_same_bytes)
             for (int v = 0; v < FAMILIES; v++) {
                 fill(&families[v], x, LONGEST);
                 for (int l = 0; l < LENGTHS; l++) {
-                    qm_codec c = {.block = block[b], .exact_zero = l % 2};
+                    qm_codec c = {.block = block[b], .exact_zero = l % 2, .nearest = l % 3 == 2};
                     check_levels(*f, &c, x, usable(*f, &c, lengths[l]), families[v].name);
                 }
             }
@@ -177,7 +178,8 @@ TEST(registry_every_level_decodes_any_bytes)
             for (qm_simd level = QM_AVX2; level <= highest; level++) {
                 qm_cpu_limit(level);
                 qm_decode(*f, (const uint8_t *const *)p.at, n, &c, z);
-                CHECKF(!memcmp(y, z, sizeof *y * n), "%s %s block %u", (*f)->name, qm_simd_names[level], block[b]);
+                CHECKF(!memcmp(y, z, sizeof *y * n), "%s %s block %u", (*f)->name, qm_simd_names[level],
+                       block[b]);
             }
             qm_cpu_limit(highest);
             planes_free(&p);
@@ -204,9 +206,10 @@ static void check_bound(const qm_format *f, const qm_codec *c, const float *x, s
             absmax = fmax(absmax, fabs((double)x[i]));
         for (size_t i = at; i < n && i < at + c->block; i++) {
             double far = fabs((double)y[i] - (double)x[i]);
-            double most = f->bound * absmax + f->bound_rel * fabs((double)x[i]) + least + 0x1p-25; /* f16's last bit */
-            CHECKF(far <= most, "%s block %u of %s, value %zu: %g became %g", f->name, c->block, what, i, (double)x[i],
-                   (double)y[i]);
+            double most = f->bound * absmax + f->bound_rel * fabs((double)x[i]) + least
+                          + 0x1p-25; /* f16's last bit */
+            CHECKF(far <= most, "%s block %u of %s, value %zu: %g became %g", f->name, c->block, what, i,
+                   (double)x[i], (double)y[i]);
         }
     }
     planes_free(&p);

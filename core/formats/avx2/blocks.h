@@ -19,6 +19,8 @@ static inline void qm_blocks_encode(const qm_format *f, qm_block_encode *block, 
 {
     uint8_t *at[] = {plane[0], plane[1]};
     const size_t size = (size_t)c->block * f->plane[0].bits / 8;
+    for (; c->nearest && n >= c->block; n -= c->block, x += c->block, at[0] += size, at[1] += sizeof(float))
+        f->encode(x, c->block, c, at);
     while (n >= c->block) {
         size_t count = n / c->block < QM_AHEAD ? n / c->block : QM_AHEAD;
         float absmax[QM_AHEAD], scale[QM_AHEAD];
@@ -26,7 +28,8 @@ static inline void qm_blocks_encode(const qm_format *f, qm_block_encode *block, 
             absmax[i] = qm_bits_f32(qm_largest_magnitude(x + i * c->block, c->block));
             scale[i] = qm_rcp(absmax[i]);
         }
-        for (size_t i = 0; i < count; i++, n -= c->block, x += c->block, at[0] += size, at[1] += sizeof(float)) {
+        for (size_t i = 0; i < count;
+             i++, n -= c->block, x += c->block, at[0] += size, at[1] += sizeof(float)) {
             if (qm_tame(absmax[i])) {
                 memcpy(at[1], &absmax[i], sizeof absmax[i]);
                 block(x, c->block, scale[i], at[0]);

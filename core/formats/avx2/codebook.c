@@ -19,7 +19,8 @@ typedef struct tree8 {
 
 static inline tree8 tree8_of(const qm_table *t)
 {
-    return (tree8){_mm256_set1_ps(t->tree[1]), _mm256_loadu_ps(t->tree), _mm256_loadu_ps(t->tree + 8), t->tree};
+    return (tree8){_mm256_set1_ps(t->tree[1]), _mm256_loadu_ps(t->tree), _mm256_loadu_ps(t->tree + 8),
+                   t->tree};
 }
 
 /* The threshold at node j of layer k, 0 being the root's.  A permutation reads the low three bits of j. */
@@ -64,7 +65,8 @@ ALWAYS __m256i codes_of_ranks(const qm_table *t, __m256i rank, uint32_t bits)
     if (t->ascending)
         return rank;
     if (bits <= 4)
-        return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)t->code)), rank);
+        return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)t->code)),
+                                   rank);
     uint8_t byte[32];
     _mm256_storeu_si256((__m256i *)byte, rank);
     for (int i = 0; i < 32; i++)
@@ -97,8 +99,8 @@ ALWAYS void pack32(__m256i codes, uint32_t bits, uint8_t *out)
     pack8((uint64_t)_mm256_extract_epi64(codes, 3), bits, out + 3 * bits);
 }
 
-ALWAYS void encode_block(const qm_table *t, tree8 tree, const float *x, uint32_t n, float scale, uint32_t bits,
-                         uint8_t *codes)
+ALWAYS void encode_block(const qm_table *t, tree8 tree, const float *x, uint32_t n, float scale,
+                         uint32_t bits, uint8_t *codes)
 {
     __m256 s = _mm256_set1_ps(scale);
     for (uint32_t i = 0; i < n; i += 32)
@@ -181,10 +183,12 @@ ALWAYS __m256i codes8(const uint8_t *codes, size_t at, size_t size, uint32_t bit
 }
 
 /* Up to sixteen levels are scaled once a block; of more, each weight's. */
-ALWAYS void decode_block(const qm_table *t, const uint8_t *codes, uint32_t n, float absmax, uint32_t bits, float *y)
+ALWAYS void decode_block(const qm_table *t, const uint8_t *codes, uint32_t n, float absmax, uint32_t bits,
+                         float *y)
 {
     __m256 s = _mm256_set1_ps(absmax);
-    qm_levels8 scaled = {_mm256_mul_ps(_mm256_loadu_ps(t->level), s), _mm256_mul_ps(_mm256_loadu_ps(t->level + 8), s)};
+    qm_levels8 scaled = {_mm256_mul_ps(_mm256_loadu_ps(t->level), s),
+                         _mm256_mul_ps(_mm256_loadu_ps(t->level + 8), s)};
     for (uint32_t i = 0; i < n; i += 8) {
         __m256i code = codes8(codes, (size_t)(i / 8) * bits, (size_t)(n / 8) * bits, bits);
         __m256 v = bits <= 3   ? _mm256_permutevar8x32_ps(scaled.low, code)

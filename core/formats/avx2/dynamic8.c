@@ -25,7 +25,8 @@ static inline __m256i decade8(__m256 a)
 static inline __m256i place8(__m256 a)
 {
     const float n = 1 / 0.9f;
-    const __m256 slope = _mm256_setr_ps(1e6f * n, 2e5f * n, 4e4f * n, 8e3f * n, 1.6e3f * n, 3.2e2f * n, 64 * n, 0);
+    const __m256 slope = _mm256_setr_ps(1e6f * n, 2e5f * n, 4e4f * n, 8e3f * n, 1.6e3f * n, 3.2e2f * n,
+                                        64 * n, 0);
     const __m256 start = _mm256_setr_ps(1 - 0.1f * n - 0.5f, 2 - 0.2f * n - 0.5f, 4 - 0.4f * n - 0.5f,
                                         8 - 0.8f * n - 0.5f, 16 - 1.6f * n - 0.5f, 32 - 3.2f * n - 0.5f,
                                         64 - 6.4f * n - 0.5f, 0);

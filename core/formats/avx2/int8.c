@@ -6,7 +6,10 @@ extern const qm_format qm_format_int8;
 
 enum { RUN = 32 };
 
-static inline __m256 to_half(__m256 x) { return _mm256_cvtph_ps(_mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT)); }
+static inline __m256 to_half(__m256 x)
+{
+    return _mm256_cvtph_ps(_mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+}
 
 /* Bits of the largest magnitude, after rounding to f16: rounding keeps order, so once is enough. */
 static uint32_t largest_half(const float *x, size_t n)
@@ -55,7 +58,7 @@ static void encode(const float *x, size_t n, const qm_codec *c, uint8_t *const p
         float absmax = qm_bits_f32(largest_half(x, m));
         if (absmax > 0 && absmax <= 65504.0f) {
             memcpy(at[1], &absmax, sizeof absmax);
-            encode_row(x, m, qm_int8_scale(absmax), at[0]);
+            encode_row(x, m, qm_int8_scale(absmax, c->nearest), at[0]);
         } else {
             qm_format_int8.encode(x, (uint32_t)m, c, at);
         }

@@ -24,8 +24,8 @@ static inline __m256 qm_look_up8(qm_levels8 t, __m256i i)
     return _mm256_blendv_ps(_mm256_permutevar8x32_ps(t.low, i), _mm256_permutevar8x32_ps(t.high, i), bit3);
 }
 
-static inline void qm_nibbles_decode(const qm_format *f, const float level[16], const uint8_t *const plane[], size_t n,
-                                     const qm_codec *c, float *y)
+static inline void qm_nibbles_decode(const qm_format *f, const float level[16], const uint8_t *const plane[],
+                                     size_t n, const qm_codec *c, float *y)
 {
     const uint8_t *at[] = {plane[0], plane[1]};
     for (size_t m; n; n -= m, y += m, at[0] += m / 2, at[1] += sizeof(float)) {

@@ -76,7 +76,7 @@ local function item_parts(item, spec)
     end
     local parts, sink
     if spec.own then
-        parts, sink = planes.parts(item, spec.own, spec.zero_blocks == "exact")
+        parts, sink = planes.parts(item, spec.own, spec)
     else
         parts, sink = bnb.parts(item, spec)
     end

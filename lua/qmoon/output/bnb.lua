@@ -47,7 +47,8 @@ local function four_bit(item, spec)
         { name = name .. ".quant_state.bitsandbytes__" .. spec.format, dtype = "u8", shape = { state_size } },
     }
     local state = parts[4]
-    local sink = { format = spec.format, block = block, exact_zero = spec.zero_blocks == "exact" }
+    local sink = { format = spec.format, block = block, exact_zero = spec.zero_blocks == "exact",
+                   nearest = spec.rounding == "nearest" }
     if spec.double_quant then
         parts[5] = { name = name .. ".nested_absmax", dtype = "f32", shape = { math.ceil(groups / NESTED) } }
         parts[6] = { name = name .. ".nested_quant_map", dtype = "f32", shape = { 256 }, bytes = core.levels "dynamic8" }
@@ -63,13 +64,13 @@ local function four_bit(item, spec)
     return parts, sink
 end
 
-local function eight_bit(item)
+local function eight_bit(item, spec)
     local module = item.name:gsub("%.weight$", "")
     return {
         { name = item.name, dtype = "i8", shape = item.shape },
         { name = module .. ".SCB", dtype = "f32", shape = { item.source.rows or item.shape[1] } },
         { name = module .. ".weight_format", dtype = "u8", shape = {}, bytes = "\0" },
-    }, { format = "int8" }
+    }, { format = "int8", nearest = spec.rounding == "nearest" }
 end
 
 --- The tensors that hold a quantised weight, first the planes in order, and the sink that fills them.

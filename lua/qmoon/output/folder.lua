@@ -204,7 +204,7 @@ local function item_parts(view, item, spec)
         return assemble.carried(item)
     elseif spec.own and not why then
         local own = setmetatable({ block = spec.same and item.source.block or spec.own.block }, { __index = spec.own })
-        local parts, sink = planes.parts(item, own, spec.zero_blocks == "exact")
+        local parts, sink = planes.parts(item, own, spec)
         return parts, sink, nil, #item.shape > 2 and "[E x out, in]" or nil
     elseif spec.same and item.source.quantised then
         return bnb.parts(item, same_spec(item))
@@ -258,7 +258,7 @@ local function title(spec, model)
 end
 
 ---@param model qmoon.Model
----@param spec {path:string, format:string, double_quant:boolean?, block:integer?, dtype:string?, shard_size:number?, zero_blocks:string?}
+---@param spec {path:string, format:string, double_quant:boolean?, block:integer?, dtype:string?, shard_size:number?, zero_blocks:string?, rounding:string?}
 ---@return qmoon.Output
 function folder.plan(model, spec)
     spec = resolve(spec, model)
@@ -270,7 +270,7 @@ function folder.plan(model, spec)
     end)
     -- a block of zeros is code 0, level -1, and its scale does not come back as 0 from the second level
     local nf4_dq = spec.same and model.quantised == "nf4+dq" or spec.format == "nf4" and spec.double_quant
-    out.zero_blocks_drift = nf4_dq and spec.zero_blocks ~= "exact"
+    out.zero_blocks_drift = nf4_dq and spec.zero_blocks ~= "exact" and spec.rounding ~= "nearest"
     if spec.own then
         out.notices[#out.notices + 1] = "weights in this format are read by this program alone; see quantization.json"
         out.side[1] = description.file(out, spec)

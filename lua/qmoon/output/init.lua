@@ -9,7 +9,7 @@
 ---@field title string      "nf4+dq (bnb)"
 ---@field files {name:string?, size:integer, writes:{[1]:integer,[2]:string}[]}[]
 ---@field sinks table<qmoon.Item, table>   where an item's values go: {file, format, block, at, double_quant,
----                                        nested_at, exact_zero, add, interleave_heads, late, importance, slice,
+---                                        nested_at, exact_zero, nearest, add, interleave_heads, late, importance, slice,
 ---                                        round, tensor}, or a list of such ; late(result) gives more writes,
 ---                                        importance = {count, load() -> f32 tensor}: how much each column counts,
 ---                                        slice = {from, rows, cols} takes some of the item's rows, round comes

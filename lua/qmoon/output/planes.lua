@@ -91,9 +91,9 @@ end
 --- The tensors that hold an item's weight, first the planes in order, and the sink that fills them.
 ---@param item qmoon.Item
 ---@param spec table from planes.spec
----@param exact_zero boolean?
+---@param quirks {zero_blocks:string?, rounding:string?}
 ---@return table[] parts, table sink
-function planes.parts(item, spec, exact_zero)
+function planes.parts(item, spec, quirks)
     local n, _, cols = Model.extent(item.shape)
     cols = item.source.cols or cols
     local sizes, block = core.plane_sizes(type(spec.format) == "table" and spec.format:opaque() or spec.format, n, cols,
@@ -105,7 +105,8 @@ function planes.parts(item, spec, exact_zero)
             nested and sizes[i] / 4 or sizes[i])
     end
     local sink = { format = spec.format, title = spec.label, block = block, double_quant = spec.double_quant,
-                   exact_zero = exact_zero, planes = #parts }
+                   exact_zero = quirks.zero_blocks == "exact", nearest = quirks.rounding == "nearest",
+                   planes = #parts }
     if spec.double_quant then
         local nested = tensor_of(item.name .. ".nested_absmax", "f32", 4 * math.ceil(sizes[2] / 4 / NESTED))
         parts[#parts + 1], sink.nested = nested, nested
