@@ -216,3 +216,11 @@ llama-programs: $(PEERS_FULL_MADE)
 	@sh tests/peers/llama.sh $(PEERS_FULL_VENV)/bin/python $(BUILD)/llama
 
 .PHONY: test-peers test-peers-full peers-full-venv llama-programs
+
+# The pages in headless Chromium: sliders against the core, overlap, contrast; screenshots in $(BUILD)/pages to look at.
+test-pages: deps
+	@sh tests/deps.sh chromium fonts-dejavu-core
+	@$(MAKE) --no-print-directory $(BUILD)/qmoon
+	$(BUILD)/qmoon tests/pages/pages.lua $(BUILD)/pages
+
+.PHONY: test-pages

@@ -13,11 +13,14 @@ local o = cli.parse({
     doc = "Explains quantisation by computing it. Without a NAME: which demos there are.",
     arguments = { { "NAME", optional = true, doc = "the demo" } },
     options = {
-        { "html", kind = "text", value = "FILE", doc = "write one page that needs nothing else: pictures, sliders, light and dark" },
+        { "html", kind = "text", value = "FILE", doc = "write one page that needs nothing else: pictures, "
+            .. "sliders, light and dark" },
         { "step", doc = "wait for Enter between sections" },
         { "json", doc = "the figures, for machines" },
-        { "model", kind = "text", value = "NAME", doc = "fits, which-format: a family and size such as 'mixtral 8x7b', or a model folder" },
-        { "card", kind = "size", value = "SIZE", doc = "fits, which-format: memory of the card, such as 24GiB" },
+        { "model", kind = "text", value = "NAME", doc = "fits, which-format: a family and size such as "
+            .. "'mixtral 8x7b', or a model folder" },
+        { "card", kind = "size", value = "SIZE", doc = "fits, which-format: memory of the card, such as "
+            .. "24GiB" },
         { "context", kind = "integer", value = "N", doc = "fits, which-format: tokens of context" },
     },
     examples = "  qmoon demo nf4-vs-int4\n  qmoon demo outlier --html outlier.html\n"

@@ -41,7 +41,8 @@ local function extent(values)
     return low, high
 end
 
---- Least value to 0, largest to 2^bits - 1: step = (max - min) / (2^bits - 1), code = round((w - min) / step).
+--- Least value to 0, largest to 2^bits - 1: step = (max - min) / (2^bits - 1), code = round((w - min) /
+--- step).
 ---@param values number[]
 ---@param bits integer
 ---@return {step: number, low: number, scaled: number[], codes: integer[], back: number[], errors: number[], worst: number, rmse: number}
@@ -66,7 +67,8 @@ function affine.symmetric(values, bits)
     return run(values, { step = math.max(-low, high) / top, zero = 0, least = -top, top = top })
 end
 
---- Affine with a whole zero point, as PyTorch keeps it: zero = round(-min / step), code = round(w / step) + zero.
+--- Affine with a whole zero point, as PyTorch keeps it: zero = round(-min / step), code = round(w / step) +
+--- zero.
 function affine.zero_point(values, bits)
     local low, high = extent(values)
     local top = 2 ^ bits - 1

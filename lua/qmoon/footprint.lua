@@ -1,4 +1,5 @@
---- How much memory a model takes: weights by the planners' own rules, the cache of keys and values by its shape.
+--- How much memory a model takes: weights by the planners' own rules, the cache of keys and values by its
+--- shape.
 --
 -- Models are opened ones, or published ones by their shapes ("mixtral 8x7b"), of which nothing is downloaded.
 
@@ -43,7 +44,8 @@ function footprint.of(name)
     if core.stat(name) then
         local model = require("qmoon.model").open(name)
         if not (model.config and model.config.arch) then
-            core.fail("unsupported", "%s: memory is computed for model folders whose architecture is known", name)
+            core.fail("unsupported", "%s: memory is computed for model folders whose architecture is known",
+                name)
         end
         return model, name:match "([^/]+)/*$"
     end
@@ -73,7 +75,8 @@ local function zero()
 end
 
 local function of_folder(model, format, options)
-    local out = require("qmoon.output.folder").plan(model, { path = "", format = format, double_quant = options.double_quant,
+    local out = require("qmoon.output.folder").plan(model, { path = "", format = format,
+        double_quant = options.double_quant,
                                                               block = options.block })
     local sum = zero()
     for _, row in ipairs(out.rows) do
@@ -88,7 +91,8 @@ local function of_gguf(model, format)
     for _, t in ipairs(tensors) do
         t.type_name = #t.shape < 2 and "F32" or "F16"
     end
-    local plan = gguf_types.plan(tensors, format, { n_layer = fields.num_hidden_layers, n_head = fields.num_attention_heads,
+    local plan = gguf_types.plan(tensors, format, { n_layer = fields.num_hidden_layers,
+        n_head = fields.num_attention_heads,
         n_head_kv = fields.num_key_value_heads, n_expert = fields.num_local_experts or 0, arch = a.name })
     local sum = zero()
     for i, t in ipairs(tensors) do
@@ -101,14 +105,16 @@ local function of_gguf(model, format)
     return sum
 end
 
---- Bytes of the weights in a format: a folder's (f16 int8 nf4 nf4:dq nf4:128 …) or llama-quantize's (q4_0 q4_k_m …).
+--- Bytes of the weights in a format: a folder's (f16 int8 nf4 nf4:dq nf4:128 …) or llama-quantize's (q4_0
+--- q4_k_m …).
 ---@param model qmoon.Model
 ---@param format string
 ---@return {codes: number, scales: number, plain: number, total: number, count: number, quantised: number}
 function footprint.weights(model, format)
     local name, rest = format:match "^([^:]*):?(.*)$"
     if FOLDER[name] then
-        return of_folder(model, name, { double_quant = rest:find "dq" ~= nil, block = tonumber(rest:match "%d+") })
+        return of_folder(model, name, { double_quant = rest:find "dq" ~= nil,
+            block = tonumber(rest:match "%d+") })
     end
     return of_gguf(model, format)
 end

@@ -2,7 +2,8 @@
 --
 -- A demo is a file in lua/qmoon/demo that returns
 --
---   {title = "…", question = "what it answers", options = {"model", …}, run = function(lesson, options) … end}
+--   {title = "…", question = "what it answers", options = {"model", …}, run = function(lesson, options) …
+-- end}
 --
 -- and says everything through the lesson, with numbers that it has just computed.
 
@@ -60,12 +61,14 @@ function lesson.run(name, options)
             core.fail("usage", "demo %s: it has nothing to do with --%s", name, key)
         end
     end
-    local l = setmetatable({ name = name, title = demo.title, question = demo.question, blocks = {}, figures = {} }, Lesson)
+    local l = setmetatable({ name = name, title = demo.title, question = demo.question, blocks = {},
+        figures = {} }, Lesson)
     demo.run(l, given)
     return l
 end
 
--- ---- saying ------------------------------------------------------------------------------------------------
+-- ---- saying
+-- ------------------------------------------------------------------------------------------------
 
 local function formatted(form, ...)
     return select("#", ...) > 0 and form:format(...) or form
@@ -126,7 +129,8 @@ function Lesson:figure(values)
     end
 end
 
--- ---- telling -----------------------------------------------------------------------------------------------
+-- ---- telling
+-- -----------------------------------------------------------------------------------------------
 
 local tell = {}
 
@@ -206,7 +210,8 @@ function Lesson:json()
     for _, block in ipairs(self.blocks) do
         said[#said + 1] = (block.kind == "say" or block.kind == "section") and block.content or nil
     end
-    return json.encode({ schema = "qmoon-demo-1", demo = self.name, title = self.title, version = core.version,
+    return json.encode({ schema = "qmoon-demo-1", demo = self.name, title = self.title,
+        version = core.version,
                          figures = self.figures, said = json.array(said) }, { indent = 2 })
 end
 

@@ -39,7 +39,8 @@ end
 
 local STEPS, GROUP, COLUMNS = 2048, 16, 256
 
--- A fine ramp from -most to most, with a 1 in every 16 values, so that every block's largest magnitude is 1; what comes
+-- A fine ramp from -most to most, with a 1 in every 16 values, so that every block's largest magnitude is 1;
+-- what comes
 -- back are levels.
 local function observed(spec, most)
     local values = {}
@@ -73,7 +74,8 @@ local function is_in(list, v)
     return false
 end
 
---- The levels, in order.  Fails for formats that have none of their own, such as those with scales within scales.
+--- The levels, in order.  Fails for formats that have none of their own, such as those with scales within
+--- scales.
 ---@param spec qmoon.FormatSpec
 ---@return number[] levels
 ---@return string label

@@ -1,11 +1,14 @@
---- Floating-point numbers taken apart: any sign-exponent-mantissa layout, by arithmetic rather than by bit tricks.
+--- Floating-point numbers taken apart: any sign-exponent-mantissa layout, by arithmetic rather than by bit
+--- tricks.
 --
 --   bits        s eeee mmm     exponent field E, mantissa field M, bias = 2^(e-1) - 1
 --   E = 0       (-1)^s * 2^(1-bias) * M/2^m           subnormal
 --   otherwise   (-1)^s * 2^(E-bias) * (1 + M/2^m)
 --
--- IEEE layouts keep the largest E for infinity and NaN; f8_e4m3 keeps one pattern for NaN, e2m1 none at all.  Beyond
--- the largest number lies infinity, except for the 8- and 4-bit ones, which stop there (as OCP's saturating conversion).
+-- IEEE layouts keep the largest E for infinity and NaN; f8_e4m3 keeps one pattern for NaN, e2m1 none at all.
+--  Beyond
+-- the largest number lies infinity, except for the 8- and 4-bit ones, which stop there (as OCP's saturating
+-- conversion).
 
 local core = require "qmoon.core"
 
@@ -35,7 +38,8 @@ end
 ---@param name string
 ---@return qmoon.Layout
 function minifloat.layout(name)
-    return by_name[name] or core.fail("fail", "no float is called '%s'; there are f32 f16 bf16 f8_e4m3 f8_e5m2 e2m1", tostring(name))
+    return by_name[name] or core.fail("fail", "no float is called '%s'; there are f32 f16 bf16 f8_e4m3 "
+        .. "f8_e5m2 e2m1", tostring(name))
 end
 
 local function bias(l)
@@ -48,7 +52,8 @@ end
 function minifloat.limits(l)
     local top = 2 ^ l.exponent - 1 - (l.special == "ieee" and 1 or 0)
     local fraction = 2 - 2 ^ -l.mantissa - (l.special == "nan" and 2 ^ -l.mantissa or 0)
-    return { max = 2 ^ (top - bias(l)) * fraction, normal = 2 ^ (1 - bias(l)), least = 2 ^ (1 - bias(l) - l.mantissa),
+    return { max = 2 ^ (top - bias(l)) * fraction, normal = 2 ^ (1 - bias(l)),
+        least = 2 ^ (1 - bias(l) - l.mantissa),
              epsilon = 2 ^ -l.mantissa }
 end
 
@@ -58,7 +63,8 @@ local function half_even(x)
     return (rest > 0.5 or rest == 0.5 and low % 2 == 1) and low + 1 or low
 end
 
---- The nearest number of a layout, ties to even; beyond the largest: infinity where there is one, else the largest.
+--- The nearest number of a layout, ties to even; beyond the largest: infinity where there is one, else the
+--- largest.
 ---@param x number finite
 ---@param l qmoon.Layout
 ---@return number

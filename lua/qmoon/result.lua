@@ -211,6 +211,17 @@ function Result:where(test)
     return derived(self, rows)
 end
 
+--- The result as a picture: layers by modules of m:report, size against quality of qm.compare and qm.sweep.
+---
+---     qm.compare(t, {"nf4", "q4_0", "int8"}):plot()
+---     m:report("nf4"):plot():save "report.svg"
+---
+---@return qmoon.Picture
+function Result:plot()
+    check(self, "plot")
+    return require("qmoon.plot").result(self)
+end
+
 -- ---- as text --------------------------------------------------------------------------------------------------
 
 local function cell(column, value)

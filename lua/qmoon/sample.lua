@@ -1,4 +1,5 @@
---- The values that pictures and demos are drawn of: made from a name and a seed, so that a recipe can say what they are.
+--- The values that pictures and demos are drawn of: made from a name and a seed, so that a recipe can say
+--- what they are.
 
 local core = require "qmoon.core"
 local nearest = require "qmoon.nearest"
@@ -42,7 +43,8 @@ function sample.of(options)
     local t = options.t
     if t then
         local i = t:info()
-        return t, { { "data", ("%s%s %s"):format(i.name and i.name .. " " or "", i.format, text.shape(i.shape)) } }
+        return t, { { "data", ("%s%s %s"):format(i.name and i.name .. " " or "", i.format,
+            text.shape(i.shape)) } }
     end
     local name = options.data or "normal"
     local kind = KINDS[name]
@@ -52,7 +54,8 @@ function sample.of(options)
             guess and (" (did you mean '%s'?)"):format(guess) or "", table.concat(sample.kinds, " "))
     end
     local seed, shape = options.seed or 1, { options.rows or ROWS, COLUMNS }
-    return kind[2](shape, seed), { { "data", ("%s, %d values"):format(kind[1], shape[1] * shape[2]) }, { "seed", seed } }
+    return kind[2](shape, seed), { { "data", ("%s, %d values"):format(kind[1], shape[1] * shape[2]) },
+        { "seed", seed } }
 end
 
 --- Recipe entries, one list after another.

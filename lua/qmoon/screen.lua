@@ -1,7 +1,8 @@
---- What the reader's screen can show: columns, UTF-8, colour.  Everything is written in UTF-8 and put into ASCII on
---- the way out where the screen has no more.
+--- A screen that pictures and lessons are laid out for: columns, UTF-8 or not, colour or not.  Everything is
+--- written in
+--- UTF-8 and put into ASCII on the way out where the screen has no more (qmoon.terminal knows which).
 
-local core = require "qmoon.core"
+local terminal = require "qmoon.terminal"
 local text = require "qmoon.text"
 
 local screen = {}
@@ -15,59 +16,24 @@ Screen.__index = Screen
 
 local ANSI = { "34", "33", "36", "35", "32", "31", dim = "2", bold = "1", bad = "31;1", good = "32;1" }
 
--- One character for one, so that columns stay; words only where prose has them.
-local ASCII = {
-    ["█"] = "#", ["▉"] = "#", ["▊"] = "#", ["▋"] = "#", ["▌"] = "#", ["▍"] = " ", ["▎"] = " ", ["▏"] = " ",
-    ["▁"] = "_", ["▂"] = ".", ["▃"] = ":", ["▄"] = "-", ["▅"] = "=", ["▆"] = "+", ["▇"] = "*",
-    ["░"] = ".", ["▒"] = "+", ["▓"] = "%", ["─"] = "-", ["│"] = "|", ["┼"] = "+", ["└"] = "+", ["┊"] = ":",
-    ["•"] = "*", ["·"] = "-", ["×"] = "x", ["→"] = "->", ["≥"] = ">=", ["≤"] = "<=", ["±"] = "+-", ["−"] = "-",
-    ["…"] = "...", ["σ"] = "sigma", ["Δ"] = "d", ["∞"] = "inf", ["‖"] = "|", ["≈"] = "~", ["✓"] = "+", ["✗"] = "x",
-    ["½"] = "1/2", ["α"] = "alpha", ["é"] = "e",
-}
-
-local function variable(name)
-    local value = os.getenv(name)
-    return value ~= "" and value or nil
-end
-
-local function has_utf8()
-    local locale = variable "LC_ALL" or variable "LC_CTYPE" or variable "LANG" or ""
-    return locale:upper():find "UTF%-?8" ~= nil
-end
-
-local function has_colour(terminal)
-    if variable "NO_COLOR" or os.getenv "TERM" == "dumb" then
-        return false
-    end
-    return terminal ~= nil or variable "CLICOLOR_FORCE" ~= nil or variable "FORCE_COLOR" ~= nil
-end
-
 ---@param fields {width: integer, utf8: boolean, colour: boolean}
 ---@return qmoon.Screen
 function screen.new(fields)
     return setmetatable(fields, Screen)
 end
 
---- The screen behind standard output, as its terminal and the environment have it; never wider than 80 columns.
+--- The screen behind standard output; never wider than 80 columns.
 ---@return qmoon.Screen
 function screen.here()
-    local columns = core.terminal(1)
-    return screen.new { width = math.max(40, math.min(80, columns or 80)), utf8 = has_utf8(), colour = has_colour(columns) }
+    local width = math.max(40, math.min(80, terminal.columns() or 80))
+    return screen.new { width = width, utf8 = terminal.utf8(), colour = terminal.colour(1) }
 end
 
 --- UTF-8 text as this screen has it.
 ---@param s string
 ---@return string
 function Screen:plain(s)
-    if self.utf8 then
-        return s
-    end
-    return (s:gsub("[\194-\244][\128-\191]+", function(run)
-        -- a run of several characters is taken apart
-        return (run:gsub("[\194-\244][\128-\191]*", function(c)
-            return ASCII[c] or "?"
-        end))
-    end))
+    return self.utf8 and s or terminal.ascii(s)
 end
 
 --- Text in a colour: a series 1 to 6, or "dim", "bold", "bad", "good".

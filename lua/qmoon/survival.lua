@@ -1,4 +1,5 @@
---- How much of a LoRA update is left after quantising: merged into the original weights, and into weights that have been
+--- How much of a LoRA update is left after quantising: merged into the original weights, and into weights
+--- that have been
 --- through the format already, as when training was on a 4-bit base.
 --
 -- survival = <change achieved, dW> / <dW, dW>: 1 when the update is there in full, 0 when nothing of it is.
@@ -52,29 +53,42 @@ local function share(change, delta)
     return dot / square
 end
 
---- @param options {ratio: number, format: qmoon.FormatSpec, seed: integer, rows: integer?, cols: integer?, rank: integer?}
----@return table {original, dequantised: survival; noise: rounding noise over |dW| with the original base; w, delta, unit,
----              kept_original, kept_dequantised: tensors; rows, cols, rank}
-function survival.measure(options)
+--- Random weights and an update of the same length, to be scaled down: lists.
+---@param options {seed: integer?, rows: integer?, cols: integer?, rank: integer?}
+---@return {w: number[], unit: number[], rows: integer, cols: integer, rank: integer}
+function survival.make(options)
     local rows, cols, rank = options.rows or ROWS, options.cols or COLUMNS, options.rank or RANK
-    local shape, seed = { rows, cols }, options.seed or 1
-    local w = core.random("normal", shape, seed, 0, STD):values()
+    local seed = options.seed or 1
+    local w = core.random("normal", { rows, cols }, seed, 0, STD):values()
     local a = core.random("normal", { rank, cols }, seed + 1, 0, 1):values()
     local b = core.random("normal", { rows, rank }, seed + 2, 0, 1):values()
-    local delta = product(a, b, rows, cols, rank)
-    local factor, unit = norm(w) / norm(delta), {} -- unit is as long as W
-    for i, v in ipairs(delta) do
+    local unit = product(a, b, rows, cols, rank)
+    local factor = norm(w) / norm(unit)
+    for i, v in ipairs(unit) do
         unit[i] = v * factor
-        delta[i] = unit[i] * options.ratio
     end
-    local base = through(w, shape, options.format)
+    return { w = w, unit = unit, rows = rows, cols = cols, rank = rank }
+end
+
+--- What is left of an update of ratio times the weights' length.
+---@param made table what survival.make gave
+---@param ratio number
+---@param format qmoon.FormatSpec
+---@return table {original, dequantised: survival; noise: rounding noise over |dW| with the original base; w, delta,
+---              unit, kept_original, kept_dequantised: lists}
+function survival.measure(made, ratio, format)
+    local shape, w, delta = { made.rows, made.cols }, made.w, {}
+    for i, v in ipairs(made.unit) do
+        delta[i] = v * ratio
+    end
+    local base = through(w, shape, format)
     -- what the merge changes in the weights as they are used: against W itself, and against the 4-bit base
-    local original = combined(through(combined(w, delta, 1), shape, options.format), w, -1)
-    local again = combined(through(combined(base, delta, 1), shape, options.format), base, -1)
-    local noise = norm(combined(original, delta, -share(original, delta))) / norm(delta)
-    return { original = share(original, delta), dequantised = share(again, delta), noise = noise, rows = rows, cols = cols, rank = rank,
-             w = core.tensor(shape, w), delta = core.tensor(shape, delta), unit = core.tensor(shape, unit), kept_original = core.tensor(shape, original),
-             kept_dequantised = core.tensor(shape, again) }
+    local original = combined(through(combined(w, delta, 1), shape, format), w, -1)
+    local again = combined(through(combined(base, delta, 1), shape, format), base, -1)
+    local survived = share(original, delta)
+    return { original = survived, dequantised = share(again, delta), w = w, delta = delta, unit = made.unit,
+             noise = norm(combined(original, delta, -survived)) / norm(delta), kept_original = original,
+             kept_dequantised = again }
 end
 
 return survival

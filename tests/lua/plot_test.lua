@@ -12,6 +12,9 @@ local T = {}
 local MODEL = "tests/fixtures/tiny-qwen2"
 
 local function draw(name)
+    if name == "result" then
+        return qm.compare(qm.randn { 64, 256, seed = 1 }, { "nf4", "q4_0", "int8" }):plot()
+    end
     return qm.plot[name](name == "heatmap" and { model = qm.open(MODEL) } or {})
 end
 
@@ -28,13 +31,16 @@ local function widest(text)
     return most
 end
 
-T["every picture has a terminal form of 80 columns, in ASCII and in blocks, with colour only where there is some"] = function()
+T["every picture has a terminal form of 80 columns, in ASCII and in blocks, with colour only where there "
+    .. "is some"] = function()
     assert(#qm.plot() >= 12)
     for _, name in ipairs(qm.plot()) do
         local p = draw(name)
         local plain, full = p:text(ascii), p:text(blocks)
         assert(not plain:find "[\128-\255\27]", name .. " is not ASCII:\n" .. plain)
         assert(not full:find "\27", name .. " has colours")
+        local _, lines = full:gsub("\n", "")
+        assert(lines < 40, name .. " takes more than 40 lines")
         assert(widest(plain) <= 80 and widest(full) <= 80, name .. " is wider than 80 columns:\n" .. full)
         assert(p:text(colour):gsub("\27%[[%d;]*m", "") == full, name .. ": colour changes more than colour")
     end
@@ -42,18 +48,19 @@ end
 
 -- SHA-256 of each SVG, the version replaced; a picture that is meant to change gets a new line here.
 local SVG = {
-    bits = "280edadb1833626a271354d12f7b300303db14da054510c5e00c6415184f78d3",
-    buckets = "697c7348a342846f1a3bd70f24c4e905655f6cda809fdf4ba7bad61a98df7a83",
-    frontier = "b84ed0b31803200944a354bd2e5dca9999dbdddba11da8c6afb033033228a401",
-    heatmap = "8c7d8566ed8b5b102edf2404d999b98324b801c12f88e7fcb4e58f8af60f8fb5",
-    ledger = "6752319e964ff215fb9dfa8033674f4e521d18f5410b6179fc64d7a447c817a8",
-    lora = "00369d9211084972589277631ce67420065829263a00f67e79daf7bbe578432d",
-    memory = "a4f73e37da47c5491afa958f3524adcdce0e850c4b9d3e58bacd43d57bf480c4",
-    nine = "013f9835a070dbf6f15a2396a129b6beda3aadab034265d7b72f2e4b66936a31",
-    outlier = "11fdc74f2adb1eb8cc6721097f73b5e7199a347e706905379ce7e01b1c5e2298",
-    rulers = "08ce0e5bc548068c4c39a3dfcc1ef4de1282878cb4ca8d550f01e6900b1e20cd",
-    staircase = "3adb38113bd87d301f9e050fe326433dd0f62faf384d191653825f47f35e3ebe",
-    weights = "01e5b1c0b1e4bf46bf9d6468e5b888417cb330746ecf5a04682e86d676254cd6",
+    bits = "176b3aee5cde4d0e6120ce21d59cae69adcdb69a5f176c00d8c7cba89513bcda",
+    buckets = "8200f2ba47cc5360ca8a47b7702da0b868e89dcaffa83df4cc067b168da87748",
+    frontier = "d0e7f28a434e6f01e4bfdc4024213911560e531caf1480916b869160fb6c24bd",
+    heatmap = "6e96b56f71eb8c039de903e125aeed83aa10a221b0df7a9a8304bca48839e6d5",
+    ledger = "76d7b5ce237f5946971a73d61993fb8034798c6b1100e5bb5d99be10cb482e4e",
+    lora = "71fa7f092696b1b41b6260bdb6a799cc1e15222f858480576b1ef1ab8127dab6",
+    memory = "3e3be9955e6dfff8d44575ec23875d2cb344ff3bf967147f9e3cf1e0f48bcbe8",
+    nine = "83132c337d29f81fdc962c5b4d8f698619e54b3cae238df6189f3dc9fd4aadc8",
+    outlier = "4d7fd9a09c6f5fa4b951a18929de23fc81cec49b4620c69008bf9cfaa8ef7374",
+    result = "fa9e3963430b59eb071903612004720f5dabe26746dbc7db69561c2a73b44f4e",
+    rulers = "bd35e1f8607781712b97ac5ae158a6fe4f98accfab44910ccc57b68c81388ea7",
+    staircase = "f06a7b288942f29a59a0b3d66d72de20a670146614b1d281b21eceb9a944b564",
+    weights = "2ac77d3b51fbf267ea33a69b602ceeb44e59085a5954dffa6e2d6d6c3eef1ebb",
 }
 
 T["SVG is the same bytes again and again, and those recorded"] = function()
@@ -112,7 +119,8 @@ local function fetched(html)
             found[#found + 1] = word
         end
     end
-    local rest = html:gsub('<a href="https://arxiv.org/abs/[%d.]+">', ""):gsub("http://www.w3.org/%d+/svg", "")
+    local rest = html:gsub('<a href="https://arxiv.org/abs/[%d.]+">', ""):gsub("http://www.w3.org/%d+/svg",
+        "")
     for address in rest:gmatch "https?://[^%s\"'<]+" do
         found[#found + 1] = address
     end
@@ -138,9 +146,11 @@ end
 T["data go to CSV and to a gnuplot script, with the recipe"] = function()
     local p = qm.plot.rulers { "nf4" }
     local csv = p:csv()
-    assert(csv:find("# formats nf4", 1, true) and csv:find("\n1,nf4,0,-1\n", 1, true) and csv:find("\n1,nf4,15,1\n", 1, true), csv)
+    assert(csv:find("# formats nf4", 1, true) and csv:find("\n1,nf4,0,-1\n", 1, true)
+        and csv:find("\n1,nf4,15,1\n", 1, true), csv)
     local gp = p:gnuplot()
-    assert(gp:find("$data << EOD", 1, true) and gp:find('1 "nf4" 7 0\n', 1, true) and gp:find("plot $data", 1, true), gp)
+    assert(gp:find("$data << EOD", 1, true) and gp:find('1 "nf4" 7 0\n', 1, true)
+        and gp:find("plot $data", 1, true), gp)
 end
 
 T["save takes the form from the ending"] = function()
@@ -161,14 +171,16 @@ T["a wrong name and wrong data say what there is"] = function()
     support.raises("fail", "did you mean 'normal'", qm.plot.buckets, { data = "norml" })
     support.raises("fail", "no fixed levels", qm.plot.rulers, { "q4_k" })
     support.raises("fail", "no float is called 'f17'", qm.plot.bits, { "f17" })
-    support.raises("usage", { "mixtral 8x9b", "did you mean 'mixtral 8x7b'" }, qm.plot.memory, { model = "mixtral 8x9b" })
+    support.raises("usage", { "mixtral 8x9b", "did you mean 'mixtral 8x7b'" }, qm.plot.memory,
+        { model = "mixtral 8x9b" })
 end
 
 T["a codebook of one's own is drawn like any format"] = function()
     local mine = qm.codebook { -1, -0.5, 0, 0.25, 1 }
     local text = qm.plot.rulers { mine }:text(ascii)
     local line = text:match "codebook5? *([|-]+) 5"
-    support.equal(line, "|" .. ("-"):rep(15) .. "|" .. ("-"):rep(15) .. "|" .. ("-"):rep(7) .. "|" .. ("-"):rep(23) .. "|")
+    support.equal(line, "|" .. ("-"):rep(15) .. "|" .. ("-"):rep(15) .. "|" .. ("-"):rep(7) .. "|"
+        .. ("-"):rep(23) .. "|")
     assert(qm.plot.frontier { "nf4", mine }:svg():find(">codebook5<", 1, true))
 end
 
@@ -221,6 +233,22 @@ T["the share of each code is counted as the encoder counts it"] = function()
     for k = 0, 15 do
         support.equal(rows[k + 1].values[1], counts[k] / (64 * 256), "code " .. k)
     end
+end
+
+T["a report over a model is drawn, of many layers also on a terminal"] = function()
+    local p = qm.open(MODEL):report("nf4"):plot()
+    support.equal(table.concat(p.panels[1].cols, " "), "q_proj k_proj v_proj o_proj gate_proj up_proj "
+        .. "down_proj")
+    support.equal(#p.panels[1].rows, 4)
+    local list = {}
+    for layer = 0, 79 do
+        list[#list + 1] = { name = ("model.layers.%d.mlp.up_proj.weight"):format(layer),
+            sqnr = 20 + layer / 80 }
+    end
+    local text = qm.plot.heatmap(list):text(ascii)
+    local _, lines = text:gsub("\n", "")
+    assert(lines < 40 and text:find("\n 0%-3 +20.0") and text:find "\n 76%-79", text)
+    support.raises("fail", "what m:report, qm.compare or qm.sweep gave", qm.plot.result, {})
 end
 
 T["the heat map shows the worst tensors first and every layer"] = function()

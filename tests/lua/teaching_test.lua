@@ -20,8 +20,10 @@ T["every decimal figure of docs/teaching.md is what its demo computes"] = functi
     local _, marked = TEXT:gsub("<!%-%-", "")
     support.equal(checked, marked, "figures read")
     -- no decimal number stands without a mark; code, names of models and versions are no figures
-    local rest = TEXT:gsub("```.-```", ""):gsub("`[^`]*`", ""):gsub("[%d.]+<!%-%- .- %-%->", ""):gsub("Qwen2%.5", "")
-    assert(not rest:find "%d%.%d", "a figure without a mark: " .. tostring(rest:match ".?.?.?.?.?.?.?.?.?.?%d%.%d.?.?.?"))
+    local rest = TEXT:gsub("```.-```", ""):gsub("`[^`]*`", ""):gsub("[%d.]+<!%-%- .- %-%->",
+        ""):gsub("Qwen2%.5", "")
+    assert(not rest:find "%d%.%d", "a figure without a mark: "
+        .. tostring(rest:match ".?.?.?.?.?.?.?.?.?.?%d%.%d.?.?.?"))
 end
 
 T["every demo and picture is named there, and no other"] = function()
@@ -42,7 +44,8 @@ T["the example of pictures runs"] = function()
     local dir = support.scratch()
     require("qmoon.core").mkdir(dir)
     code = code:gsub('save "', 'save "' .. dir .. "/"):gsub('"Qwen2.5%-1.5B"', '"tests/fixtures/tiny-qwen2"')
-    support.write(dir .. "/example.lua", 'local qm = require "qmoon"\n' .. code:gsub("\nqm%.plot%.heatmap", "\nlocal _ = qm.plot.heatmap"))
+    support.write(dir .. "/example.lua", 'local qm = require "qmoon"\n'
+        .. code:gsub("\nqm%.plot%.heatmap", "\nlocal _ = qm.plot.heatmap"))
     local status, text = support.run(dir .. "/example.lua")
     support.equal(status, 0, text)
     assert(text:find("with one in 4096", 1, true) and #support.read(dir .. "/outlier.gp") > 500)

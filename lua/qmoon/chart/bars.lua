@@ -1,7 +1,9 @@
 --- Horizontal bars, in one column or several side by side.
 --
--- panel = {kind = "bars", series = {"nf4", "int4"}, rows = {{labels = {…}, values = {…}, texts = {…}, bad = true}},
---          high = the value of a full bar}; labels, values and texts have one entry a series, labels may be one string.
+-- panel = {kind = "bars", series = {"nf4", "int4"}, rows = {{labels = {…}, values = {…}, texts = {…}, bad =
+-- true}},
+--          high = the value of a full bar}; labels, values and texts have one entry a series, labels may be
+-- one string.
 
 local bars = {}
 
@@ -53,7 +55,8 @@ function bars.text(panel, screen)
         for s = 1, n do
             local width = math.max(4, room - label[s] - behind[s] - 3)
             cells[s] = row.values[s] and ("%s %s %s "):format(screen:field(label_of(row, s), label[s], true),
-                screen:bar(row.values[s] / high, width, row.bad and "bad" or s), screen:field(text_of(row, s), behind[s], true))
+                screen:bar(row.values[s] / high, width, row.bad and "bad" or s),
+                    screen:field(text_of(row, s), behind[s], true))
                 or (" "):rep(room)
         end
         lines[#lines + 1] = (" " .. table.concat(cells)):gsub("%s+$", "")

@@ -29,8 +29,10 @@ function boxes.text(panel, screen)
             letters[i] = space .. screen:paint(LETTERS[k], COLOURS[k])
             last = k
         end
-        lines[#lines + 1] = (" %s %s  %s"):format(screen:field(row.label, 8), table.concat(letters), screen:paint(row.more or "", "dim"))
-        lines[#lines + 1] = (" %s %s  %s"):format(screen:field("", 8), table.concat(bits), screen:paint(row.note or "", "bold"))
+        lines[#lines + 1] = (" %s %s  %s"):format(screen:field(row.label, 8), table.concat(letters),
+            screen:paint(row.more or "", "dim"))
+        lines[#lines + 1] = (" %s %s  %s"):format(screen:field("", 8), table.concat(bits),
+            screen:paint(row.note or "", "bold"))
     end
     return lines
 end
@@ -66,8 +68,10 @@ function boxes.rows(panel)
 end
 
 function boxes.gnuplot()
-    return "set style data histograms\nset style histogram rowstacked\nset style fill solid 0.6\nset boxwidth 0.7\n"
-        .. "plot $data using 2:xtic(1) title 'sign', $data using 3 title 'exponent', $data using 4 title 'mantissa'"
+    return "set style data histograms\nset style histogram rowstacked\nset style fill solid 0.6\nset "
+        .. "boxwidth 0.7\n"
+        .. "plot $data using 2:xtic(1) title 'sign', $data using 3 title 'exponent', $data using 4 title "
+            .. "'mantissa'"
 end
 
 return boxes

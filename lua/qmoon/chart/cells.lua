@@ -1,6 +1,7 @@
 --- A table whose cells may be marked.
 --
--- panel = {kind = "cells", rows = {{…}, …} the first being the header, marks = {[row] = {[column] = "bad" | "good"}}}
+-- panel = {kind = "cells", rows = {{…}, …} the first being the header, marks = {[row] = {[column] = "bad" |
+-- "good"}}}
 
 local text = require "qmoon.text"
 
@@ -29,7 +30,7 @@ function cells.text(panel, screen)
             local field = screen:field(s, wide[k], k > 1 or panel.right)
             list[k] = screen:paint(field, r == 1 and "bold" or mark(panel, r, k) or "")
             if mark(panel, r, k) == "bad" then
-                list[k] = list[k] .. screen:plain "✗"
+                list[k] = list[k] .. "!"
             elseif panel.marks and k > 1 then
                 list[k] = list[k] .. " "
             end
@@ -66,8 +67,10 @@ function cells.svg(panel, c)
             if bad then
                 c:rect(x[k][1], y + 1, x[k][2] - x[k][1] + 4, STEP - 4, "badfill")
             end
-            local class = r == 1 and "mono head" or bad and "mono badtext" or mark(panel, r, k) == "good" and "mono goodtext" or "mono"
-            c:text(k == 1 and not panel.right and x[k][1] or x[k][2], y + 15, s, class, (k > 1 or panel.right) and "end" or "start")
+            local class = r == 1 and "mono head" or bad and "mono badtext" or mark(panel, r, k) == "good"
+                and "mono goodtext" or "mono"
+            c:text(k == 1 and not panel.right and x[k][1] or x[k][2], y + 15, s, class,
+                (k > 1 or panel.right) and "end" or "start")
         end
         c:close()
     end

@@ -34,8 +34,30 @@ local function widest(list)
     return n
 end
 
+local MOST_LINES = 24
+
+--- Rows as the terminal has room for: of neighbours, the lowest value of each column.
+local function fewer(panel)
+    local per = math.ceil(#panel.values / MOST_LINES)
+    if per == 1 then
+        return panel
+    end
+    local values, names = {}, {}
+    for r, row in ipairs(panel.values) do
+        local k = math.ceil(r / per)
+        values[k] = values[k] or {}
+        names[k] = names[k] and names[k]:match "^[^-]*" .. "-" .. panel.rows[r] or panel.rows[r]
+        for i = 1, #panel.values[1] do
+            local v = row[i]
+            values[k][i] = v and math.min(v, values[k][i] or math.huge) or values[k][i] or false
+        end
+    end
+    return setmetatable({ values = values, rows = names }, { __index = panel })
+end
+
 ---@return string[]
 function heat.text(panel, screen)
+    panel = fewer(panel)
     local label, n = widest(panel.rows), #panel.values[1]
     local names, form = panel.cols or {}, panel.form or "%.4g"
     local wide = names[1] and math.max(2, math.min(10, math.floor((screen.width - label - 3) / n) - 1)) or 1
@@ -45,7 +67,8 @@ function heat.text(panel, screen)
         for i, name in ipairs(names) do
             cells[i] = screen:field(name, wide)
         end
-        lines[1] = screen:paint((" " .. (" "):rep(label + 1) .. table.concat(cells, " ")):gsub("%s+$", ""), "dim")
+        lines[1] = screen:paint((" " .. (" "):rep(label + 1) .. table.concat(cells, " ")):gsub("%s+$", ""),
+            "dim")
     end
     for r, row in ipairs(panel.values) do
         local cells = {}
@@ -54,12 +77,15 @@ function heat.text(panel, screen)
             local value = names[1] and row[i] and form:format(row[i]) or ""
             cells[i] = mark .. screen:field(value == "" and "" or " " .. value, wide - 1)
         end
-        lines[#lines + 1] = (" %s %s"):format(screen:field(panel.rows[r], label), table.concat(cells, gap)):gsub("%s+$", "")
+        lines[#lines + 1] = (" %s %s"):format(screen:field(panel.rows[r], label),
+            table.concat(cells, gap)):gsub("%s+$", "")
     end
     if panel.diverging then
-        lines[#lines + 1] = screen:paint(" " .. (" "):rep(label + 1) .. "- = o O below 0, ░ ▒ ▓ █ above", "dim")
+        lines[#lines + 1] = screen:paint(" " .. (" "):rep(label + 1) .. "- = o O below 0, ░ ▒ ▓ █ above",
+            "dim")
     else
-        lines[#lines + 1] = screen:paint((" %sblank %s  ·  █ %s %s"):format((" "):rep(label + 1), form:format(panel.low),
+        lines[#lines + 1] = screen:paint((" %sblank %s  ·  █ %s %s"):format((" "):rep(label + 1),
+            form:format(panel.low),
             form:format(panel.high), panel.unit or ""), "dim")
     end
     return lines
@@ -80,6 +106,11 @@ function heat.class(panel, v)
     return k < 0 and "n" .. -k or "p" .. k
 end
 
+-- Letters on a shade: as dark as they can be on light ones, in either colour scheme.
+local function ink(class)
+    return (class == "h6" or class == "h7" or class == "h8") and "on" or class == "h5" and "mid" or "off"
+end
+
 ---@return number height
 function heat.svg(panel, c)
     local n, rows = #panel.values[1], #panel.values
@@ -97,10 +128,11 @@ function heat.svg(panel, c)
         c:text(from - 8, y + tall / 2 + 4, panel.rows[r], "small", "end")
         c:open { "data-heat", r - 1, "data-low", panel.low, "data-high", panel.high }
         for i = 1, n do
-            c:rect(from + cell * (i - 1), y, cell - (panel.cols and 1.5 or 0), tall, heat.class(panel, row[i]))
+            c:rect(from + cell * (i - 1), y, cell - (panel.cols and 1.5 or 0), tall,
+                heat.class(panel, row[i]))
             if panel.cols and row[i] and cell > 34 then
                 c:text(from + cell * (i - 0.5), y + tall / 2 + 4, (panel.form or "%.4g"):format(row[i]),
-                    share(panel, row[i]) > 0.6 and "tiny on" or "tiny off", "middle")
+                    "tiny " .. ink(heat.class(panel, row[i])), "middle")
             end
         end
         c:close()

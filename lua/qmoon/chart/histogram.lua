@@ -58,12 +58,14 @@ function histogram.text(panel, screen)
             end
             cells[c] = eighths <= 0 and " " or UPRIGHT[math.min(8, eighths)]
         end
-        lines[#lines + 1] = (" " .. (" "):rep(8) .. screen:paint((table.concat(cells):gsub("%s+$", "")), 1)):gsub("%s+$", "")
+        lines[#lines + 1] = (" " .. (" "):rep(8) .. screen:paint((table.concat(cells):gsub("%s+$", "")),
+            1)):gsub("%s+$", "")
     end
     lines[#lines + 1] = " levels  " .. screen:paint(marks(panel, panel.levels, width, "|"), 2)
     lines[#lines + 1] = " borders " .. screen:paint(marks(panel, panel.borders, width, "┊"), "dim")
     local low, high = ("%g"):format(panel.low), ("%g"):format(panel.high)
-    lines[#lines + 1] = (" "):rep(9) .. low .. (" "):rep(math.floor(width / 2) - #low) .. ("%g"):format((panel.low + panel.high) / 2)
+    lines[#lines + 1] = (" "):rep(9) .. low .. (" "):rep(math.floor(width / 2) - #low)
+        .. ("%g"):format((panel.low + panel.high) / 2)
         .. (" "):rep(width - math.floor(width / 2) - 1 - #high) .. high
     return lines
 end
@@ -84,7 +86,8 @@ function histogram.svg(panel, c)
         end
         return table.concat(d)
     end
-    c:open { "data-histogram", "1", "data-x0", from, "data-x1", to, "data-low", panel.low, "data-high", panel.high,
+    c:open { "data-histogram", "1", "data-x0", from, "data-x1", to, "data-low", panel.low, "data-high",
+        panel.high,
              "data-top", c.y + 10, "data-bottom", bottom }
     c:path(marks_path(panel.borders, c.y + 4, bottom), "border", { "data-part", "borders" })
     local d, top = { ("M%s %s"):format(canvas.number(from), canvas.number(bottom)) }, most(panel.counts)
@@ -117,7 +120,8 @@ function histogram.gnuplot(panel)
         arrows[i] = ("set arrow from %s, graph 0 to %s, graph 0.06 nohead linecolor 2 front\n"):format(canvas.number(v),
             canvas.number(v))
     end
-    return table.concat(arrows) .. "set style fill solid 0.5\nset boxwidth 1 relative\nplot $data using 1:2 with boxes notitle"
+    return table.concat(arrows) .. "set style fill solid 0.5\nset boxwidth 1 relative\nplot $data using "
+        .. "1:2 with boxes notitle"
 end
 
 return histogram

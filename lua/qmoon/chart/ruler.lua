@@ -19,7 +19,8 @@ local function axis_text(panel, screen)
     end
     for k = 0, 4 do
         local label = ("%g"):format(panel.low + (panel.high - panel.low) * k / 4)
-        local at = math.min(MARKS - #label, math.max(0, math.floor((MARKS - 1) * k / 4 + 0.5 - #label / 2 + 0.5)))
+        local at = math.min(MARKS - #label, math.max(0,
+            math.floor((MARKS - 1) * k / 4 + 0.5 - #label / 2 + 0.5)))
         for i = 1, #label do
             cells[at + i - 1] = label:sub(i, i)
         end
@@ -57,7 +58,8 @@ function ruler.svg(panel, c)
     end
     for i, row in ipairs(panel.rows) do
         local y = c.y + STEP * i - 12
-        c:open { "data-x0", LEFT, "data-x1", RIGHT, "data-low", panel.low, "data-high", panel.high, "data-y", y,
+        c:open { "data-x0", LEFT, "data-x1", RIGHT, "data-low", panel.low, "data-high", panel.high, "data-y",
+            y,
                  "data-ruler", row.key or row.label }
         c:text(LEFT - 12, y + 4, row.label, "label", "end", { "data-part", "label" })
         c:line(LEFT, y, RIGHT, y, "axis")

@@ -1,6 +1,7 @@
 --- Stacked bars: what something is made of, one line a row, with a limit that must not be passed.
 --
--- panel = {kind = "stack", names = {"codes", "scales"}, rows = {{label =, parts = {4, 0.5}, text =, bad = true}},
+-- panel = {kind = "stack", names = {"codes", "scales"}, rows = {{label =, parts = {4, 0.5}, text =, bad =
+-- true}},
 --          high =, limit = {value =, label =}}
 
 local canvas = require "qmoon.picture.canvas"
@@ -74,7 +75,8 @@ function stack.text(panel, screen)
         lines[i] = (" %s %s %s"):format(screen:field(row.label, label), table.concat(cells, "", 1, width),
             screen:paint(screen:field(text, behind, true), row.bad and "bad" or "bold"))
     end
-    lines[#lines + 1] = legend(panel, screen) .. (limit and "   " .. screen:paint("│", "bad") .. " " .. panel.limit.label or "")
+    lines[#lines + 1] = legend(panel, screen) .. (limit and "   " .. screen:paint("│", "bad") .. " "
+        .. panel.limit.label or "")
     return lines
 end
 
@@ -94,7 +96,8 @@ function stack.svg(panel, c)
             c:rect(x, y, w, BAR, "s" .. k)
             x = x + w
         end
-        c:text(c.width - c.x, y + 15, row.text or ("%.4g"):format(sum(row.parts)), row.bad and "label badtext" or "label", "end",
+        c:text(c.width - c.x, y + 15, row.text or ("%.4g"):format(sum(row.parts)), row.bad
+            and "label badtext" or "label", "end",
             { "data-part", "text" })
         c:close()
     end
@@ -133,8 +136,10 @@ function stack.gnuplot(panel)
     for k, name in ipairs(panel.names) do
         plots[k] = ("$data using %d%s title '%s'"):format(k + 2, k == 1 and ":xtic(2)" or "", name)
     end
-    local limit = panel.limit and (", %s with lines title '%s'"):format(canvas.number(panel.limit.value), panel.limit.label) or ""
-    return "set style data histograms\nset style histogram rowstacked\nset style fill solid 0.6\nset boxwidth 0.7\n"
+    local limit = panel.limit and (", %s with lines title '%s'"):format(canvas.number(panel.limit.value),
+        panel.limit.label) or ""
+    return "set style data histograms\nset style histogram rowstacked\nset style fill solid 0.6\nset "
+        .. "boxwidth 0.7\n"
         .. "set yrange [0:*]\nplot " .. table.concat(plots, ", \\\n     ") .. limit
 end
 

@@ -1,6 +1,6 @@
 --- Lines, steps and points over two axes.
 --
--- panel = {kind = "xy", x = {label =, low =, high =, log = true}, y = {…},
+-- panel = {kind = "xy", lines = 13, tall = 240, x = {label =, low =, high =, log = true}, y = {…},
 --          series = {{name =, style = "line" | "step" | "points", points = {{x, y, label}, …}}}}
 -- Points with labels are lettered, and told below.  "step" holds a value up to the next x.
 
@@ -8,7 +8,7 @@ local canvas = require "qmoon.picture.canvas"
 
 local xy = {}
 
-local COLUMNS, LINES = 62, 13
+local COLUMNS = 62
 local GLYPHS = { "•", "+", "x", "o", "*", "#" }
 
 local function scale(axis, v)
@@ -55,12 +55,18 @@ local function between(series, panel, put)
     end
 end
 
+-- Lines of a plot on the terminal.
+local function lines_of(panel)
+    return panel.lines or 13
+end
+
 local function plotted(panel)
     local grid, told, n = {}, {}, 0
+    local tall = lines_of(panel)
     for s, series in ipairs(panel.series) do
         local function put(fx, fy, glyph)
             if fx >= -0.001 and fx <= 1.001 and fy >= -0.001 and fy <= 1.001 then
-                local line = math.floor((1 - fy) * (LINES - 1) + 0.5)
+                local line = math.floor((1 - fy) * (tall - 1) + 0.5)
                 local column = math.floor(fx * (COLUMNS - 1) + 0.5)
                 grid[line] = grid[line] or {}
                 grid[line][column] = { glyph or GLYPHS[(s - 1) % #GLYPHS + 1], s }
@@ -100,17 +106,21 @@ end
 ---@return string[]
 function xy.text(panel, screen)
     local grid, told = plotted(panel)
-    local lines, marks = { " " .. panel.y.label }, {}
-    for _, v in ipairs(ticks(panel.y)) do
-        marks[math.floor((1 - scale(panel.y, v)) * (LINES - 1) + 0.5)] = ("%.4g"):format(v)
+    local lines, marks, tall = {}, {}, lines_of(panel)
+    if panel.y.label ~= "" then
+        lines[1] = " " .. panel.y.label
     end
-    for l = 0, LINES - 1 do
+    for _, v in ipairs(ticks(panel.y)) do
+        marks[math.floor((1 - scale(panel.y, v)) * (tall - 1) + 0.5)] = ("%.4g"):format(v)
+    end
+    for l = 0, tall - 1 do
         local cells = {}
         for c = 0, COLUMNS - 1 do
             local cell = grid[l] and grid[l][c]
             cells[c + 1] = cell and screen:paint(cell[1], cell[2]) or " "
         end
-        lines[#lines + 1] = (" %s │%s"):format(screen:field(marks[l] or "", 6, true), table.concat(cells):gsub("%s+$", ""))
+        lines[#lines + 1] = (" %s │%s"):format(screen:field(marks[l] or "", 6, true),
+            table.concat(cells):gsub("%s+$", ""))
     end
     lines[#lines + 1] = (" "):rep(8) .. "└" .. ("─"):rep(COLUMNS)
     lines[#lines + 1] = x_axis(panel, screen)
@@ -120,7 +130,8 @@ function xy.text(panel, screen)
             words[#words + 1] = screen:paint(GLYPHS[(s - 1) % #GLYPHS + 1], s) .. " " .. series.name
         end
     end
-    lines[#lines + 1] = (" "):rep(9) .. panel.x.label .. (words[1] and "      " .. table.concat(words, "   ") or "")
+    lines[#lines + 1] = (" "):rep(9) .. panel.x.label .. (words[1] and "      " .. table.concat(words, "   ")
+        or "")
     for _, l in ipairs(told[1] and screen:wrap(table.concat(told, " · "), (" "):rep(9)) or {}) do
         lines[#lines + 1] = l
     end
@@ -223,8 +234,10 @@ function xy.svg(panel, c)
         c:text(x(v), bottom + 18, ("%.4g"):format(v), "small", "middle")
     end
     c:line(LEFT, bottom, RIGHT, bottom, "axis")
-    c:open { "data-xy", panel.key or "1", "data-x0", LEFT, "data-x1", RIGHT, "data-top", top, "data-bottom", bottom,
-             "data-xlow", panel.x.low, "data-xhigh", panel.x.high, "data-xlog", panel.x.log and "1" or nil, "data-ylow",
+    c:open { "data-xy", panel.key or "1", "data-x0", LEFT, "data-x1", RIGHT, "data-top", top, "data-bottom",
+        bottom,
+             "data-xlow", panel.x.low, "data-xhigh", panel.x.high, "data-xlog", panel.x.log and "1" or "",
+                 "data-ylow",
              panel.y.low, "data-yhigh", panel.y.high }
     for s, series in ipairs(panel.series) do
         if series.style == "points" then
@@ -233,7 +246,8 @@ function xy.svg(panel, c)
                 c:circle(x(p[1]), y(p[2]), 4.5, "s" .. s, { "data-series", series.name })
             end
         else
-            c:path(path(series, x, y), "curve s" .. s, { "data-series", series.name, "data-style", series.style })
+            c:path(path(series, x, y), "curve s" .. s, { "data-series", series.name, "data-style",
+                series.style })
         end
     end
     c:close()
@@ -266,14 +280,18 @@ end
 function xy.gnuplot(panel)
     local plots = {}
     for i, series in ipairs(panel.series) do
-        local style = series.style == "points" and "points pointtype 7" or series.style == "step" and "steps" or "lines"
-        plots[i] = ("$data using 2:((strcol(1) eq '%s') ? $3 : NaN) with %s title '%s'"):format(series.name, style, series.name)
+        local style = series.style == "points" and "points pointtype 7" or series.style == "step" and "steps"
+            or "lines"
+        plots[i] = ("$data using 2:((strcol(1) eq '%s') ? $3 : NaN) with %s title '%s'"):format(series.name,
+            style, series.name)
         if series.style == "points" then
-            plots[i] = plots[i] .. (", $data using 2:((strcol(1) eq '%s') ? $3 : NaN):4 with labels left offset 1,0 notitle"):format(
+            plots[i] = plots[i] .. (", $data using 2:((strcol(1) eq '%s') ? $3 : NaN):4 with labels left "
+                .. "offset 1,0 notitle"):format(
                 series.name)
         end
     end
-    return ("%sset xrange [%g:%g]\nset yrange [%g:%g]\nset xlabel '%s'\nset ylabel '%s'\nset datafile missing 'NaN'\nplot %s"):format(
+    return ("%sset xrange [%g:%g]\nset yrange [%g:%g]\nset xlabel '%s'\nset ylabel '%s'\nset datafile "
+        .. "missing 'NaN'\nplot %s"):format(
         panel.x.log and "set logscale x 2\n" or "", panel.x.low, panel.x.high, panel.y.low, panel.y.high,
         quoted(panel.x.label), quoted(panel.y.label), table.concat(plots, ", \\\n     "))
 end

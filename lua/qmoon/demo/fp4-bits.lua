@@ -30,7 +30,8 @@ return {
         l:section "All sixteen codes, decoded"
         local values, rows = decoded(), { { "code", "value", "x 12", "code", "value", "x 12" } }
         for k = 0, 7 do
-            rows[k + 2] = { bits(k), ("%.6f"):format(values[k + 1]), ("%.4g"):format(12 * values[k + 1]), bits(k + 8),
+            rows[k + 2] = { bits(k), ("%.6f"):format(values[k + 1]), ("%.4g"):format(12 * values[k + 1]),
+                bits(k + 8),
                             ("%.6f"):format(values[k + 9]), ("%.4g"):format(12 * values[k + 9]) }
         end
         l:table(rows)
@@ -44,12 +45,15 @@ return {
             end
         end
         table.sort(odd)
-        l:say("Times 12, the magnitudes are whole numbers. %s are no powers of two, so one bit of the three must be a mantissa: two bits "
-            .. "of exponent and one of mantissa, as in OCP's E2M1. The order of the codes is bitsandbytes' own.", table.concat(odd, ", "))
+        l:say("Times 12, the magnitudes are whole numbers. %s are no powers of two, so one bit of the "
+            .. "three must be a mantissa: two bits "
+            .. "of exponent and one of mantissa, as in OCP's E2M1. The order of the codes is "
+                .. "bitsandbytes' own.", table.concat(odd, ", "))
         l:figure { not_powers = table.concat(odd, " "), smallest = values[2], two_thirds = values[3] }
         l:section "Next to E2M1 and to three bits of exponent"
         l:picture(plot.rulers { "fp4", "e2m1", "e3m0", "nf4" })
-        l:say("FP4's smallest magnitude is %.4f of the scale, where E2M1 has %.4f: a value just above 0 rounds to something that is nearly 0.",
+        l:say("FP4's smallest magnitude is %.4f of the scale, where E2M1 has %.4f: a value just above 0 "
+            .. "rounds to something that is nearly 0.",
             values[2], 0.5 / 6)
         l:section "Signal to error in dB, blocks of 64"
         local data, found = { { "data", "fp4", "e2m1", "e3m0", "nf4" } }, {}
@@ -64,9 +68,11 @@ return {
         end
         l:table(data)
         l:figure(found)
-        l:say("On normal values E2M1 with its even smallest step is %.2f dB better than FP4, and three bits of exponent are %.2f dB worse.",
+        l:say("On normal values E2M1 with its even smallest step is %.2f dB better than FP4, and three "
+            .. "bits of exponent are %.2f dB worse.",
             found.e2m1_normal - found.fp4_normal, found.fp4_normal - found.e3m0_normal)
-        l:remember("FP4 is a table of sixteen values; so is NF4. Neither is computed with: both are decoded to 16 bits first.",
+        l:remember("FP4 is a table of sixteen values; so is NF4. Neither is computed with: both are "
+            .. "decoded to 16 bits first.",
             "For weights NF4 has less error than FP4 at the same size.")
     end,
 }

@@ -1,6 +1,7 @@
 --- A drawing as SVG text: rectangles, lines, paths and words, nothing else.
 --
--- Numbers are rounded to hundredths, so that the same picture is the same bytes on every machine.  Colours are classes
+-- Numbers are rounded to hundredths, so that the same picture is the same bytes on every machine.  Colours
+-- are classes
 -- (picture/style.css), so that one drawing serves light and dark.
 
 local canvas = {}
@@ -51,12 +52,14 @@ end
 ---@param class string
 ---@param data? any[] more attributes: name, value, name, value …
 function Canvas:rect(x, y, w, h, class, data)
-    self:add("<rect%s%s/>", attributes { "x", x, "y", y, "width", math.max(0, w), "height", math.max(0, h), "class", class },
+    self:add("<rect%s%s/>", attributes { "x", x, "y", y, "width", math.max(0, w), "height", math.max(0, h),
+        "class", class },
         attributes(data or {}))
 end
 
 function Canvas:line(x1, y1, x2, y2, class)
-    self:add("<path%s/>", attributes { "d", ("M%s %sL%s %s"):format(number(x1), number(y1), number(x2), number(y2)),
+    self:add("<path%s/>", attributes { "d", ("M%s %sL%s %s"):format(number(x1), number(y1), number(x2),
+        number(y2)),
                                        "class", class })
 end
 

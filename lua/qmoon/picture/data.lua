@@ -51,8 +51,10 @@ end
 ---@return string
 function data.gnuplot(picture)
     local n = #picture.panels
-    local lines = { "# " .. picture.title, "# " .. picture:recipe_text(), "# gnuplot -p FILE, or set a terminal and an output first",
-                    "set encoding utf8", "set termoption noenhanced", ("set multiplot layout %d,1 title %q"):format(n, picture.title) }
+    local lines = { "# " .. picture.title, "# " .. picture:recipe_text(), "# gnuplot -p FILE, or set a "
+        .. "terminal and an output first",
+                    "set encoding utf8", "set termoption noenhanced",
+                        ("set multiplot layout %d,1 title %q"):format(n, picture.title) }
     for _, panel in ipairs(picture.panels) do
         lines[#lines + 1] = "reset"
         lines[#lines + 1] = block(panel)

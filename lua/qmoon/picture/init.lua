@@ -6,7 +6,8 @@
 --       title = "…", alt = "what there is to see, in a sentence", note = "what to take from it",
 --       recipe = {{"data", "normal, 4096 values"}, {"seed", 1}},    -- what to repeat it with
 --       panels = {{kind = "ruler", …}, {kind = "bars", title = "…", …}},
---       live = {name = "buckets", sliders = {…}, …},                -- for the page: lua/qmoon/picture/page.js
+--       live = {name = "buckets", sliders = {…}, …},                -- for the page:
+-- lua/qmoon/picture/page.js
 --   }
 
 local core = require "qmoon.core"
@@ -97,7 +98,8 @@ function Picture:gnuplot()
     return require("qmoon.picture.data").gnuplot(self)
 end
 
-local AS = { svg = "svg", html = "html", htm = "html", csv = "csv", gp = "gnuplot", gnuplot = "gnuplot", txt = "text" }
+local AS = { svg = "svg", html = "html", htm = "html", csv = "csv", gp = "gnuplot", gnuplot = "gnuplot",
+    txt = "text" }
 
 --- Writes it, in the form that the name's ending says: .svg .html .csv .gp .txt.
 ---@param path string
@@ -109,7 +111,8 @@ function Picture:save(path)
         core.fail("usage", "%s: a picture is saved as .svg, .html, .csv, .gp (gnuplot) or .txt", path)
     end
     local plain = screen.new { width = 80, utf8 = true, colour = false }
-    files.write(path, self[method](self, method == "text" and plain or nil) .. (method == "text" and "\n" or ""))
+    files.write(path, self[method](self, method == "text" and plain or nil)
+        .. (method == "text" and "\n" or ""))
     return self
 end
 

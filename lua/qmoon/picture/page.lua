@@ -12,7 +12,8 @@ local page = {}
 
 local escape = canvas.escape
 
--- ---- data of sliders -----------------------------------------------------------------------------------------
+-- ---- data of sliders
+-- -----------------------------------------------------------------------------------------
 
 local LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 
@@ -26,7 +27,8 @@ local function base64(bytes)
             local d = n % 64
             digits[k], n = LETTERS:sub(d + 1, d + 1), (n - d) / 64
         end
-        out[#out + 1] = table.concat(digits, "", 1, c and 4 or b and 3 or 2) .. (c and "" or b and "=" or "==")
+        out[#out + 1] = table.concat(digits, "", 1, c and 4 or b and 3 or 2)
+            .. (c and "" or b and "=" or "==")
     end
     return table.concat(out)
 end
@@ -95,13 +97,15 @@ local function figure(store, p)
     return table.concat({
         ("<figure%s>"):format(live and (' data-live="%s"'):format(p.live.name) or ""),
         '<div class="scroll">' .. drawn .. "</div>",
-        live and '<div class="controls"></div><p class="state"><output></output></p><script type="application/json">' .. live .. "</script>"
+        live and '<div class="controls"></div><p class="state"><output></output></p><script '
+            .. 'type="application/json">' .. live .. "</script>"
             or "",
         "</figure>",
     }, "\n")
 end
 
--- ---- blocks of a lesson ----------------------------------------------------------------------------------------
+-- ---- blocks of a lesson
+-- ----------------------------------------------------------------------------------------
 
 local block = {}
 
@@ -151,7 +155,8 @@ function block.claim(c)
         c.verdict:match "^%a+", c.verdict, escape(c.why))
 end
 
--- ---- the page ----------------------------------------------------------------------------------------------------
+-- ---- the page
+-- ----------------------------------------------------------------------------------------------------
 
 --- A page of blocks of a lesson and of pictures.
 ---@param title string
@@ -173,9 +178,11 @@ function page.render(title, blocks)
     end
     return table.concat({
         "<!doctype html>", '<html lang="en">', "<head>", '<meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">', '<meta name="color-scheme" content="light dark">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            '<meta name="color-scheme" content="light dark">',
         "<title>" .. escape(title) .. "</title>",
-        "<style>", core.source "qmoon.picture.page.css" .. svg.style() .. "</style>", "</head>", "<body>", "<main>",
+        "<style>", core.source "qmoon.picture.page.css" .. svg.style() .. "</style>", "</head>", "<body>",
+            "<main>",
         "<h1>" .. escape(title) .. "</h1>", table.concat(body, "\n"),
         ("<footer>Made by qmoon %s. Every number was computed when the page was made.</footer>"):format(core.version), "</main>",
         "<script>", core.source "qmoon.picture.page.js" .. "</script>", "</body>", "</html>", "",

@@ -69,7 +69,8 @@ function svg.render(picture, options)
     local tall = canvas.number(draw(picture, c))
     local width = canvas.number(c.width)
     return table.concat({
-        ('<svg xmlns="http://www.w3.org/2000/svg" class="qm" viewBox="0 0 %s %s" role="img">'):format(width, tall),
+        ('<svg xmlns="http://www.w3.org/2000/svg" class="qm" viewBox="0 0 %s %s" role="img">'):format(width,
+            tall),
         ("<title>%s</title>"):format(canvas.escape(picture.title)),
         ("<desc>%s %s</desc>"):format(canvas.escape(picture.alt), canvas.escape(picture:recipe_text())),
         options and options.style == false and "" or "<style>\n" .. svg.style() .. "</style>",

@@ -11,7 +11,8 @@ local function row_of(l, value)
     return {
         label = l.name, fields = { 1, l.exponent, l.mantissa }, bits = minifloat.bits(value, l),
         note = ("= %s"):format(shown(held)),
-        more = ("%.2g to %s, step %.2g"):format(lim.least, lim.max < 1e6 and ("%d"):format(lim.max) or ("%.2g"):format(lim.max), lim.epsilon),
+        more = ("%.2g to %s, step %.2g"):format(lim.least, lim.max < 1e6 and ("%d"):format(lim.max)
+            or ("%.2g"):format(lim.max), lim.epsilon),
         special = l.special,
     }
 end
@@ -31,8 +32,11 @@ return {
         end
         return {
             title = ("%.9g, bit by bit"):format(value),
-            alt = ("The bits of %.9g as sign, exponent and mantissa, in %s."):format(value, table.concat(names, ", ")),
-            note = "Behind each: the smallest number above 0, the largest, and the step from 1 to the next. S is the sign, E the exponent, which gives the range, M the mantissa, which gives the precision. bf16 has f32's "
+            alt = ("The bits of %.9g as sign, exponent and mantissa, in %s."):format(value,
+                table.concat(names, ", ")),
+            note = "Behind each: the smallest number above 0, the largest, and the step from 1 to the "
+                .. "next. S is the sign, E the exponent, which gives the range, M the mantissa, which "
+                .. "gives the precision. bf16 has f32's "
                 .. "exponent and less precision than f16; f16 has more precision and ends at 65504.",
             recipe = { { "value", ("%.9g"):format(value) }, { "formats", table.concat(names, " ") } },
             panels = { { kind = "boxes", rows = rows } },

@@ -63,15 +63,19 @@ local function make(options)
     local first = levels.of(specs[1])
     return {
         title = "How often each code is used",
-        alt = ("Bars, one a code, with the share of weights that get it; %s."):format(table.concat(names, ", ")),
-        note = ("Codes used equally often would carry log2 of their number, %.2f bits for %d of them. What is missing is paid for and "
+        alt = ("Bars, one a code, with the share of weights that get it; %s."):format(table.concat(names,
+            ", ")),
+        note = ("Codes used equally often would carry log2 of their number, %.2f bits for %d of them. "
+            .. "What is missing is paid for and "
             .. "not used."):format(math.log(#first) / math.log(2), #first),
         recipe = sample.join(recipe, { { "formats", table.concat(labels, " ") }, { "block", block } }),
         panels = { { kind = "bars", title = "share of the weights", series = names, rows = rows } },
         entropy = bits,
-        live = #specs == 2 and { name = "buckets", sliders = { { "block", 4, 12, math.log(block) / math.log(2), power = true } },
+        live = #specs == 2 and { name = "buckets", sliders = { { "block", 4, 12,
+            math.log(block) / math.log(2), power = true } },
             data = t, levels = { found[1].list, found[2].list }, names = labels } or nil,
     }
 end
 
-return { doc = "the share of weights that get each code, and the entropy", make = make, count = count, entropy = entropy }
+return { doc = "the share of weights that get each code, and the entropy", make = make, count = count,
+    entropy = entropy }

@@ -4,7 +4,7 @@ local core = require "qmoon.core"
 local explore = require "qmoon.explore"
 local text = require "qmoon.text"
 
-local WORST = 10
+local WORST = 8
 
 --- Error of every matrix of a model in a format: {name, sqnr}.
 local function measured(model, format)
@@ -21,7 +21,15 @@ local function measured(model, format)
     return list
 end
 
---- Layers in order and modules in the order they are met.
+-- The order that a token meets them in.
+local ORDER = {}
+for i, name in ipairs { "q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj", "gate", "gate_proj", "up_proj",
+    "gate_up_proj", "down_proj",
+                        "w1", "w3", "w2" } do
+    ORDER[name] = i
+end
+
+--- Layers and modules in order, and the figure of each pair.
 local function table_of(list)
     local layers, modules, at, seen = {}, {}, {}, {}
     for _, e in ipairs(list) do
@@ -40,6 +48,10 @@ local function table_of(list)
         end
     end
     table.sort(layers)
+    table.sort(modules, function(a, b)
+        local x, y = ORDER[a] or 99, ORDER[b] or 99
+        return x < y or x == y and a < b
+    end)
     return layers, modules, at
 end
 
@@ -59,9 +71,10 @@ end
 
 return {
     doc = "a model's layers by modules, shaded by how well a format keeps them",
-    --- qm.plot.heatmap{model = qm.open "…", "nf4"}, or of figures at hand: qm.plot.heatmap{{name =, sqnr =}, …}
+    --- qm.plot.heatmap{model = qm.open "…", "nf4"}, or of figures at hand: qm.plot.heatmap{{name =, sqnr =},
+    --- …}
     make = function(options)
-        local list, recipe = options, { { "data", "given figures" } }
+        local list, recipe = options, { { "data", options.data or "given figures" } }
         if options.model then
             local format = options[1] or "nf4"
             list = measured(options.model, format)
@@ -87,10 +100,13 @@ return {
         local rows = worst_rows(entries)
         return {
             title = "Signal to error, layer by layer, in dB",
-            alt = ("Cells for %d layers and %d modules; the weakest is %s."):format(#layers, #modules, rows[2][1]),
-            note = "Higher is better; 6 dB is one bit. A blank cell is the worst of this model: the first to give more bits.",
+            alt = ("Cells for %d layers and %d modules; the weakest is %s."):format(#layers, #modules,
+                rows[2][1]),
+            note = "Higher is better; 6 dB is one bit. A blank cell is the worst of this model: the first "
+                .. "to give more bits.",
             recipe = recipe,
-            panels = { { kind = "heat", rows = names, cols = modules, values = values, low = low, high = math.max(high, low + 0.01),
+            panels = { { kind = "heat", rows = names, cols = modules, values = values, low = low,
+                high = math.max(high, low + 0.01),
                          form = "%.1f", unit = "dB", label_width = 30, cell_height = 18 },
                        { kind = "cells", rows = rows } },
         }

@@ -38,12 +38,15 @@ return {
         return {
             title = "What a weight's bits are spent on",
             alt = "Stacked bars of codes, scales and scales of the scales, in bits per weight.",
-            note = saved and ("Double quantisation turns nf4's %.3f bits into %.3f: it saves %.3f, which is %.1f %%."):format(by["nf4"],
+            note = saved and ("Double quantisation turns nf4's %.3f bits into %.3f: it saves %.3f, which "
+                .. "is %.1f %%."):format(by["nf4"],
                 by["nf4:dq"], by["nf4"] - by["nf4:dq"], 100 * saved) or nil,
             recipe = { { "formats", table.concat(names, " ") } },
-            panels = { { kind = "stack", names = { "codes", "scales", "scales of scales" }, rows = rows, label_width = 80 } },
+            panels = { { kind = "stack", names = { "codes", "scales", "scales of scales" }, rows = rows,
+                label_width = 80 } },
             live = saved and { name = "ledger", rows = rows,
-                               sliders = { { "bits", 2, 8, 4 }, { "block", 4, 12, 6, power = true } } } or nil,
+                               sliders = { { "bits", 2, 8, 4 }, { "block", 4, 12, 6, power = true } } }
+                                   or nil,
         }
     end,
 }

@@ -22,7 +22,8 @@ return {
         for i, format in ipairs(list) do
             local w = footprint.weights(model, format)
             local total = w.total / GIB + cache + RESERVE
-            rows[i] = { label = format, parts = { w.codes / GIB, w.scales / GIB, w.plain / GIB, cache, RESERVE },
+            rows[i] = { label = format, parts = { w.codes / GIB, w.scales / GIB, w.plain / GIB, cache,
+                RESERVE },
                         text = ("%.2f GiB"):format(total), bad = total > card, total = total }
             fits[#fits + 1] = total <= card and format or nil
         end
@@ -39,16 +40,21 @@ return {
             title = ("%s on a card of %g GiB, with a context of %d"):format(name, card, context),
             alt = ("Stacked bars of weights, cache and workspace in GiB against a line at %g GiB; %s."):format(card,
                 #fits > 0 and table.concat(fits, ", ") .. " stay below it" or "none stays below it"),
-            note = (#fits > 0 and ("Below the line: %s."):format(table.concat(fits, ", ")) or "None of these fits.")
+            note = (#fits > 0 and ("Below the line: %s."):format(table.concat(fits, ", "))
+                or "None of these fits.")
                 .. (beyond[1] and (" Not drawn: %s."):format(table.concat(beyond, ", ")) or ""),
-            recipe = { { "model", name }, { "parameters", ("%.2f billion"):format(n / 1e9) }, { "context", context },
+            recipe = { { "model", name }, { "parameters", ("%.2f billion"):format(n / 1e9) },
+                { "context", context },
                        { "workspace", ("%g GiB (an estimate)"):format(RESERVE) } },
-            panels = { { kind = "stack", names = { "codes", "scales", "16 bit", "cache", "workspace" }, rows = shown,
+            panels = { { kind = "stack", names = { "codes", "scales", "16 bit", "cache", "workspace" },
+                rows = shown,
                          limit = { value = card, label = ("%g GiB"):format(card) }, label_width = 70 } },
             all = rows,
-            live = { name = "memory", quantised = footprint.weights(model, "nf4").quantised, token = footprint.token(model), card = card,
+            live = { name = "memory", quantised = footprint.weights(model, "nf4").quantised,
+                token = footprint.token(model), card = card,
                      rows = shown, sliders = { { "bits", 2, 8, 4 }, { "block", 4, 12, 6, power = true },
-                         { "context", 9, 17, math.floor(math.log(context) / math.log(2) + 0.5), power = true } } },
+                         { "context", 9, 17, math.floor(math.log(context) / math.log(2) + 0.5),
+                             power = true } } },
         }
     end,
 }

@@ -31,13 +31,18 @@ return {
         end
         return {
             title = ("%s: the error with and without outliers"):format(format),
-            alt = "Bars of the error by block size, without outliers nearly even, with them growing with the block.",
-            note = ("One value of 20 sigma in 4096 stretches the scale of its whole block. In blocks of 64 that costs %.0f %% more error, "
-                .. "in blocks of 4096, which all have one, %.1f times the error: the block is how far one value's harm reaches."):format(
+            alt = "Bars of the error by block size, without outliers nearly even, with them growing with "
+                .. "the block.",
+            note = ("One value of 20 sigma in 4096 stretches the scale of its whole block. In blocks of "
+                .. "64 that costs %.0f %% more error, "
+                .. "in blocks of 4096, which all have one, %.1f times the error: the block is how far one "
+                    .. "value's harm reaches."):format(
                 100 * (at64 - 1), at4096),
             recipe = sample.join(recipe, { { "outliers", "20 sigma, one in 4096" }, { "format", format } }),
-            panels = { { kind = "bars", title = "rmse by block size", series = { "without", "with one in 4096" }, rows = bars } },
-            live = format == "nf4" and { name = "outlier", sliders = { { "bits", 2, 6, 4 }, { "outlier", 2, 60, 20 } }, data = clean,
+            panels = { { kind = "bars", title = "rmse by block size", series = { "without", "with one in "
+                .. "4096" }, rows = bars } },
+            live = format == "nf4" and { name = "outlier", sliders = { { "bits", 2, 6, 4 },
+                { "outlier", 2, 60, 20 } }, data = clean,
                                          every = 4096 } or nil,
         }
     end,

@@ -16,8 +16,10 @@ return {
         end
         return {
             title = "Levels, as shares of a block's largest magnitude",
-            alt = ("Marks on a line from -1 to 1, one line for each of %s."):format(table.concat(names, ", ")),
-            note = "The number behind a line is how many different values there are. Evenly spaced levels suit evenly spread "
+            alt = ("Marks on a line from -1 to 1, one line for each of %s."):format(table.concat(names,
+                ", ")),
+            note = "The number behind a line is how many different values there are. Evenly spaced levels "
+                .. "suit evenly spread "
                 .. "weights; bell-shaped ones crowd near 0, and so do the levels of nf4.",
             recipe = { { "formats", table.concat(names, " ") } },
             panels = { { kind = "ruler", low = -1, high = 1, rows = rows } },

@@ -1,4 +1,5 @@
--- Weights against levels: what a block's values look like to the encoder, and where the levels and their borders lie.
+-- Weights against levels: what a block's values look like to the encoder, and where the levels and their
+-- borders lie.
 
 local levels = require "qmoon.levels"
 local sample = require "qmoon.sample"
@@ -26,13 +27,17 @@ return {
         end
         return {
             title = ("Weights, as shares of their block's largest, and the levels of %s"):format(label),
-            alt = ("A histogram of %d values from -1 to 1 over the %d levels of %s."):format(#shares, #list, label),
-            note = ("Each block of %d has one value at -1 or 1, which makes the bars at the ends; the rest is bell-shaped. A value "
+            alt = ("A histogram of %d values from -1 to 1 over the %d levels of %s."):format(#shares, #list,
+                label),
+            note = ("Each block of %d has one value at -1 or 1, which makes the bars at the ends; the "
+                .. "rest is bell-shaped. A value "
                 .. "goes to the level whose borders it lies between."):format(block),
             recipe = sample.join(recipe, { { "format", label }, { "block", block } }),
-            panels = { { kind = "histogram", low = -1, high = 1, counts = counts, levels = list, borders = borders } },
+            panels = { { kind = "histogram", low = -1, high = 1, counts = counts, levels = list,
+                borders = borders } },
             live = kind and { name = "weights", kind = kind, bins = BINS, data = t,
-                              sliders = { { "bits", 2, 6, 4 }, { "block", 4, 12, math.log(block) / math.log(2), power = true } } } or nil,
+                              sliders = { { "bits", 2, 6, 4 }, { "block", 4, 12,
+                                  math.log(block) / math.log(2), power = true } } } or nil,
         }
     end,
 }
