@@ -15,6 +15,14 @@
  * and a chunk's writes (64 KiB of 4-bit codes) are still long enough for the kernel. */
 enum { CHUNK = 128 * 1024 };
 
+/* Second-level groups that are worked on at once. */
+enum { PIECE = 256 * QM_DOUBLE_QUANT_BLOCK };
+
+typedef struct nested_piece {
+    float absmax[PIECE], scale[PIECE / QM_DOUBLE_QUANT_BLOCK];
+    uint8_t code[PIECE];
+} nested_piece;
+
 /* One sink while a job runs. */
 typedef struct sink_run {
     uint64_t buffer_size[QM_MAX_PLANES]; /* of a chunk */
@@ -151,8 +159,8 @@ static uint64_t memory_of(const stream *st)
         total += (uint64_t)qm_strided_span(&st->job->source.strided)
                  * (st->job->source.format->plane[0].bits / 8);
     for (int k = 0; k < st->job->nsink; k++)
-        total += st->sink[k].groups * (sizeof(qm_groupsum) + 3 * sizeof(float))
-                 + (uint64_t)st->chunks * sizeof(qm_errsum);
+        total += st->sink[k].groups * (sizeof(qm_groupsum) + sizeof(float))
+                 + (st->sink[k].groups ? sizeof(nested_piece) : 0) + (uint64_t)st->chunks * sizeof(qm_errsum);
     return total;
 }
 
@@ -525,52 +533,65 @@ static double level_of_zero(const qm_sink *k)
     return (double)y[0];
 }
 
-/* Second level of a double-quantised sink, once every absmax is known, and its share of the error: with
- * absmax a become a', the decoded y become (a'/a) y, so a group's sum of squared errors moves by
- * 2 p sum(y (y - x)) + p^2 sum(y y), p = (a' - a) / a.  No error moves by more than |a' - a|. */
-static bool finish_double_quant(qm_sink *k, sink_run *r, uint64_t total, qm_err *e)
+/* What the second level does to the error of one group of `size` values: with absmax a become b, the decoded
+ * y become (b/a) y, so the sum of squared errors moves by 2 p sum(y (y - x)) + p^2 sum(y y), p = (b - a) / a.
+ */
+static void nested_error(qm_errsum *error, double a, double b, const qm_groupsum *s, double size,
+                         double zero_level)
 {
-    uint64_t n = r->groups;
-    float *absmax = malloc(n * sizeof *absmax + 1), *nested = malloc((n + 255) / 256 * sizeof *nested + 1);
-    uint8_t *codes = malloc(n + 1);
-    bool ok = absmax && nested && codes;
-    if (!ok)
-        qm_fail(e, QM_ENOFIT, "%s: out of memory for %" PRIu64 " bytes of double quantisation",
-                k->file ? k->file->path : "tensor", n * sizeof *absmax);
-    if (ok) {
-        if (!k->offset_given)
-            k->offset = qm_double_quant_offset(r->absmax, n);
-        qm_double_quant(r->absmax, n, k->offset, codes, nested);
-        ok = !k->file
-             || (qm_outfile_write(k->file, k->at[1], codes, n, e)
-                 && qm_outfile_write(k->file, k->nested_at, nested, (n + 255) / 256 * sizeof *nested, e));
+    if (a == 0) {
+        double y = zero_level * b;
+        error->sum_dd += size * y * y;
+        error->sum_yy += size * y * y;
+        error->sum_d += size * y;
+        return;
     }
-    if (ok) {
-        qm_double_dequant(codes, nested, n, k->offset, absmax);
-        uint64_t left = total;
-        double max_moved = 0, zero_level = level_of_zero(k);
-        for (uint64_t g = 0; g < n; g++, left -= k->codec.block) {
-            double a = (double)r->absmax[g], b = (double)absmax[g], moved = b - a;
-            max_moved = fmax(max_moved, fabs(moved));
-            if (r->absmax[g] == 0) {
-                double size = (double)(left < k->codec.block ? left : k->codec.block);
-                double y = zero_level * b;
-                k->error.sum_dd += size * y * y;
-                k->error.sum_yy += size * y * y;
-                k->error.sum_d += size * y;
-                continue;
-            }
-            double p = moved / a, yd = (double)r->sum[g].yd, yy = (double)r->sum[g].yy;
-            k->error.sum_dd += 2 * p * yd + p * p * yy;
-            k->error.sum_xy += p * (yy - yd);
-            k->error.sum_yy += (2 * p + p * p) * yy;
-            k->error.sum_d += p * (double)r->sum[g].y;
-        }
-        k->error.max_d += max_moved;
+    double p = (b - a) / a, yd = (double)s->yd, yy = (double)s->yy;
+    error->sum_dd += 2 * p * yd + p * p * yy;
+    error->sum_xy += p * (yy - yd);
+    error->sum_yy += (2 * p + p * p) * yy;
+    error->sum_d += p * (double)s->y;
+}
+
+/* Groups first … first + n - 1 of a double-quantised sink; *moved is the furthest that an absmax has moved,
+ * and with it an error, at most. */
+static bool finish_piece(qm_sink *k, const sink_run *r, nested_piece *p, uint64_t first, uint64_t n,
+                         uint64_t total, double *moved, qm_err *e)
+{
+    const double zero_level = level_of_zero(k);
+    uint64_t nested = (n + QM_DOUBLE_QUANT_BLOCK - 1) / QM_DOUBLE_QUANT_BLOCK;
+    qm_double_quant(r->absmax + first, n, k->offset, p->code, p->scale);
+    if (k->file
+        && (!qm_outfile_write(k->file, k->at[1] + first, p->code, n, e)
+            || !qm_outfile_write(k->file, k->nested_at + first / QM_DOUBLE_QUANT_BLOCK * sizeof(float),
+                                 p->scale, nested * sizeof(float), e)))
+        return false;
+    qm_double_dequant(p->code, p->scale, n, k->offset, p->absmax);
+    for (uint64_t i = 0; i < n; i++) {
+        double a = (double)r->absmax[first + i], b = (double)p->absmax[i];
+        uint64_t left = total - (first + i) * k->codec.block;
+        *moved = fmax(*moved, fabs(b - a));
+        nested_error(&k->error, a, b, &r->sum[first + i],
+                     (double)(left < k->codec.block ? left : k->codec.block), zero_level);
     }
-    free(absmax);
-    free(nested);
-    free(codes);
+    return true;
+}
+
+/* Second level of a double-quantised sink, once every absmax is known, and its share of the error. */
+static bool finish_double_quant(qm_sink *k, const sink_run *r, uint64_t total, qm_err *e)
+{
+    nested_piece *piece = malloc(sizeof *piece);
+    double moved = 0;
+    if (!piece)
+        return qm_fail(e, QM_ENOFIT, "%s: out of memory for double quantisation",
+                       k->file ? k->file->path : "tensor");
+    if (!k->offset_given)
+        k->offset = qm_double_quant_offset(r->absmax, r->groups);
+    bool ok = true;
+    for (uint64_t g = 0; ok && g < r->groups; g += PIECE)
+        ok = finish_piece(k, r, piece, g, r->groups - g < PIECE ? r->groups - g : PIECE, total, &moved, e);
+    k->error.max_d += moved;
+    free(piece);
     return ok;
 }
 

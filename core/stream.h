@@ -4,7 +4,8 @@
  *
  * One tensor at a time, cut into chunks of whole rows that stay in the processor's cache.
  * Chunks are independent, so threads take them in any order and the bytes are the same.
- * Memory: threads x one chunk, plus one f32 per group of each double-quantised sink.
+ * Memory: threads x one chunk, plus 16 bytes per group of each double-quantised sink
+ * (its offset is the mean of all scales, so they wait until the last is known).
  */
 #ifndef QM_STREAM_H
 #define QM_STREAM_H

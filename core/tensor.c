@@ -106,7 +106,7 @@ qm_tensor *qm_tensor_view(const char *name, qm_infile *f, uint64_t at, uint64_t 
     b->refs = 1;
     b->file = qm_infile_ref(f);
     t->plane[0] = (qm_slice){b, size ? f->map + at : NULL, size};
-    return t;
+    return t; /* cppcheck-suppress memleak; the tensor has it */
 }
 
 /* A view of `size` bytes of a file as plane i. */
@@ -121,7 +121,7 @@ static bool plane_view(qm_tensor *t, int i, qm_infile *f, uint64_t at, uint64_t 
     b->refs = 1;
     b->file = qm_infile_ref(f);
     t->plane[i] = (qm_slice){b, size ? f->map + at : NULL, size};
-    return true;
+    return true; /* cppcheck-suppress memleak; the tensor has it */
 }
 
 qm_tensor *qm_tensor_planes(const qm_planes *p, qm_err *e)

@@ -177,9 +177,9 @@ void *qml_field_box(lua_State *L, int table, const char *name, const char *class
     void *p = NULL;
     if (!lua_isnil(L, -1)) {
         void **box = luaL_testudata(L, -1, class);
-        if (!box || !*box)
+        p = box ? *box : NULL;
+        if (!p)
             luaL_error(L, "field '%s' must be an open %s, got %s", name, class, luaL_typename(L, -1));
-        p = *box;
     }
     lua_pop(L, 1);
     return p;

@@ -40,9 +40,9 @@ void qml_hold(lua_State *L, int index,
 const char *qml_check_text(lua_State *L, int arg); /* a string without a zero byte: a path, a name */
 void *qml_field_box(lua_State *L, int table, const char *name,
                     const char *class); /* NULL when the field is nil */
-/* The collector does not know how much memory lies behind a box.  Ops make tensors by the hundred, so what they
- * make is counted; when it has become twice what was left after the last time, and 256 MiB more, everything that
- * is not referred to is collected. */
+/* The collector does not know how much memory lies behind a box.  Ops make tensors by the hundred, so what
+ * they make is counted; when it has become twice what was left after the last time, and 256 MiB more,
+ * everything that is not referred to is collected. */
 void qml_count_bytes(lua_State *L, int index, uint64_t bytes);
 void qml_uncount_bytes(lua_State *L, int index); /* the object is gone */
 void qml_class(lua_State *L, const char *class, const luaL_Reg *methods, lua_CFunction gc);

@@ -115,7 +115,7 @@ static int levels(lua_State *L)
     if (!f->over_rows || (bits != 4 && bits != 8) || qm_format_planes(f) != 2 || f->made)
         return luaL_argerror(L, 1, "has no table of levels");
     uint32_t n = 1u << bits;
-    uint8_t codes[256];
+    uint8_t codes[256] = {0};
     float value[256], one = 1;
     for (uint32_t i = 0; i < n; i++)
         codes[bits == 4 ? i / 2 : i] = (uint8_t)(bits == 8 ? i : i % 2 ? codes[i / 2] | i : i << 4);

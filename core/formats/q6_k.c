@@ -69,9 +69,10 @@ QM_FN void decode(const uint8_t *const plane[], uint32_t n, const qm_codec *c, f
     memcpy(&b, plane[0], sizeof b);
     qm_q6_k_unpack(&b, code);
     float d = qm_f16_to_f32(b.d);
-    for (int i = 0; i < QM_Q6_K_BLOCK; i++) {
-        int scale = b.scale[i / QM_Q6_K_SUB];
-        y[i] = d * (float)scale * (float)(code[i] - 32);
+    for (int s = 0; s < QM_Q6_K_SUBS; s++) {
+        float step = d * (float)b.scale[s];
+        for (int i = QM_Q6_K_SUB * s; i < QM_Q6_K_SUB * (s + 1); i++)
+            y[i] = step * (float)(code[i] - 32);
     }
 }
 

@@ -1,5 +1,5 @@
-/* bnb_golden.h: digests of what bitsandbytes' CUDA kernels write for golden.h's values, from their arithmetic run
- * on an H200: the first 16 digits of the SHA-256 of the raw bytes. */
+/* bnb_golden.h: digests of what bitsandbytes' CUDA kernels write for golden.h's values, from their arithmetic
+ * run on an H200: the first 16 digits of the SHA-256 of the raw bytes. */
 #ifndef QM_BNB_GOLDEN_H
 #define QM_BNB_GOLDEN_H
 
