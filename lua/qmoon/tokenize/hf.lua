@@ -254,14 +254,14 @@ function hf.of_json(folder)
     return spec
 end
 
---- The same of a byte-level BPE that says nothing about its cutting: a row of qmoon.pretokenizers does.
+--- The same for a byte-level BPE that says nothing about its cutting: a row of qmoon.pretokenizers does.
 ---@param what string
 ---@param vocab table<string, integer>
 ---@param merges string[]
 ---@param row table
 ---@return table spec
 function hf.byte_level(what, vocab, merges, row)
-    local spec = bpe_vocabulary({ vocab = vocab, merges = merges, ignore_merges = row.ignore_merges }, what)
+    local spec = bpe_vocabulary({ vocab = vocab, merges = merges, ignore_merges = row.ignore_merges or row.whole_words }, what)
     spec.what = what
     spec.normalize = row.normalizer and normalizing.of_json({ type = row.normalizer }, what)
     spec.steps = splitting.of_row(row)

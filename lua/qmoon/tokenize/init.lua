@@ -8,7 +8,9 @@
 local core = require "qmoon.core"
 local decoding = require "qmoon.tokenize.decoding"
 local files = require "qmoon.files"
+local gguf = require "qmoon.tokenize.gguf"
 local hf = require "qmoon.tokenize.hf"
+local pieces = require "qmoon.tokenize.pieces"
 local special_tokens = require "qmoon.special_tokens"
 
 local get = special_tokens.get
@@ -51,7 +53,9 @@ local function encode_into(self, text, special, ids)
             segment = self.normalize(segment, first)
         end
         cut_out(self.normalized, segment, special, function(part, at)
-            self.vocabulary:encode(part, self.splitter, first and at == 1, ids)
+            cut_out(self.frozen, part, special, function(rest, behind)
+                self.vocabulary:encode(rest, self.splitter, first and at == 1 and behind == 1, ids)
+            end, token)
         end, token)
     end, token)
 end
@@ -193,6 +197,24 @@ local function collect_ends(list, seen, value)
     end
 end
 
+--- Vocabularies that mark the start of words with ▁ are given whole texts. Where no piece has a ▁ behind anything
+--- else, nothing is ever joined there: the text may be cut before every ▁, and words come again and again.
+local function add_safe_cuts(spec)
+    if spec.kind ~= "BPE" or not spec.vocab["▁"] then
+        return
+    end
+    for piece in pairs(spec.vocab) do
+        local from = 1
+        while piece:sub(from, from + 2) == "▁" do
+            from = from + 3
+        end
+        if piece:find("▁", from, true) and spec.vocabulary:id(piece) then
+            return
+        end
+    end
+    spec.steps[#spec.steps + 1] = { kind = "regex", pattern = "▁*[^▁]+|▁+", behaviour = "isolated" }
+end
+
 --- A tokenizer of its parts, which the readers of files make.
 ---@param spec table
 ---@param path string
@@ -200,7 +222,7 @@ end
 local function assemble(spec, path)
     local t = setmetatable({ path = path, vocabulary = spec.vocabulary, normalize = spec.normalize, kind = spec.kind,
                              pieces = spec.pieces, decode_pieces = spec.decode, before = spec.before, after = spec.after,
-                             bos = spec.bos, eos = spec.eos, clean_up = spec.clean_up, eos_ids = {}, added_id = {},
+                             frozen = spec.frozen, bos = spec.bos, eos = spec.eos, clean_up = spec.clean_up, eos_ids = {}, added_id = {},
                              special = {}, size = 0 }, Tokenizer)
     local raw, normalized = {}, {}
     for _, token in ipairs(spec.added) do
@@ -214,6 +236,7 @@ local function assemble(spec, path)
     end
     t.raw = raw[1] and core.matcher(raw)
     t.normalized = normalized[1] and core.matcher(normalized)
+    add_safe_cuts(spec)
     t.splitter = spec.steps[1] and core.splitter(spec.steps) or nil
     for id in pairs(spec.pieces) do
         t.size = math.max(t.size, id + 1)
@@ -226,18 +249,25 @@ local function assemble(spec, path)
     return t
 end
 
-local function open_folder(dir, pre)
-    local folder = { dir = dir, json = read_json(dir, "tokenizer.json"), config = read_json(dir, "tokenizer_config.json") }
-    local spec
+local function folder_spec(folder, pre)
+    local dir = folder.dir
     if folder.json then
-        spec = hf.of_json(folder)
-    else
-        folder.vocab, folder.added = read_json(dir, "vocab.json"), read_json(dir, "added_tokens.json")
-        if not folder.vocab then
-            core.fail("fail", "%s: there is no tokenizer.json, tokenizer.model or vocab.json in it", dir)
-        end
-        spec = hf.of_vocab(folder, pre)
+        return hf.of_json(folder)
     end
+    folder.added = read_json(dir, "added_tokens.json")
+    if files.exists(dir .. "/tokenizer.model") then
+        return pieces.of_model(folder)
+    end
+    folder.vocab = read_json(dir, "vocab.json")
+    if not folder.vocab then
+        core.fail("fail", "%s: there is no tokenizer.json, tokenizer.model or vocab.json in it", dir)
+    end
+    return hf.of_vocab(folder, pre)
+end
+
+local function open_folder(dir, options)
+    local folder = { dir = dir, json = read_json(dir, "tokenizer.json"), config = read_json(dir, "tokenizer_config.json") }
+    local spec = folder_spec(folder, options.pre)
     spec.clean_up = get(folder.config, "clean_up_tokenization_spaces") == true and spec.kind ~= "BPE"
     spec.ends = { get(read_json(dir, "generation_config.json"), "eos_token_id") or false,
                   get(read_json(dir, "config.json"), "eos_token_id") or false }
@@ -250,11 +280,17 @@ end
 ---@return qmoon.Tokenizer
 local function open(model, options)
     local path = type(model) == "table" and model.path or model
+    options = options or {}
     local stat = core.stat(path)
     if not stat then
         core.fail("fail", "%s: there is no such file or folder", path)
+    elseif stat.type == "dir" then
+        return open_folder(path, options)
+    elseif path:find "%.gguf$" then
+        local header = type(model) == "table" and model.gguf or core.gguf(path)
+        return assemble(gguf.spec(header.meta, options, path), path)
     end
-    return open_folder(stat.type == "dir" and path or (files.split(path)), (options or {}).pre)
+    return open_folder((files.split(path)), options)
 end
 
 return { open = open, Tokenizer = Tokenizer }
