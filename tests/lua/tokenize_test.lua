@@ -29,6 +29,22 @@ return {
         end
     end,
 
+    -- sentencepiece 0.2.3 and transformers 5.23.0, on the first 3000 pieces of a Mixtral's
+    ["SentencePiece's pieces: ids of the reference, and back"] = function()
+        local t = qm.tokenizer "tests/fixtures/pieces"
+        local cases = {
+            { "The history of the city", "1 345 2708 648 304 268 1669" },
+            { "  two blanks, naïve café 日本 😀\n\ttab",
+              "1 259 844 2163 291 787 2929 314 2908 198 178 343 277 1164 198 172 2905 233 154 168 233 159 175 2905 243 162 155 "
+                  .. "131 13 12 2907 349" },
+            { "x = [1, 2, 3]", "1 2905 2950 363 388 2939 2929 2905 2945 2929 2905 2958 2973" },
+        }
+        for _, case in ipairs(cases) do
+            same(ids_of(t, case[1]), case[2], case[1])
+            same(t:decode(t:encode(case[1]), { skip_special = true }), case[1], "decoded")
+        end
+    end,
+
     ["special tokens in a text are tokens, or text"] = function()
         local t = qm.tokenizer(TINY)
         same(ids_of(t, "a<|im_end|>b"), "64 2047 65", "special")

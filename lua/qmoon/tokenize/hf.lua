@@ -99,6 +99,7 @@ local function bpe_vocabulary(model, what)
             bytes = get(model, "byte_fallback") and hf.byte_ids(vocab) or nil,
         },
         vocab = vocab, pieces = by_id, kind = "BPE",
+        whole = prefix ~= nil and prefix ~= "" or get(model, "end_of_word_suffix") ~= nil, -- words have ends that tell
     }
 end
 

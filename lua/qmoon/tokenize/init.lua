@@ -107,6 +107,17 @@ function Tokenizer:is_special(id)
     return self.special[id] == true
 end
 
+local function decode(self, ids, options)
+    local list = {}
+    for _, id in ipairs(ids) do
+        local piece = self.decoded[id] or self.pieces[id]
+        if piece and not (options.skip_special and self.special[id]) then
+            list[#list + 1] = piece
+        end
+    end
+    return table.concat(self.decode_pieces(list, options.raw))
+end
+
 --- The text of ids; those that are no token's are left out.
 ---
 --- options: skip_special = true leaves special tokens out; raw = true leaves bytes that are no UTF-8 as they are,
@@ -115,15 +126,7 @@ end
 ---@param options? {skip_special: boolean?, raw: boolean?}
 ---@return string
 function Tokenizer:decode(ids, options)
-    options = options or {}
-    local pieces = {}
-    for _, id in ipairs(ids) do
-        local piece = self.pieces[id]
-        if piece and not (options.skip_special and self.special[id]) then
-            pieces[#pieces + 1] = piece
-        end
-    end
-    local text = table.concat(self.decode_pieces(pieces, options.raw))
+    local text = decode(self, ids, options or {})
     return self.clean_up and decoding.clean_up(text) or text
 end
 
@@ -135,41 +138,64 @@ Stream.__index = Stream
 ---@param options? {skip_special: boolean?}
 ---@return qmoon.TokenStream
 function Tokenizer:stream(options)
-    return setmetatable({ tokenizer = self, options = options, ids = {}, done = 0, shown = "", parts = {} }, Stream)
+    return setmetatable({ tokenizer = self, options = options or {}, ids = {}, done = 0, shown = "", pending = "",
+                          parts = {} }, Stream)
 end
 
-local function complete(text)
-    return text:sub(-3) ~= "\239\191\189"
+--- Whether the text of ids may still change with the next one: it ends within a character, or in a byte, as bytes
+--- are taken together.
+local function unfinished(self, text, last)
+    if text:sub(-3) == "\239\191\189" then
+        return true
+    end
+    local piece = self.tokenizer.pieces[last]
+    return piece and #piece == 6 and piece:find "^<0x%x%x>$" ~= nil and self.tokenizer:decode { last } ~= piece
 end
 
---- Takes an id and returns the text that is new and complete with it: "" while a character lacks bytes.
---- What :push has returned, put together, is the text of the ids.
----@param id integer
----@return string
-function Stream:push(id)
-    self.ids[#self.ids + 1] = id
-    local text = self.tokenizer:decode(self.ids, self.options)
-    if #text <= #self.shown or not complete(text) then
-        return ""
+--- Where clean_up may reach over what comes next, the last word waits.
+local function release(self, new, all)
+    if not self.tokenizer.clean_up then
+        return new
     end
-    local new = text:sub(#self.shown + 1)
-    -- a few ids stay, so that what stands first in a text is not taken to be first here
-    local kept = {}
-    for i = self.done + 1, #self.ids do
-        kept[#kept + 1] = self.ids[i]
+    self.pending = self.pending .. new
+    local cut = all and #self.pending or self.pending:match "^.*() " or 1
+    if not all then
+        cut = self.pending:sub(1, cut - 1):find " '$" and 0 or cut - 1
     end
-    self.ids, self.done = kept, #kept
-    self.shown = self.tokenizer:decode(kept, self.options)
+    local ready = self.pending:sub(1, cut)
+    self.pending = self.pending:sub(cut + 1)
+    return decoding.clean_up(ready)
+end
+
+local function show(self, text, all)
+    local new = release(self, text:sub(#self.shown + 1), all)
     self.parts[#self.parts + 1] = new
     return new
 end
 
---- The text that is still waiting for bytes, as it is: call it when no more ids come.
+--- Takes an id and returns the text that is new and complete with it: "" while a character lacks bytes.
+--- What :push and :finish have returned, put together, is the text of all the ids.
+---@param id integer
+---@return string
+function Stream:push(id)
+    self.ids[#self.ids + 1] = id
+    local text = decode(self.tokenizer, self.ids, self.options)
+    if #text <= #self.shown or unfinished(self, text, id) then
+        return ""
+    end
+    local new = show(self, text)
+    -- a few ids stay, so that what stands first in a text is not taken to be first here
+    self.ids = { unpack(self.ids, self.done + 1) }
+    self.done = #self.ids
+    self.shown = decode(self.tokenizer, self.ids, self.options)
+    return new
+end
+
+--- The text that is still waiting, as it is: call it when no more ids come.
 ---@return string
 function Stream:finish()
-    local text = self.tokenizer:decode(self.ids, self.options)
-    local new = text:sub(#self.shown + 1)
-    self.parts[#self.parts + 1] = new
+    local text = decode(self.tokenizer, self.ids, self.options)
+    local new = show(self, text, true)
     self.ids, self.done, self.shown = {}, 0, ""
     return new
 end
@@ -200,7 +226,7 @@ end
 --- Vocabularies that mark the start of words with ▁ are given whole texts. Where no piece has a ▁ behind anything
 --- else, nothing is ever joined there: the text may be cut before every ▁, and words come again and again.
 local function add_safe_cuts(spec)
-    if spec.kind ~= "BPE" or not spec.vocab["▁"] then
+    if spec.kind ~= "BPE" or spec.whole or not spec.vocab["▁"] then
         return
     end
     for piece in pairs(spec.vocab) do
@@ -222,16 +248,17 @@ end
 local function assemble(spec, path)
     local t = setmetatable({ path = path, vocabulary = spec.vocabulary, normalize = spec.normalize, kind = spec.kind,
                              pieces = spec.pieces, decode_pieces = spec.decode, before = spec.before, after = spec.after,
-                             frozen = spec.frozen, bos = spec.bos, eos = spec.eos, clean_up = spec.clean_up, eos_ids = {}, added_id = {},
+                             frozen = spec.frozen, bos = spec.bos, eos = spec.eos, clean_up = spec.clean_up, eos_ids = {}, added_id = {}, decoded = {},
                              special = {}, size = 0 }, Tokenizer)
     local raw, normalized = {}, {}
     for _, token in ipairs(spec.added) do
         local list = token.normalized and spec.normalize and normalized or raw
-        if list == normalized then
-            token.text, token.plain = spec.normalize(token.text, true), token.text
+        t.added_id[token.text] = token.id
+        if list == normalized then -- found in the normalised text, and decoded to what is found there
+            token.text = spec.normalize(token.text, true)
+            t.decoded[token.id] = token.text
         end
         list[#list + 1] = token
-        t.added_id[token.plain or token.text] = token.id
         t.special[token.id] = token.special or nil
     end
     t.raw = raw[1] and core.matcher(raw)

@@ -170,7 +170,8 @@ function pieces.of_model(folder)
     add_controls(spec, list)
     hf.set_surroundings(spec, folder.config, function() end)
     spec.bos, spec.eos = spec.bos or settings.bos, spec.eos or settings.eos
-    if type(get(folder.config, "add_bos_token")) ~= "boolean" and settings.bpe then
+    local add_bos = get(folder.config, "add_bos_token")
+    if type(add_bos) ~= "boolean" and settings.bpe then
         spec.before[1] = spec.bos -- what Llama's and its kin's tokenizers do unless told otherwise
     end
     return spec
