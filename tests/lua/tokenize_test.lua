@@ -1,7 +1,10 @@
 -- Text to ids and back, against the ids of the packages that define the formats.
 
 local core = require "qmoon.core"
+local jinja = require "qmoon.tokenize.jinja"
 local qm = require "qmoon"
+
+local support = dofile "tests/lua/support.lua"
 
 local TINY = "tests/fixtures/tiny-qwen2"
 
@@ -81,5 +84,75 @@ return {
         same(core.utf8_repair "\224\128\128", R .. R .. R, "too long a spelling")
         same(core.utf8_repair "\244\144\128\128", R:rep(4), "beyond U+10FFFF")
         same(core.utf8_repair "\226\130", R, "at the end")
+    end,
+
+    -- transformers 5.23.0, apply_chat_template
+    ["chat templates are evaluated, or refused"] = function()
+        local t = qm.tokenizer(TINY)
+        local text = t:chat({ { role = "system", content = "Be kind." }, { role = "user", content = "Hi" } },
+            { add_generation_prompt = true })
+        same(text, "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n", "chat")
+        local ok, e = pcall(t.chat, t, {})
+        assert(not ok and tostring(e):find("list of messages", 1, true), tostring(e))
+        ok, e = pcall(qm.tokenizer("tests/fixtures/pieces").chat, qm.tokenizer "tests/fixtures/pieces",
+            { { role = "user", content = "Hi" } })
+        assert(not ok and e.kind == "unsupported" and tostring(e):find("no chat template", 1, true), tostring(e))
+    end,
+
+    -- Jinja2 3.1.6 with trim_blocks and lstrip_blocks
+    ["templates: what Jinja makes of them"] = function()
+        local messages = { { role = "user", content = " a " }, { role = "assistant", content = "<t>x</t>\n\nb" } }
+        local cases = {
+            { "{% for m in messages %}\n  {{ m.role }}\n{% endfor %}\nend\n", "  user\n  assistant\nend" },
+            { "a {%- if true -%} b {%- endif %} c", "ab c" },
+            { "{{ messages[-1].content.split('</t>')[-1].lstrip('\\n') }}", "b" },
+            { "{{ messages[0]['content'] | trim ~ (1 + 2) }}|{{ not false and 'x' in 'axe' }}", "a3|True" },
+            { "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + loop.index %}{% endfor %}{{ ns.n }}", "3" },
+            { "{% set n = 0 %}{% for m in messages %}{% set n = 5 %}{% endfor %}{{ n }}", "0" },
+            { "{% macro q(x, y='!') %}<{{ x }}{{ y }}>{% endmacro %}{{ q('a') }}{{ q('b', y='?') }}", "<a!><b?>" },
+            { "{{ 'y' if tools is none else 'n' }}{{ undefined_thing }}{{ other is not defined }}", "yTrue" },
+            { "{% for m in messages if m.role == 'user' %}{{ loop.last }}{% else %}none{% endfor %}", "True" },
+            { "{{ messages | map(attribute='role') | join(', ') }} {{ messages | length }}", "user, assistant 2" },
+            { "{%- set x %}cap{{ 1 }}{% endset -%}{{ x | upper }}{# gone #}", "CAP1" },
+            { "{{ messages | selectattr('role', 'equalto', 'user') | list | length }}{{ 'ab'[::-1] }}{{ [1, 2][0] }}", "1ba1" },
+            { "{% for i in range(3, 0, -1) %}{% if i == 1 %}{% break %}{% endif %}{{ i }}{% endfor %}", "32" },
+            { "{{ messages[0] | tojson }}", '{"role": "user", "content": " a "}' },
+            { "x {{- ' y ' -}} z", "x y z" },
+        }
+        for _, case in ipairs(cases) do
+            local got = jinja.new(case[1], "test"):render { messages = messages, tools = core.null }
+            same(got, case[2], case[1])
+        end
+        for _, case in ipairs { { "{{ a | frobnicate }}", "frobnicate" }, { "{% include 'x' %}", "include" }, { "{{ a", "not closed" },
+                                { "{% if a %}", "lacks" }, { "{{ a.b.c }}", "undefined" }, { "{{ raise_exception('no') }}", "no" },
+                                { "{{ 'a' + 1 }}", "adds" }, { "{{ 1 ! 2 }}", "!" } } do
+            local ok, e = pcall(function()
+                return jinja.new(case[1], "test"):render {}
+            end)
+            assert(not ok and type(e) ~= "string" and tostring(e):find(case[2], 1, true), case[1] .. " " .. tostring(e))
+        end
+    end,
+
+    ["a GGUF file has the same tokenizer"] = function()
+        local folder, file = qm.tokenizer(TINY), qm.tokenizer "tests/fixtures/golden/merged-f16.gguf"
+        for _, text in ipairs { "Hello world's 123", " naïve\n\n<|im_end|>x", "日本😀" } do
+            same(ids_of(file, text), ids_of(folder, text), text)
+        end
+        same(file.eos, 2045, "eos")
+    end,
+
+    ["qmoon tokenize"] = function()
+        local function run(arguments)
+            local _, out = support.run("tokenize " .. arguments)
+            return out
+        end
+        local out = run(TINY .. " 'a<|im_end|>' --json")
+        same(core.json_decode(out, "out").ids[2], 2047, "ids")
+        assert(run(TINY .. " 'a<|im_end|>'"):find("special", 1, true))
+        same(run(TINY .. " 'a<|im_end|>' --no-special --count"), #qm.tokenizer(TINY):encode("a<|im_end|>", { special = false }) .. "\n",
+            "count")
+        same(run(TINY .. " --ids 64,2047"), "a<|im_end|>\n", "ids back")
+        assert(run(TINY .. " --ids 64,99999"):find("no token 99999", 1, true))
+        assert(run("/nowhere x"):find("no such file", 1, true))
     end,
 }

@@ -122,6 +122,11 @@ function reader.spec(meta, options, what)
     spec.before = { add_bos and spec.bos or nil }
     spec.after = { add_eos and spec.eos or nil }
     spec.ends = end_ids(meta, spec.added)
+    spec.token_texts = {}
+    for short, long in pairs { bos = "bos", eos = "eos", unk = "unknown", pad = "padding" } do
+        local id = gguf_tokenizer.special_id(meta, long)
+        spec.token_texts[short .. "_token"] = id and tokens[id + 1]
+    end
     spec.chat_template = gguf.get(meta, "tokenizer.chat_template")
     return spec
 end

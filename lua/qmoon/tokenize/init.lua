@@ -6,6 +6,7 @@
 -- the last two is done in core/tokenizer/. Input that is not UTF-8 becomes U+FFFD, as in Python's errors="replace".
 
 local core = require "qmoon.core"
+local chat = require "qmoon.tokenize.chat"
 local decoding = require "qmoon.tokenize.decoding"
 local files = require "qmoon.files"
 local gguf = require "qmoon.tokenize.gguf"
@@ -206,6 +207,20 @@ function Stream:text()
     return table.concat(self.parts)
 end
 
+-- ---- chats ---------------------------------------------------------------------------------------
+
+--- The text of a chat by the model's own template, as transformers' apply_chat_template gives it; to be encoded with
+--- bos = false, as templates write what stands at the start.
+---
+--- options: add_generation_prompt = true opens the turn of the assistant; variables = what the template may ask for
+--- besides, such as enable_thinking.
+---@param messages {role: string, content: string}[]
+---@param options? {add_generation_prompt: boolean?, variables: table?}
+---@return string
+function Tokenizer:chat(messages, options)
+    return chat.render(self, messages, options or {})
+end
+
 -- ---- opening -------------------------------------------------------------------------------------
 
 local function read_json(dir, name)
@@ -248,6 +263,7 @@ end
 local function assemble(spec, path)
     local t = setmetatable({ path = path, vocabulary = spec.vocabulary, normalize = spec.normalize, kind = spec.kind,
                              pieces = spec.pieces, decode_pieces = spec.decode, before = spec.before, after = spec.after,
+                             chat_template = spec.chat_template, token_texts = spec.token_texts,
                              frozen = spec.frozen, bos = spec.bos, eos = spec.eos, clean_up = spec.clean_up, eos_ids = {}, added_id = {}, decoded = {},
                              special = {}, size = 0 }, Tokenizer)
     local raw, normalized = {}, {}
@@ -298,6 +314,7 @@ local function open_folder(dir, options)
     spec.clean_up = get(folder.config, "clean_up_tokenization_spaces") == true and spec.kind ~= "BPE"
     spec.ends = { get(read_json(dir, "generation_config.json"), "eos_token_id") or false,
                   get(read_json(dir, "config.json"), "eos_token_id") or false }
+    spec.chat_template, spec.token_texts = chat.template_of(dir, folder.config), chat.tokens_of(folder.config)
     return assemble(spec, dir)
 end
 
