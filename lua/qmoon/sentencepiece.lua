@@ -83,22 +83,23 @@ end
 ---@return {text: string, score: number, type: integer}[] pieces
 ---@return qmoon.PieceSettings settings
 function sentencepiece.read(path)
-    local pieces = {}
+    local pieces, specs = {}, {}
     -- what holds for fields that are not there
     local trainer = { [MODEL_TYPE] = UNIGRAM, [UNK_ID] = 0, [BOS_ID] = 1, [EOS_ID] = 2 }
     local normalizer = { [CHARSMAP] = "", [DUMMY_PREFIX] = 1, [REMOVE_WHITESPACE] = 1, [ESCAPE_WHITESPACE] = 1 }
     for number, wire, value in protobuf.fields(files.read(path), path) do
         if number == PIECES and wire == 2 then
             pieces[#pieces + 1] = read_piece(value, path)
-        elseif number == TRAINER and wire == 2 then
-            read_fields(value, path, trainer)
-        elseif number == NORMALIZER and wire == 2 then
-            read_fields(value, path, normalizer)
+        elseif wire == 2 and (number == TRAINER or number == NORMALIZER) then
+            specs[number] = value
         end
     end
     if #pieces == 0 then
         core.fail("corrupt", "%s: there are no pieces in it; is this a SentencePiece model?", path)
-    elseif type(normalizer[CHARSMAP]) ~= "string" then
+    end
+    read_fields(specs[TRAINER] or "", path, trainer)
+    read_fields(specs[NORMALIZER] or "", path, normalizer)
+    if type(normalizer[CHARSMAP]) ~= "string" then
         core.fail("corrupt", "%s: its table of characters is no string", path)
     end
     return pieces, settings_of(trainer, normalizer)
