@@ -52,7 +52,7 @@ end
 
 --- An id, which is an int32: -1 for none is written as 2^64 - 1.
 local function optional_id(value)
-    return value < 2 ^ 31 and value or nil
+    return type(value) == "number" and value < 2 ^ 31 and value or nil
 end
 
 local function settings_of(trainer, normalizer)
