@@ -11,10 +11,10 @@ local o = cli.parse({
     name = "tokenize",
     doc = "Shows how a model's tokenizer cuts a text: the id, the piece and the text of every token.",
     arguments = { { "MODEL", doc = "model folder or .gguf file" },
-                  { "TEXT", optional = true, doc = "the text; - is standard input (default: -, unless --ids or --file is given)" } },
+                  { "TEXT", optional = true, doc = "the text; - is standard input, and so is none" } },
     options = {
         { "file", kind = "text", value = "FILE", doc = "the text of a file" },
-        { "ids", kind = "list", value = "IDS", doc = "the other way round: the text of these ids, separated by commas" },
+        { "ids", kind = "list", value = "IDS", doc = "the other way round: the text of ids, separated by commas" },
         { "chat", doc = "the text is what a user says: put it into the model's chat template" },
         { "no-special", doc = "nothing around the text, and special tokens in it are text" },
         { "count", doc = "only how many tokens there are" },
@@ -87,8 +87,8 @@ end
 if o.count then
     print(("%d"):format(#ids))
 elseif o.json then
-    print(json.encode { schema = "qmoon-tokenize-1", model = o[1], tokens = #ids, bytes = #source, ids = json.array(ids),
-                        pieces = json.array(pieces) })
+    print(json.encode { schema = "qmoon-tokenize-1", model = o[1], tokens = #ids, bytes = #source,
+                        ids = json.array(ids), pieces = json.array(pieces) })
 else
     local rows = { { "id", "piece", "text", "" } }
     for i, id in ipairs(ids) do

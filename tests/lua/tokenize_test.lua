@@ -1,6 +1,7 @@
 -- Text to ids and back, against the ids of the packages that define the formats.
 
 local core = require "qmoon.core"
+local json = require "qmoon.json"
 local jinja = require "qmoon.tokenize.jinja"
 local qm = require "qmoon"
 
@@ -58,6 +59,7 @@ return {
         same(t:piece(2047), "<|im_end|>", "piece")
         same(t.size, 2048, "size")
         same(t.eos, 2045, "eos")
+        same(table.concat(t.eos_ids, " "), "2045 2047", "<|im_end|> ends a turn of its template")
         same(t.bos, nil, "bos")
     end,
 
@@ -154,5 +156,98 @@ return {
         same(run(TINY .. " --ids 64,2047"), "a<|im_end|>\n", "ids back")
         assert(run(TINY .. " --ids 64,99999"):find("no token 99999", 1, true))
         assert(run("/nowhere x"):find("no such file", 1, true))
+    end,
+
+    ["broken tokenizer.json files are refused, and never crash"] = function()
+        local whole = core.json_decode(support.read(TINY .. "/tokenizer.json"), "tokenizer.json")
+        local function refused(change, kind, text)
+            local dir, json_ = support.scratch(), { model = {} }
+            core.mkdir(dir)
+            for k, v in pairs(whole) do
+                json_[k] = v
+            end
+            json_.model = { type = "BPE", vocab = { a = 0, b = 1, ab = 2 }, merges = { "a b" } }
+            json_.added_tokens = json.array {}
+            change(json_, json_.model)
+            support.write(dir .. "/tokenizer.json", json.encode(json_))
+            local ok, e = pcall(function()
+                return qm.tokenizer(dir):encode "a b ab"
+            end)
+            assert(not ok and e.kind == kind and tostring(e):find(text, 1, true), tostring(e))
+        end
+        refused(function(_, m) m.merges = { "a c" } end, "corrupt", "not in the vocabulary")
+        refused(function(_, m) m.merges = { "a b c" } end, "corrupt", "no pair")
+        refused(function(_, m) m.merges = { { "a" } } end, "corrupt", "no pair")
+        refused(function(_, m) m.merges = { 7 } end, "corrupt", "no pair")
+        refused(function(_, m) m.vocab = { a = -1, b = 1, ab = 2 } end, "corrupt", "none")
+        refused(function(_, m) m.vocab = { a = 2 ^ 40, b = 1, ab = 2 } end, "corrupt", "none")
+        refused(function(_, m) m.vocab = { a = 0.5, b = 1, ab = 2 } end, "corrupt", "none")
+        refused(function(_, m) m.vocab = { a = "x", b = 1, ab = 2 } end, "corrupt", "none")
+        refused(function(_, m) m.vocab = 7 end, "corrupt", "no vocab")
+        refused(function(_, m) m.unk_token = "z" end, "corrupt", "unk_token")
+        refused(function(_, m) m.dropout = 0.5 end, "unsupported", "dropout")
+        refused(function(_, m) m.type = "WordPiece" end, "unsupported", "WordPiece")
+        refused(function(t) t.model = 1 end, "corrupt", "no model")
+        refused(function(t) t.normalizer = { type = "Odd" } end, "unsupported", "normalizer 'Odd'")
+        refused(function(t) t.pre_tokenizer = { type = "Odd" } end, "unsupported", "pre-tokenizer 'Odd'")
+        refused(function(t) t.decoder = { type = "Odd" } end, "unsupported", "decoder 'Odd'")
+        refused(function(t) t.post_processor = { type = "Odd" } end, "unsupported", "post-processor 'Odd'")
+        refused(function(t) t.pre_tokenizer = { type = "Split", pattern = { Regex = "(" } } end, "fail", "pattern")
+        refused(function(t) t.pre_tokenizer = { type = "Split", pattern = { Regex = "[a" } } end, "corrupt", "bracket")
+        refused(function(t) t.normalizer = { type = "Precompiled", precompiled_charsmap = "////fw==" } end, "corrupt", "trie")
+        refused(function(t)
+            t.post_processor = { type = "TemplateProcessing", single = { { SpecialToken = { id = "z" } } } }
+        end, "corrupt", "no id for 'z'")
+    end,
+
+    ["merges that go round in circles end"] = function()
+        local dir = support.scratch()
+        core.mkdir(dir)
+        support.write(dir .. "/tokenizer.json", json.encode {
+            model = { type = "BPE", vocab = { a = 0, aa = 1, aaa = 2, aaaa = 3 },
+                      merges = { "aa aa", "aa a", "a aa", "a a", "a a", "aa aa" } } })
+        same(ids_of(qm.tokenizer(dir), ("a"):rep(4001)), ("2 "):rep(1333) .. "1", "ids") -- tokenizers 0.23.3
+    end,
+
+    ["ids may be far apart"] = function()
+        local dir = support.scratch()
+        core.mkdir(dir)
+        support.write(dir .. "/tokenizer.json", json.encode {
+            model = { type = "BPE", vocab = { a = 4294967294 - 1, b = 5 }, merges = json.array {} },
+            decoder = { type = "Fuse" } })
+        local t = qm.tokenizer(dir)
+        same(ids_of(t, "ab"), "4294967293 5", "ids")
+        same(t:decode { 4294967293, 5, 7, -1, 0.5 }, "ab", "text")
+    end,
+
+    ["damaged GGUF metadata is refused"] = function()
+        local reader = require "qmoon.tokenize.gguf"
+        local function refused(values, text)
+            local meta = {}
+            for k, v in pairs(values) do
+                meta[#meta + 1] = { key = "tokenizer.ggml." .. k, value = v }
+            end
+            local ok, e = pcall(reader.spec, meta, {}, "x.gguf")
+            assert(not ok and e.message and tostring(e):find(text, 1, true), tostring(e))
+        end
+        refused({}, "kind 'nil'")
+        refused({ model = "gpt2" }, "no tokens")
+        refused({ model = "gpt2", tokens = { "a" }, token_type = {} }, "not as many types")
+        refused({ model = "gpt2", tokens = { "a" }, token_type = { 1 }, pre = "odd" }, "pre-tokenizer 'odd'")
+        refused({ model = "gpt2", tokens = { "a" }, token_type = { 1 }, pre = "qwen2" }, "no merges")
+        refused({ model = "gpt2", tokens = { "a" }, token_type = { 1 }, pre = "qwen2", merges = { "a b" } }, "not in the vocabulary")
+        refused({ model = "llama", tokens = { "a" }, token_type = { 1 } }, "no score")
+        refused({ model = "llama", tokens = { "a" }, token_type = { 1 }, scores = { 0 / 0 } }, "no number")
+        refused({ model = "gpt2", tokens = { "a" }, token_type = { 1 }, pre = "qwen2", merges = {}, bos_token_id = 9 }, "special token 9")
+    end,
+
+    ["long words and many special tokens take no longer than other text"] = function()
+        local t, size = qm.tokenizer(TINY), 300000
+        for _, unit in ipairs { "a", "ab", "=", " ", "\n", "é", "日", "1", "e\204\129", "<|im_end|>", "<|im", "\255", "A" } do
+            local text = unit:rep(math.floor(size / #unit))
+            local start = os.clock()
+            local ids = t:encode(text)
+            assert(#ids > 0 and os.clock() - start < 20, unit) -- quadratic work would take hours
+        end
     end,
 }

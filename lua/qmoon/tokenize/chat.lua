@@ -10,6 +10,11 @@ local get = special_tokens.get
 
 local chat = {}
 
+--- Texts of tokens that end a turn, which few files name by id (llama.cpp's list of them).
+chat.ends = { "<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<turn|>", "<|endoftext|>", "<|eom_id|>",
+              "< EOT >", "_< EOT >", "[EOT]", "[EOS]", "<｜end▁of▁sentence｜>", "<end_of_utterance>",
+              "<|end_of_text|>" }
+
 --- The template of a folder, or nil; a file of its own comes before the config, as in transformers.
 ---@param dir string
 ---@param config table? decoded tokenizer_config.json
@@ -44,6 +49,22 @@ local function default_of(template)
     end
 end
 
+--- The ids of tokens that a template writes and that end a turn.
+---@param template string|table|nil
+---@param added {id: integer, text: string}[]
+---@return integer[]
+function chat.end_ids(template, added)
+    local text, ids = default_of(template), {}
+    for _, ending in ipairs(type(text) == "string" and chat.ends or {}) do
+        for _, token in ipairs(text:find(ending, 1, true) and added or {}) do
+            if token.text == ending then
+                ids[#ids + 1] = token.id
+            end
+        end
+    end
+    return ids
+end
+
 local function check(messages, what)
     if type(messages) ~= "table" or #messages == 0 then
         core.fail("usage", "%s: a chat is a list of messages: { { role = \"user\", content = \"…\" } }", what)
@@ -63,7 +84,8 @@ end
 function chat.render(t, messages, options)
     local text = default_of(t.chat_template)
     if type(text) ~= "string" or text == "" then
-        core.fail("unsupported", "%s: the tokenizer has no chat template, and none is guessed; give the prompt as text", t.path)
+        core.fail("unsupported", "%s: the tokenizer has no chat template, and none is guessed; give the prompt as text",
+            t.path)
     end
     check(messages, t.path)
     t.template = t.template or jinja.new(text, t.path)

@@ -4,6 +4,7 @@
 -- where a name of a pre-tokenizer brings it along, and tokens that overlap are found from left to right.
 
 local core = require "qmoon.core"
+local chat = require "qmoon.tokenize.chat"
 local gguf = require "qmoon.gguf"
 local gguf_tokenizer = require "qmoon.gguf_tokenizer"
 local hf = require "qmoon.tokenize.hf"
@@ -74,10 +75,6 @@ end
 
 local MODELS = { gpt2 = byte_level, llama = scored }
 
--- Texts of tokens that end a turn, which few files name by id (llama.cpp's list of them).
-local ENDS = { "<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<turn|>", "<|endoftext|>", "<|eom_id|>", "< EOT >",
-               "_< EOT >", "[EOT]", "[EOS]", "<｜end▁of▁sentence｜>", "<end_of_utterance>", "<|end_of_text|>" }
-
 local function end_ids(meta, added)
     local ends, by_text = {}, {}
     for _, name in ipairs { "eot", "eom" } do
@@ -86,7 +83,7 @@ local function end_ids(meta, added)
     for _, token in ipairs(added) do
         by_text[token.text] = token.id
     end
-    for _, text in ipairs(ENDS) do
+    for _, text in ipairs(chat.ends) do
         ends[#ends + 1] = by_text[text]
     end
     return ends
@@ -107,7 +104,8 @@ end
 function reader.spec(meta, options, what)
     local model, tokens, kinds = key(meta, "model"), key(meta, "tokens"), key(meta, "token_type")
     if not MODELS[model] then
-        core.fail("unsupported", "%s: a tokenizer of the kind '%s' is not known here; gpt2 and llama are", what, tostring(model))
+        core.fail("unsupported", "%s: a tokenizer of the kind '%s' is not known here; gpt2 and llama are", what,
+            tostring(model))
     elseif type(tokens) ~= "table" or type(kinds) ~= "table" or #tokens ~= #kinds then
         core.fail("corrupt", "%s: the tokenizer has no tokens, or not as many types as tokens", what)
     end

@@ -19,7 +19,8 @@ local get = special_tokens.get
 ---@class qmoon.Tokenizer
 ---@field bos integer?
 ---@field eos integer?
----@field eos_ids integer[] every id that ends a text or a turn: the tokenizer's eos, and what the model's configs name
+---@field eos_ids integer[] every id that ends a text or a turn: the tokenizer's eos, those that the
+---model's configs name, and what its chat template ends turns with
 ---@field size integer ids are below it
 ---@field path string
 local Tokenizer = {}
@@ -73,7 +74,8 @@ function Tokenizer:encode(text, options)
     local ids = {}
     local around = options.bos == nil
     if options.bos then
-        ids[1] = self.bos or core.fail("usage", "%s: the tokenizer has no token for the beginning of a text", self.path)
+        ids[1] = self.bos
+            or core.fail("usage", "%s: the tokenizer has no token for the beginning of a text", self.path)
     elseif around then
         for i, id in ipairs(self.before) do
             ids[i] = id
@@ -261,11 +263,12 @@ end
 ---@param path string
 ---@return qmoon.Tokenizer
 local function assemble(spec, path)
-    local t = setmetatable({ path = path, vocabulary = spec.vocabulary, normalize = spec.normalize, kind = spec.kind,
-                             pieces = spec.pieces, decode_pieces = spec.decode, before = spec.before, after = spec.after,
-                             chat_template = spec.chat_template, token_texts = spec.token_texts,
-                             frozen = spec.frozen, bos = spec.bos, eos = spec.eos, clean_up = spec.clean_up, eos_ids = {}, added_id = {}, decoded = {},
-                             special = {}, size = 0 }, Tokenizer)
+    local t = setmetatable({
+        path = path, kind = spec.kind, vocabulary = spec.vocabulary, pieces = spec.pieces, normalize = spec.normalize,
+        frozen = spec.frozen, decode_pieces = spec.decode, clean_up = spec.clean_up, before = spec.before,
+        after = spec.after, bos = spec.bos, eos = spec.eos, eos_ids = {}, chat_template = spec.chat_template,
+        token_texts = spec.token_texts, added_id = {}, decoded = {}, special = {}, size = 0,
+    }, Tokenizer)
     local raw, normalized = {}, {}
     for _, token in ipairs(spec.added) do
         local list = token.normalized and spec.normalize and normalized or raw
@@ -309,12 +312,14 @@ local function folder_spec(folder, pre)
 end
 
 local function open_folder(dir, options)
-    local folder = { dir = dir, json = read_json(dir, "tokenizer.json"), config = read_json(dir, "tokenizer_config.json") }
+    local folder = { dir = dir, json = read_json(dir, "tokenizer.json"),
+                     config = read_json(dir, "tokenizer_config.json") }
     local spec = folder_spec(folder, options.pre)
     spec.clean_up = get(folder.config, "clean_up_tokenization_spaces") == true and spec.kind ~= "BPE"
     spec.ends = { get(read_json(dir, "generation_config.json"), "eos_token_id") or false,
                   get(read_json(dir, "config.json"), "eos_token_id") or false }
     spec.chat_template, spec.token_texts = chat.template_of(dir, folder.config), chat.tokens_of(folder.config)
+    spec.ends[3] = chat.end_ids(spec.chat_template, spec.added)
     return assemble(spec, dir)
 end
 

@@ -550,7 +550,8 @@ function kinds.call(self, node, scope)
         local methods = type(object) == "string" and text_methods or type(object) == "table" and object_methods or {}
         local own = type(object) == "table" and object[of.name]
         if not (type(own) == "table" and own[1] == CALLABLE) then
-            local method = methods[of.name] or fail(self, "calls '%s' of a %s, which is not known here", of.name, type(object))
+            local method = methods[of.name]
+                or fail(self, "calls '%s' of a %s, which is not known here", of.name, type(object))
             return method(self, object, unpack(arguments, 1, n))
         end
     end
@@ -624,8 +625,8 @@ nodes["for"] = function(self, node, scope)
     end
     for i, value in ipairs(list) do
         local values = bind(node.names, value)
-        values.loop = { index = i, index0 = i - 1, first = i == 1, last = i == #list, length = #list, revindex = #list - i + 1,
-                        revindex0 = #list - i, previtem = list[i - 1], nextitem = list[i + 1] }
+        values.loop = { index = i, index0 = i - 1, revindex = #list - i + 1, revindex0 = #list - i, length = #list,
+                        first = i == 1, last = i == #list, previtem = list[i - 1], nextitem = list[i + 1] }
         if run(self, node.body, { values = values, outer = scope }) == BREAK then
             break
         end

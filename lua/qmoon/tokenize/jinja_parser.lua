@@ -85,8 +85,8 @@ end
 -- ---- words of an expression ------------------------------------------------------------------------
 
 local ESCAPES = { n = "\n", t = "\t", r = "\r", ["\\"] = "\\", ["'"] = "'", ['"'] = '"' }
-local OPERATORS = { "**", "//", "==", "!=", "<=", ">=", "(", ")", "[", "]", "{", "}", ",", ":", ".", "|", "~", "+", "-", "*",
-                    "/", "%", "<", ">", "=" }
+local OPERATORS = { "//", "==", "!=", "<=", ">=", "(", ")", "[", "]", "{", "}", ",", ":", ".", "|", "~", "+", "-",
+                    "*", "/", "%", "<", ">", "=" }
 
 local function text_word(source, at, what)
     local quote, out, i = source:sub(at, at), {}, at + 1
@@ -277,6 +277,10 @@ function Reader:subscript(of)
     return { kind = "slice", of = of, from = from, to = to, step = step }
 end
 
+-- Names that are no argument of a test that stands before them.
+local JOINS = { ["and"] = true, ["or"] = true, ["else"] = true, ["if"] = true, ["is"] = true, ["not"] = true,
+                ["in"] = true }
+
 function Reader:test(of)
     local negated = self:take("not", "name")
     local node = { kind = "test", of = of, name = self:identifier(), arguments = {} }
@@ -284,8 +288,7 @@ function Reader:test(of)
         node.arguments = self:arguments()
     else
         local word = self.words[self.at]
-        local ends = { ["and"] = true, ["or"] = true, ["else"] = true, ["if"] = true, ["is"] = true, ["not"] = true, ["in"] = true }
-        if word and (word.kind ~= "operator" and not (word.kind == "name" and ends[word.value])) then
+        if word and word.kind ~= "operator" and not (word.kind == "name" and JOINS[word.value]) then
             node.arguments = { self:primary() }
         end
     end

@@ -116,8 +116,9 @@ end
 
 local function normalizer(settings, kept, each)
     local map = core.charsmap(settings.charsmap)
-    local with = { prefix = settings.prefix, suffix = settings.suffix, squeeze = settings.squeeze, escape = settings.escape }
-    local without = { suffix = false, squeeze = settings.squeeze, escape = settings.escape }
+    local without = { squeeze = settings.squeeze, escape = settings.escape }
+    local with = { prefix = settings.prefix, suffix = settings.suffix, squeeze = settings.squeeze,
+                   escape = settings.escape }
     return function(text, first)
         return map:sentence(text, (first or each) and with or without, kept)
     end
