@@ -199,6 +199,7 @@ test-peers: deps
 	@$(MAKE) --no-print-directory $(BUILD)/qmoon
 	@sh tests/peers/venv.sh $(BUILD)/peers-light tests/peers/requirements-light.txt
 	$(BUILD)/peers-light/bin/python -B tests/peers/light.py $(BUILD)/qmoon
+	$(BUILD)/peers-light/bin/python -B tests/peers/tokenizer_fuzz.py $(BUILD)/qmoon
 
 test-peers-full: deps $(PEERS_FULL_MADE) $(LLAMA_MADE)
 	@$(MAKE) --no-print-directory $(BUILD)/qmoon

@@ -2,7 +2,7 @@
  * matchers, normal forms.  lua/qmoon/tokenize/ decides which of them a model's tokenizer is made of. */
 #include <string.h>
 
-#include "../core/tokenizer/matcher.h"
+#include "../core/tokenizer/charsmap.h"
 #include "../core/tokenizer/splitter.h"
 #include "../core/tokenizer/unicode.h"
 #include "../core/tokenizer/vocabulary.h"
@@ -11,6 +11,7 @@
 #define QML_VOCABULARY "qmoon.vocabulary"
 #define QML_SPLITTER   "qmoon.splitter"
 #define QML_MATCHER    "qmoon.matcher"
+#define QML_CHARSMAP   "qmoon.charsmap"
 #define QML_SCRATCH    "qmoon.scratch"
 
 /* ---- lists ------------------------------------------------------------------------------------ */
@@ -472,18 +473,71 @@ static int unicode_form(lua_State *L)
     return push_bytes(L, s);
 }
 
+/* charsmap(bytes): "" for one that changes nothing; see core/tokenizer/charsmap.h. */
+static int charsmap_new(lua_State *L)
+{
+    size_t n;
+    const char *bytes = luaL_checklstring(L, 1, &n);
+    void **box = qml_box(L, QML_CHARSMAP);
+    qm_err e = {0};
+    *box = qm_charsmap_new(bytes, n, &e);
+    return *box ? 1 : qml_raise(L, &e);
+}
+
+static int charsmap_gc(lua_State *L)
+{
+    void **box = luaL_checkudata(L, 1, QML_CHARSMAP);
+    qm_charsmap_free(*box);
+    *box = NULL;
+    return 0;
+}
+
+/* m:graphemes(text) -> text. */
+static int charsmap_graphemes(lua_State *L)
+{
+    const qm_charsmap *m = qml_check(L, 1, QML_CHARSMAP);
+    size_t n;
+    const char *text = luaL_checklstring(L, 2, &n);
+    scratch *s = new_scratch(L);
+    qm_charsmap_graphemes(m, text, n, &s->bytes);
+    return push_bytes(L, s);
+}
+
+/* m:sentence(text, {prefix =, suffix =, squeeze =, escape =}, kept: matcher or nil) -> text. */
+static int charsmap_sentence(lua_State *L)
+{
+    const qm_charsmap *m = qml_check(L, 1, QML_CHARSMAP);
+    size_t n;
+    const char *text = luaL_checklstring(L, 2, &n);
+    luaL_checktype(L, 3, LUA_TTABLE);
+    qm_sentence_rules rules = {
+        .prefix = qml_field_boolean(L, 3, "prefix", false),
+        .suffix = qml_field_boolean(L, 3, "suffix", false),
+        .squeeze = qml_field_boolean(L, 3, "squeeze", false),
+        .escape = qml_field_boolean(L, 3, "escape", false),
+    };
+    const qm_matcher *kept = lua_isnoneornil(L, 4) ? NULL : qml_check(L, 4, QML_MATCHER);
+    scratch *s = new_scratch(L);
+    qm_charsmap_sentence(m, &rules, kept, text, n, &s->bytes);
+    return push_bytes(L, s);
+}
+
 void qml_open_tokenizer(lua_State *L)
 {
     static const luaL_Reg vocabulary[] = {{"id", vocabulary_id}, {"encode", vocabulary_encode}, {NULL, NULL}};
     static const luaL_Reg splitter[] = {{"cut", splitter_cut}, {NULL, NULL}};
     static const luaL_Reg matcher[] = {{"find", matcher_find}, {NULL, NULL}};
     static const luaL_Reg none[] = {{NULL, NULL}};
-    static const luaL_Reg functions[] = {{"vocabulary", vocabulary_new}, {"splitter", splitter_new},
-                                         {"matcher", matcher_new},       {"utf8_repair", utf8_repair},
-                                         {"unicode_form", unicode_form}, {NULL, NULL}};
+    static const luaL_Reg charsmap[]
+        = {{"graphemes", charsmap_graphemes}, {"sentence", charsmap_sentence}, {NULL, NULL}};
+    static const luaL_Reg functions[] = {
+        {"vocabulary", vocabulary_new}, {"splitter", splitter_new},     {"matcher", matcher_new},
+        {"utf8_repair", utf8_repair},   {"unicode_form", unicode_form}, {"charsmap", charsmap_new},
+        {NULL, NULL}};
     qml_class(L, QML_VOCABULARY, vocabulary, vocabulary_gc);
     qml_class(L, QML_SPLITTER, splitter, splitter_gc);
     qml_class(L, QML_MATCHER, matcher, matcher_gc);
+    qml_class(L, QML_CHARSMAP, charsmap, charsmap_gc);
     qml_class(L, QML_SCRATCH, none, scratch_gc);
     qml_functions(L, functions);
 }

@@ -129,3 +129,9 @@ bool qm_matcher_next(const qm_matcher *m, const char *text, size_t n, bool speci
     *at = n;
     return false;
 }
+
+size_t qm_matcher_here(const qm_matcher *m, const char *text, size_t n)
+{
+    size_t length = 0;
+    return n > 0 && m->starts[(uint8_t)*text] && longest(m, text, n, &length) ? length : 0;
+}

@@ -36,4 +36,7 @@ void qm_matcher_free(qm_matcher *m); /* NULL is fine */
 bool qm_matcher_next(const qm_matcher *m, const char *text, size_t n, bool special, size_t floor, size_t *at,
                      qm_match *match);
 
+/* Bytes of the longest token that the text starts with, or 0. */
+size_t qm_matcher_here(const qm_matcher *m, const char *text, size_t n);
+
 #endif

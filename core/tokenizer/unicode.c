@@ -37,6 +37,13 @@ bool qm_unicode_is_space(uint32_t c)
            || c == 0x3000;
 }
 
+static bool is_mark(uint32_t c)
+{
+    utf8proc_category_t category = utf8proc_category((utf8proc_int32_t)c);
+    return category == UTF8PROC_CATEGORY_MN || category == UTF8PROC_CATEGORY_MC
+           || category == UTF8PROC_CATEGORY_ME;
+}
+
 bool qm_unicode_is_word(uint32_t c)
 {
     /* letters in circles and squares are Alphabetic, though symbols by category */
@@ -49,15 +56,12 @@ bool qm_unicode_is_word(uint32_t c)
     case UTF8PROC_CATEGORY_LT:
     case UTF8PROC_CATEGORY_LM:
     case UTF8PROC_CATEGORY_LO:
-    case UTF8PROC_CATEGORY_MN:
-    case UTF8PROC_CATEGORY_MC:
-    case UTF8PROC_CATEGORY_ME:
     case UTF8PROC_CATEGORY_ND:
     case UTF8PROC_CATEGORY_NL:
     case UTF8PROC_CATEGORY_PC:
         return true;
     default:
-        return false;
+        return is_mark(c);
     }
 }
 
@@ -177,7 +181,7 @@ static void map(qm_unicode_form form, const char *text, size_t n, qm_bytes *to)
     for (size_t at = 0, step; at < n; at += step) {
         uint32_t c = qm_unicode_read(text + at, n - at, &step);
         if (form == QM_WITHOUT_MARKS) {
-            if (utf8proc_category((utf8proc_int32_t)c) != UTF8PROC_CATEGORY_MN)
+            if (!is_mark(c))
                 qm_bytes_add(to, text + at, step);
         } else if (c == 0x130) { /* the one that becomes two: i and a dot above it */
             qm_bytes_add(to, "i\xcc\x87", 3);

@@ -23,7 +23,7 @@ typedef enum {
     QM_NFKC,
     QM_NFKD,
     QM_LOWERCASE,     /* every character by itself */
-    QM_WITHOUT_MARKS, /* non-spacing marks are left out */
+    QM_WITHOUT_MARKS, /* combining marks of all kinds are left out */
 } qm_unicode_form;
 
 /* Text in a normal form; it must be UTF-8.  Time grows with the length, whatever marks follow one another. */

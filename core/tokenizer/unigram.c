@@ -49,6 +49,7 @@ bool qm_unigram_init(qm_vocabulary *v, qm_err *e)
     qm_ids_add(&v->piece_at, NONE); /* the root */
     for (uint32_t i = 0; i < v->pieces.end.n; i++)
         add_piece(v, i);
+    v->unknown_score = v->rules.single ? (float)v->rules.unknown_score : v->rules.unknown_score;
     return true;
 }
 
@@ -56,8 +57,10 @@ bool qm_unigram_init(qm_vocabulary *v, qm_err *e)
 
 static void offer(best_cut *to, double score, uint32_t from, uint32_t piece, bool single)
 {
+    if (single)
+        score = (float)score;
     if (to->from == NONE || score > to->score)
-        *to = (best_cut){single ? (float)score : score, from, piece};
+        *to = (best_cut){score, from, piece};
 }
 
 static bool find_cuts(qm_vocabulary *v, const char *word, size_t n)
@@ -82,8 +85,7 @@ static bool find_cuts(qm_vocabulary *v, const char *word, size_t n)
             has_character = has_character || end == at + step;
         }
         if (!has_character) {
-            double score = v->rules.unknown_score + so_far;
-            offer(&v->cuts[at + step], single ? (float)score : score, (uint32_t)at, NONE, single);
+            offer(&v->cuts[at + step], v->unknown_score + so_far, (uint32_t)at, NONE, single);
         }
     }
     return true;

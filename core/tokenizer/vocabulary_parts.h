@@ -58,6 +58,7 @@ struct qm_vocabulary {
     qm_bytes scratch;
     /* unigram */
     double *score;
+    double unknown_score;
     edge *edges;
     uint32_t edge_mask;
     qm_ids piece_at; /* of each node: an entry or QM_NO_PIECE */

@@ -31,17 +31,19 @@ end
 local QWEN2 = { alternatives(CONTRACTION, [[[^\r\n\p{L}\p{N}]?\p{L}+]], [[\p{N}]], SYMBOLS, SPACE) }
 local LLAMA3 = { alternatives(CONTRACTION, [[[^\r\n\p{L}\p{N}]?\p{L}+]], [[\p{N}{1,3}]], SYMBOLS, SPACE) }
 
--- name; steps; normaliser that such a tokenizer.json has; ignore_merges where it tells two names apart
+-- name; steps; normaliser that such a tokenizer.json has; ignore_merges where it tells two names apart; what else
+-- llama.cpp makes of the name: whole_words = ignore_merges, bos = a beginning of text where a file does not say
 local ROWS = {
     { "qwen2", QWEN2, normalizer = "NFC", class = "Qwen2Tokenizer" }, -- Qwen/Qwen2.5-1.5B
-    { "llama-bpe", LLAMA3, ignore_merges = true }, -- meta-llama/Llama-3.2-1B-Instruct
+    { "llama-bpe", LLAMA3, ignore_merges = true, bos = true }, -- meta-llama/Llama-3.2-1B-Instruct
     { "smaug-bpe", LLAMA3, ignore_merges = false }, -- the same cutting without ignore_merges
     { "gpt-2", { "gpt-2" }, class = "GPT2Tokenizer" }, -- openai-community/gpt2, microsoft/phi-2
     { "smollm", { "digits", "gpt-2" } }, -- HuggingFaceTB/SmolLM2-135M-Instruct; also starcoder, command-r
     { "qwen35", { alternatives(CONTRACTION, [[[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+]], [[\p{N}]],
         [[ ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*]], SPACE) }, normalizer = "NFC" }, -- Qwen/Qwen3.5-9B
     { "gpt-4o", { alternatives(words(CONTRACTION .. "?"), [[\p{N}{1,3}]], SYMBOLS_SLASH, SPACE) } },
-    { "tekken", { alternatives(words "", [[\p{N}]], SYMBOLS_SLASH, SPACE) } }, -- Mistral-Nemo-Base-2407
+    { "tekken", { alternatives(words "", [[\p{N}]], SYMBOLS_SLASH, SPACE) }, -- Mistral-Nemo-Base-2407
+      whole_words = true, bos = true },
     { "deepseek-v3", { [[\p{N}{1,3}]], "[一-龥぀-ゟ゠-ヿ]+", alternatives(
         [=[[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+]=], "[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+",
         " ?[\\p{P}\\p{S}]+[\r\n]*", "\\s*[\r\n]+|\\s+(?!\\S)|\\s+") } }, -- deepseek-ai/DeepSeek-V3

@@ -40,7 +40,9 @@ end
 -- ---- chat templates -----------------------------------------------------------------------------
 
 --- The template, or a list of {name, template}, or nil.
-local function chat_template(dir, config)
+---@param dir string
+---@param config table? decoded tokenizer_config.json
+function tokenizer.chat_template(dir, config)
     if not config then
         return nil
     elseif get(config, "chat_template") then
@@ -139,7 +141,7 @@ function tokenizer.read(dir, options)
     local ids, add = special_tokens.read(folder.json, folder.config, get(options.config, "raw"), profile, limit)
     return {
         model = v.model, pre = v.pre or "default", tokens = v.tokens, types = v.types, scores = v.scores,
-        merges = v.merges or {}, ids = ids, add = add, chat_template = chat_template(dir, folder.config),
+        merges = v.merges or {}, ids = ids, add = add, chat_template = tokenizer.chat_template(dir, folder.config),
         before = before or {}, after = after or {}, notes = notes_of(v),
     }
 end

@@ -185,7 +185,8 @@ end
 ---@return string
 function decoding.clean_up(text)
     for _, pair in ipairs { { " .", "." }, { " ?", "?" }, { " !", "!" }, { " ,", "," }, { " ' ", "'" },
-                            { " n't", "n't" }, { " 'm", "'m" }, { " 's", "'s" }, { " 've", "'ve" }, { " 're", "'re" } } do
+                            { " n't", "n't" }, { " 'm", "'m" }, { " 's", "'s" }, { " 've", "'ve" },
+                            { " 're", "'re" } } do
         text = text:gsub(pair[1]:gsub("%p", "%%%0"), pair[2])
     end
     return text

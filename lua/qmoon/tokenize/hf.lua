@@ -56,18 +56,20 @@ local function merge_ids(merges, vocab, prefix, what)
         local left, right
         if type(entry) == "table" then
             left, right = entry[1], entry[2]
-        elseif not entry:find "^#version" then
+        elseif type(entry) == "string" then
             left, right = entry:match "^([^ ]*) ([^ ]*)$"
         end
-        if left and right then
+        if type(entry) == "string" and entry:find "^#version" then
+            left = nil -- what merges.txt files start with
+        elseif type(left) == "string" and type(right) == "string" then
             local made = vocab[left .. right:sub(prefix + 1)]
             if not vocab[left] or not vocab[right] or not made then
-                core.fail("corrupt", "%s: merge %d, '%s' and '%s', is of or makes a token that is not in the vocabulary",
-                    what, i, left, right)
+                core.fail("corrupt", "%s: merge %d, '%s' and '%s', is of or makes a token that is not in the "
+                    .. "vocabulary", what, i, left, right)
             end
             out[n + 1], out[n + 2], out[n + 3] = vocab[left], vocab[right], made
             n = n + 3
-        elseif type(entry) == "table" or not entry:find "^#version" then
+        else
             core.fail("corrupt", "%s: merge %d is no pair of tokens", what, i)
         end
     end
@@ -99,6 +101,8 @@ local function bpe_vocabulary(model, what)
             bytes = get(model, "byte_fallback") and hf.byte_ids(vocab) or nil,
         },
         vocab = vocab, pieces = by_id, kind = "BPE",
+        -- where a word starts or ends makes a difference
+        whole = prefix ~= nil and prefix ~= "" or get(model, "end_of_word_suffix") ~= nil,
     }
 end
 
@@ -137,6 +141,9 @@ local function unigram_vocabulary(model, what)
 end
 
 local function vocabulary_of(model, what)
+    if type(model) ~= "table" then
+        core.fail("corrupt", "%s: there is no model in it", what)
+    end
     local kind = get(model, "type") or get(model, "merges") and "BPE" or type(get(model, "vocab")) == "table"
         and type(model.vocab[1]) == "table" and "Unigram"
     if kind == "BPE" then
@@ -144,7 +151,8 @@ local function vocabulary_of(model, what)
     elseif kind == "Unigram" then
         return unigram_vocabulary(model, what)
     end
-    core.fail("unsupported", "%s: a tokenizer of the kind '%s' is not known here; BPE and Unigram are", what, tostring(kind))
+    core.fail("unsupported", "%s: a tokenizer of the kind '%s' is not known here; BPE and Unigram are", what,
+        tostring(kind))
 end
 
 -- ---- what stands around a text ----------------------------------------------------------------------
@@ -176,8 +184,9 @@ local function surround(processor, before, after, what)
     elseif kind == "TemplateProcessing" then
         template(processor, before, after, what)
     elseif kind == "BertProcessing" or kind == "RobertaProcessing" then
-        table.insert(before, 1, check_id(processor.cls[2], processor.cls[1], what))
-        after[#after + 1] = check_id(processor.sep[2], processor.sep[1], what)
+        local cls, sep = get(processor, "cls") or {}, get(processor, "sep") or {}
+        table.insert(before, 1, check_id(cls[2], cls[1], what))
+        after[#after + 1] = check_id(sep[2], sep[1], what)
     elseif kind ~= "ByteLevel" and processor then -- which moves offsets only
         core.fail("unsupported", "%s: post-processor '%s' is not known here", what, tostring(kind))
     end
@@ -193,10 +202,24 @@ local function flag(token, name, default)
     return value == true
 end
 
+local function check_tokens(list, what)
+    if type(list) ~= "table" then
+        core.fail("corrupt", "%s: the added tokens are no list", what)
+    end
+    for id, token in pairs(list) do
+        if type(token) ~= "table" or type(token.content) ~= "string" then
+            core.fail("corrupt", "%s: the added token %s has no content", what, tostring(id))
+        end
+        check_id(token.id or tonumber(id), token.content, what)
+    end
+end
+
 --- Added tokens as a list, the ids and pieces of the spec updated.
 ---@param spec table {vocab, pieces}
 ---@param folder table
 function hf.add_tokens(spec, folder)
+    check_tokens(get(folder.json, "added_tokens") or {}, spec.what)
+    check_tokens(get(folder.config, "added_tokens_decoder") or {}, folder.dir .. "/tokenizer_config.json")
     spec.added = {}
     for id, t in pairs(bpe.added_tokens(folder, spec.vocab)) do
         check_id(id, t.text, spec.what)
@@ -254,14 +277,15 @@ function hf.of_json(folder)
     return spec
 end
 
---- The same of a byte-level BPE that says nothing about its cutting: a row of qmoon.pretokenizers does.
+--- The same for a byte-level BPE that says nothing about its cutting: a row of qmoon.pretokenizers does.
 ---@param what string
 ---@param vocab table<string, integer>
 ---@param merges string[]
 ---@param row table
 ---@return table spec
 function hf.byte_level(what, vocab, merges, row)
-    local spec = bpe_vocabulary({ vocab = vocab, merges = merges, ignore_merges = row.ignore_merges }, what)
+    local ignore_merges = row.ignore_merges or row.whole_words
+    local spec = bpe_vocabulary({ vocab = vocab, merges = merges, ignore_merges = ignore_merges }, what)
     spec.what = what
     spec.normalize = row.normalizer and normalizing.of_json({ type = row.normalizer }, what)
     spec.steps = splitting.of_row(row)

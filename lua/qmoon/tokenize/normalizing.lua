@@ -61,6 +61,34 @@ end
 
 kinds.Replace = normalizing.replacing
 
+--- The bytes of base64 text.
+local function from_base64(text)
+    local digits = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+    local value, out, bits, n = {}, {}, 0, 0
+    for i = 1, #digits do
+        value[digits:byte(i)] = i - 1
+    end
+    for i = 1, #text do
+        local v = value[text:byte(i)]
+        if v then
+            bits, n = bits * 64 + v, n + 6
+            if n >= 8 then
+                n = n - 8
+                local byte = math.floor(bits / 2 ^ n)
+                out[#out + 1], bits = string.char(byte), bits - byte * 2 ^ n
+            end
+        end
+    end
+    return table.concat(out)
+end
+
+function kinds.Precompiled(node)
+    local map = core.charsmap(from_base64(get(node, "precompiled_charsmap") or ""))
+    return function(text)
+        return map:graphemes(text)
+    end
+end
+
 function kinds.Strip(node, what)
     local function cut(pattern, wanted)
         if wanted == false then

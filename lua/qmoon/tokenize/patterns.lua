@@ -106,7 +106,8 @@ function patterns.to_pcre(pattern)
         else
             local count = c == "{" and pattern:match("^{%d*,?%d*}", i)
             if count and pattern:sub(i + #count, i + #count) == "+" then
-                core.fail("unsupported", "pattern '%s': '%s+' repeats a repeat, which is not supported", pattern, count)
+                core.fail("unsupported", "pattern '%s': '%s+' repeats a repeat, which is not supported", pattern,
+                    count)
             end
             out[#out + 1] = count or c
             i = i + #(count or c)
