@@ -1,5 +1,12 @@
-/* pool.c: threads that sleep between runs and take indices from one counter. */
+/* pool.c: threads that sleep between runs and take indices from one counter.
+ *
+ * Falling asleep and waking up takes longer than many an op of inference lasts, so in an eager pool everybody
+ * looks for news a little while before they sleep: as long as that has paid off lately, which it does not
+ * where others use the processors.
+ */
 #include "pool.h"
+
+#include "cpu.h"
 
 #include <errno.h>
 #include <pthread.h>
@@ -26,9 +33,11 @@ struct qm_pool {
     worker *worker;
     pthread_mutex_t lock;
     pthread_cond_t start, done;
-    uint64_t turn; /* counts runs; a worker that sees a new one joins in */
-    int busy;      /* workers still in the current run */
-    bool quit;
+    atomic_ullong turn; /* counts runs; a worker that sees a new one joins in */
+    atomic_int busy;    /* workers still in the current run */
+    atomic_bool quit;
+    atomic_bool eager;
+    int patience; /* the caller's */
     run run;
     qm_err err; /* first failure, under lock */
 };
@@ -55,27 +64,71 @@ static void take_indices(qm_pool *p, int thread)
     }
 }
 
+/* How often one looks before one sleeps; the most is some 50 microseconds. */
+enum { LEAST_PATIENCE = 16, MOST_PATIENCE = 4000 };
+
+static int next_patience(int patience, bool paid_off)
+{
+    int next = paid_off ? 2 * patience : patience / 2;
+    return next < LEAST_PATIENCE ? LEAST_PATIENCE : next > MOST_PATIENCE ? MOST_PATIENCE : next;
+}
+
+static void rest(void)
+{
+#ifdef __x86_64__
+    __builtin_ia32_pause();
+#endif
+}
+
+/* Waits for a run later than `seen`; false when there will be none. */
+static bool wait_for_run(qm_pool *p, uint64_t seen, int *patience)
+{
+    for (int i = 0; p->eager && i < *patience && !atomic_load(&p->quit); i++) {
+        if (atomic_load(&p->turn) != seen) {
+            *patience = next_patience(*patience, true);
+            return true;
+        }
+        rest();
+    }
+    *patience = next_patience(*patience, false);
+    pthread_mutex_lock(&p->lock);
+    while (!p->quit && p->turn == seen)
+        pthread_cond_wait(&p->start, &p->lock);
+    pthread_mutex_unlock(&p->lock);
+    return !p->quit;
+}
+
 static void *worker_main(void *arg)
 {
     worker *w = arg;
     qm_pool *p = w->pool;
-    uint64_t seen = 0;
-    pthread_mutex_lock(&p->lock);
-    for (;;) {
-        while (!p->quit && p->turn == seen)
-            pthread_cond_wait(&p->start, &p->lock);
-        if (p->quit)
-            break;
+    int patience = MOST_PATIENCE;
+    for (uint64_t seen = 0; wait_for_run(p, seen, &patience);) {
         seen = p->turn;
-        pthread_mutex_unlock(&p->lock);
         take_indices(p, w->index);
         pthread_mutex_lock(&p->lock);
         if (--p->busy == 0)
             pthread_cond_signal(&p->done);
+        pthread_mutex_unlock(&p->lock);
     }
-    pthread_mutex_unlock(&p->lock);
     return NULL;
 }
+
+static void wait_for_workers(qm_pool *p)
+{
+    int i = 0;
+    while (p->eager && i < p->patience && atomic_load(&p->busy) > 0) {
+        rest();
+        i++;
+    }
+    p->patience = next_patience(p->patience, i < p->patience);
+    pthread_mutex_lock(&p->lock);
+    while (p->busy > 0)
+        pthread_cond_wait(&p->done, &p->lock);
+    pthread_mutex_unlock(&p->lock);
+}
+
+void qm_pool_be_eager(qm_pool *p) { p->eager = p->threads <= qm_cpu_count(); }
 
 qm_pool *qm_pool_new(int threads, qm_err *e)
 {
@@ -97,6 +150,7 @@ qm_pool *qm_pool_new(int threads, qm_err *e)
     pthread_cond_init(&p->start, NULL);
     pthread_cond_init(&p->done, NULL);
     p->threads = 1;
+    p->patience = MOST_PATIENCE;
     for (int i = 1; i < threads; i++) {
         p->worker[i] = (worker){p, i};
         int failed = pthread_create(&p->thread[i], NULL, worker_main, &p->worker[i]);
@@ -149,9 +203,8 @@ bool qm_pool_run(qm_pool *p, int64_t n, bool (*work)(void *, int64_t, int, qm_er
 
     take_indices(p, 0);
 
+    wait_for_workers(p);
     pthread_mutex_lock(&p->lock);
-    while (p->busy > 0)
-        pthread_cond_wait(&p->done, &p->lock);
     qm_err first = p->err;
     pthread_mutex_unlock(&p->lock);
     return !first.code || qm_fail(e, first.code, "%s", first.msg);

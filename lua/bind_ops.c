@@ -4,12 +4,15 @@
  * one table, which stands where the first of them does and may be left out at the end if all of them are
  * optional.
  */
+#include <malloc.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "../core/bandwidth.h"
 #include "../core/cpu.h"
 #include "../core/op.h"
+#include "../core/pack.h"
 #include "bind.h"
 
 /* ---- the pool -------------------------------------------------------------------------------------------
@@ -17,14 +20,26 @@
 
 static char pool_key; /* its address is the registry's key of the ops' pool */
 
+/* Activations of a long prompt are made and dropped by the hundred, some of many megabytes.  Left to itself malloc
+ * gives their memory back to the system every time, and getting it again takes longer than computing what is in it. */
+static void keep_memory(void)
+{
+#ifdef M_TRIM_THRESHOLD
+    mallopt(M_MMAP_THRESHOLD, 32 << 20);
+    mallopt(M_TRIM_THRESHOLD, 512 << 20);
+#endif
+}
+
 static void make_pool(lua_State *L, int threads)
 {
+    keep_memory();
     qm_err e = {0};
     lua_pushlightuserdata(L, &pool_key);
     void **box = qml_box(L, QML_POOL);
     *box = qm_pool_new(threads, &e);
     if (!*box)
         qml_raise(L, &e);
+    qm_pool_be_eager(*box);
     lua_rawset(L, LUA_REGISTRYINDEX);
 }
 
@@ -253,8 +268,34 @@ static int call_op(lua_State *L)
     return 1;
 }
 
-/* ---- descriptors
- * ---------------------------------------------------------------------------------------------- */
+/* prepare(weight) -> the same weight with a copy of its codes beside it, laid out for speed. */
+static int prepare(lua_State *L)
+{
+    const qm_tensor *t = qml_check(L, 1, QML_TENSOR);
+    qm_err e = {0};
+    void **box = qml_box(L, QML_TENSOR);
+    qm_tensor *out = qm_tensor_prepare(t, ops_pool(L), &e);
+    if (!out)
+        return qml_raise(L, &e);
+    *box = out;
+    return 1;
+}
+
+/* read_speed(bytes) -> bytes a second at which the ops' threads read memory. */
+static int read_speed(lua_State *L)
+{
+    uint64_t size = qml_check_size(L, 1, "bytes");
+    double speed;
+    qm_err e = {0};
+    if (size < 1 || size > (uint64_t)1 << 40)
+        return luaL_argerror(L, 1, "must be from 1 to 2^40");
+    if (!qm_read_speed(ops_pool(L), (size_t)size, &speed, &e))
+        return qml_raise(L, &e);
+    lua_pushnumber(L, speed);
+    return 1;
+}
+
+/* ---- descriptors ---------------------------------------------------------------------------------- */
 
 static const char *const kinds[] = {
     [QM_ARG_TENSOR] = "tensor", [QM_ARG_WEIGHT] = "weight", [QM_ARG_WEIGHTS] = "weights",
@@ -424,8 +465,12 @@ void qml_open_ops(lua_State *L)
                                        {"copy", cache_copy},
                                        {"close", cache_gc},
                                        {NULL, NULL}};
-    static const luaL_Reg functions[] = {
-        {"ops", ops}, {"ops_threads", ops_threads}, {"kv_cache", kv_cache}, {NULL, NULL}};
+    static const luaL_Reg functions[] = {{"ops", ops},
+                                         {"prepare", prepare},
+                                         {"read_speed", read_speed},
+                                         {"ops_threads", ops_threads},
+                                         {"kv_cache", kv_cache},
+                                         {NULL, NULL}};
     qml_class(L, QML_CACHE, methods, cache_gc);
     qml_functions(L, functions);
 }
