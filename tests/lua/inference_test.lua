@@ -7,6 +7,7 @@ local evaluate = require "qmoon.evaluate"
 local files = require "qmoon.files"
 local ops = require "qmoon.ops"
 local perplexity = require "qmoon.perplexity"
+local synth = require "qmoon.synth"
 local support = dofile "tests/lua/support.lua"
 
 local BASE, ADAPTER = "tests/fixtures/tiny-qwen2", "tests/fixtures/tiny-adapter"
@@ -86,6 +87,32 @@ tests["folders of every kind of format decode as they are used"] = function()
         local d = largest_difference(qm.load(plain):forward(ids), qm.load(out):forward(ids))
         assert(d < 1e-3, ("%s: %.3g"):format(format, d))
     end
+end
+
+-- What a GGUF file cannot say is set to what readers of it assume.
+local SAID = { gemma2 = { query_pre_attn_scalar = 32 }, gemma3_text = { query_pre_attn_scalar = 32 },
+               qwen3_moe = { norm_topk_prob = true } }
+
+tests["every architecture runs, and its GGUF file as its folder"] = function()
+    local ran = 0
+    for _, sizes in pairs(synth.sizes) do
+        local size, folder, gguf = {}, support.scratch(), support.scratch() .. ".gguf"
+        for _, fields in ipairs { sizes.tiny, SAID[sizes.tiny.model_type] or {} } do
+            for key, value in pairs(fields) do
+                size[key] = value
+            end
+        end
+        synth.model(size, folder, { seed = 3 })
+        qm.write(qm.open(folder), { { gguf, format = "f32" } })
+        local ids = { 7, 300, 21, 5, 5, 431, 90 }
+        local logits = qm.load(folder):forward(ids)
+        local s = logits:stats()
+        assert(s.nan + s.inf == 0 and s.std > 0, size.model_type)
+        local d = largest_difference(logits, qm.load(gguf):forward(ids))
+        assert(d <= 1e-5 * math.max(s.max, -s.min), ("%s: %.3g"):format(size.model_type, d))
+        ran = ran + 1
+    end
+    assert(ran >= 11, ran)
 end
 
 tests["tokens in pieces, and after a truncation, give the logits of all at once"] = function()
