@@ -134,11 +134,11 @@ local function matrix(ref)
 end
 
 local function refuse(model, item, what)
-    core.fail("unsupported", "%s: the adapter's %s of tensor '%s' is not applied unmerged; merge it first (qmoon merge)",
-        model.path, what, item.name)
+    core.fail("unsupported", "%s: the adapter has %s for tensor '%s', and that is done by merging only: qmoon merge, and run the "
+        .. "result", model.path, what, item.name)
 end
 
-local WHAT = { dora = "DoRA magnitudes", rows = "new rows", add = "added values" }
+local WHAT = { dora = "DoRA's magnitudes", rows = "new rows", add = "values to add" }
 
 --- What adapters do to a weight: a replacement comes instead of it, low-rank updates beside it.
 local function adapt(model, item, pieces, m)
@@ -149,7 +149,7 @@ local function adapt(model, item, pieces, m)
         elseif a.kind ~= "low_rank" then
             refuse(model, item, WHAT[a.kind] or a.kind)
         elseif #pieces > 1 or pieces[1].expert or pieces[1].row.role ~= "linear" then
-            refuse(model, item, "update")
+            refuse(model, item, "an update")
         else
             m.lora = m.lora or {}
             m.lora[#m.lora + 1] = { A = matrix(a.right), B = matrix(a.left), scale = a.scale }
