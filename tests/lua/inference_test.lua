@@ -270,6 +270,9 @@ tests["what cannot be run is refused in a line"] = function()
         '"gpt9"'))
     fails("unsupported", "rope scaling 'twist'", qm.load, edited('"rope_type": "default"', '"rope_type": "twist"'))
     fails("unsupported", "activation 'relu9'", qm.load, edited('"silu"', '"relu9"'))
+    fails("corrupt", "k_proj.weight' is %[128 x 256%], and the config makes it %[256 x 256%]", qm.load,
+        edited('"num_attention_heads": 4', '"num_attention_heads": 4, "head_dim": 128'))
+    fails("corrupt", "'model.norm.weight' is %[256%], and the config makes it %[512%]", qm.load, edited('"hidden_size": 256', '"hidden_size": 512, "head_dim": 64'))
     fails("corrupt", "is missing", qm.load, edited('"num_hidden_layers": 4', '"num_hidden_layers": 5'))
 end
 

@@ -25,7 +25,7 @@ import torch
 import transformers
 
 from architectures import (EIGHT, FOUR, LLAMA3, NARROW, QWEN_EIGHT, QWEN_FIVE, UNEVEN, WIDE, byte_level, gemma_pieces,
-                           llama3_bytes, llama_pieces, phi_pieces, plain_pieces)
+                           llama3_bytes, llama_pieces, plain_pieces)
 from check import Differ, attempt
 
 TOKENS = 37
@@ -88,13 +88,13 @@ def models():
                                                          num_hidden_layers=7), gemma_pieces)
     yield Model("gemma3 linear", t.Gemma3TextConfig, dict(narrow, head_dim=16, query_pre_attn_scalar=16, sliding_window=8,
                                                           rope_parameters=GEMMA3_ROPE, num_hidden_layers=6), gemma_pieces)
-    yield Model("phi3 plain", t.Phi3Config, dict(wide, pad_token_id=0), phi_pieces)
+    yield Model("phi3 plain", t.Phi3Config, dict(wide, pad_token_id=0), llama_pieces)
     yield Model("phi3 window partial", t.Phi3Config, dict(uneven, pad_token_id=0, sliding_window=13, rope_parameters=HALVES),
-                phi_pieces, gguf=False)
+                llama_pieces, gguf=False)
     yield Model("phi3 short", t.Phi3Config, dict(narrow, num_attention_heads=2, pad_token_id=0, rope_parameters=LONG,
-                                                 original_max_position_embeddings=256), phi_pieces)
+                                                 original_max_position_embeddings=256), llama_pieces)
     yield Model("phi3 long", t.Phi3Config, dict(narrow, num_attention_heads=2, pad_token_id=0, rope_parameters=LONG,
-                                                original_max_position_embeddings=24), phi_pieces)
+                                                original_max_position_embeddings=24), llama_pieces)
     yield Model("qwen2moe plain", t.Qwen2MoeConfig, dict(wide, shared_expert_intermediate_size=128, **QWEN_EIGHT))
     yield Model("qwen2moe normalised", t.Qwen2MoeConfig, dict(uneven, shared_expert_intermediate_size=100, norm_topk_prob=True,
                                                               **QWEN_FIVE), gguf=False)
