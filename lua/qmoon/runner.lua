@@ -139,6 +139,9 @@ end
 local function prepare(self, w)
     local copied = 0
     local function one(t)
+        if self.options.exact then
+            return t
+        end
         local p = ops.prepare(t)
         copied = copied + (p ~= t and p:info().bytes or 0)
         return p
@@ -171,7 +174,8 @@ end
 
 --- Makes a model ready to run.
 ---@param source string|qmoon.Model
----@param options? {adapter: string|string[]|nil, context: integer?, kv: "f32"|"f16"|nil, llm_int8: boolean?}
+---@param options? {adapter: string|string[]|nil, context: integer?, kv: "f32"|"f16"|nil, llm_int8: boolean?, exact: boolean?}
+---  exact: compute with weights as they are decoded, instead of laid out for speed (where activations are rounded, too)
 ---@return qmoon.Runner
 function Runner.load(source, options)
     options = options or {}
