@@ -213,6 +213,7 @@ test-peers-full: deps $(PEERS_FULL_MADE) $(LLAMA_MADE)
 	$(PEERS_FULL_VENV)/bin/python -B tests/peers/architectures.py $(BUILD)/qmoon --llama-bin $(LLAMA_BIN) \
 	    $(if $(PEERS_MODELS),--models $(PEERS_MODELS))
 	$(PEERS_FULL_VENV)/bin/python -B tests/peers/bnb_quantize.py $(BUILD)/qmoon
+	$(PEERS_FULL_VENV)/bin/python -B tests/peers/inference.py $(BUILD)/qmoon
 	$(PEERS_FULL_VENV)/bin/python -B tests/peers/merge_peft.py --qmoon $(BUILD)/qmoon \
 	    $(if $(PEERS_MODELS),--models $(PEERS_MODELS))
 

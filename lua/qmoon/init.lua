@@ -43,7 +43,7 @@ end
 
 --- A model that can be run: qm.load(path):generate{prompt = "Once"}.  Weights stay in their mapped files.
 ---@param source string|qmoon.Model a path as qm.open takes it, or what that gave; a merge is then applied unmerged
----@param options? {adapter: string|string[]|nil, context: integer?, kv: "f32"|"f16"|nil, llm_int8: boolean?}
+---@param options? {adapter: string|string[]|nil, context: integer?, kv: "f32"|"f16"|nil, llm_int8: boolean?, exact: boolean?}
 ---@return qmoon.Runner
 function qm.load(source, options)
     return require("qmoon.runner").load(source, options)

@@ -276,7 +276,10 @@ local function check_ids(lm, ids)
 end
 
 local function start(runner, size, is_reference)
-    runner:check_length(size)
+    if size > runner.context then
+        core.fail("fail", "%s: windows of %d tokens do not fit the model's context of %d; choose a smaller --window, or a larger "
+            .. "--context where the model bears it", runner.model.path, size, runner.context)
+    end
     return { runner = runner, is_reference = is_reference, cache = runner:cache(size), nll = {}, kl = {}, same = {},
              by_layer = {}, seconds = 0, tokens = 0 }
 end
@@ -295,7 +298,7 @@ function perplexity.measure(runners, ids, o)
     local cut = o.rule == "llama.cpp" and llama_windows or windows
     local list = cut(ids, size, o.bos)
     if #list == 0 then
-        core.fail("fail", "the text has %d tokens; %s", #ids, o.rule == "llama.cpp"
+        core.fail("fail", "the text is too short (tokens: %d); %s", #ids, o.rule == "llama.cpp"
             and ("llama.cpp's rule needs a whole window of %d"):format(size) or "there is nothing to predict")
     end
     local longest = size + (o.bos and 1 or 0)

@@ -81,15 +81,27 @@ local function check_fields(f, what)
     if f.num_attention_heads % f.num_key_value_heads ~= 0 then
         core.fail("corrupt", "%s: %d attention heads cannot share %d key/value heads", what, f.num_attention_heads,
             f.num_key_value_heads)
+    elseif f.use_bidirectional_attention then
+        core.fail("unsupported", "%s: attention to both sides (use_bidirectional_attention) is for embedding text, and not computed",
+            what)
     end
+end
+
+--- How many dimensions of a head turn; only Phi-3's table says that it may be a part of them.
+local function turning(f, head_dim, what)
+    local dim, share = f.rope_dim or head_dim, f.partial_rotary_factor
+    if dim > head_dim or dim % 2 ~= 0 or share and share ~= 1 and dim ~= math.floor(share * head_dim) then
+        core.fail("unsupported", "%s: a rope over %s of the %d dimensions of a head is not what this model type computes", what,
+            share and ("%.4g"):format(share * head_dim) or ("%d"):format(dim), head_dim)
+    end
+    return dim
 end
 
 --- What every layer's step has in common.
 local function base_of(self)
     local f, graph = self.fields, self.graph
-    local head_dim = f.head_dim or math.floor(f.hidden_size / f.num_attention_heads)
     local act = graph.act and graph.act(f) or f.hidden_act or f.hidden_activation or "silu"
-    return { fields = f, heads = f.num_attention_heads, kv_heads = f.num_key_value_heads, head_dim = head_dim,
+    return { fields = f, heads = f.num_attention_heads, kv_heads = f.num_key_value_heads, head_dim = self.head_dim,
              glu = Step.activation(act, self.model.path) }
 end
 
@@ -101,14 +113,14 @@ end
 local function build_steps(self, w)
     local f, graph = self.fields, self.graph
     local base = base_of(self)
-    local dim = f.rope_dim or base.head_dim
+    local dim = turning(f, base.head_dim, self.model.path)
     local kind = w.interleaved and "norm" or "neox"
     local r = rope.of(f, dim, w.top, self.model.path)
     local near = rope_options(base, r, r.factors, dim, kind)
     local far = r.long and rope_options(base, r, r.long, dim, kind)
     local own = graph.local_rope and rope_options(base, { base = f.rope_local_base_freq, scale = 1 }, nil, dim, kind)
     local scale = graph.scale and graph.scale(f, base.head_dim) or 1 / math.sqrt(base.head_dim)
-    self.turns_at, self.steps, self.head_dim = r.original, {}, base.head_dim
+    self.turns_at, self.steps = r.original, {}
     for i = 0, f.num_hidden_layers - 1 do
         local window = graph.window and graph.window(f, i)
         local step = setmetatable({}, Step)
@@ -127,6 +139,9 @@ end
 local function prepare(self, w)
     local copied = 0
     local function one(t)
+        if self.options.exact then
+            return t
+        end
         local p = ops.prepare(t)
         copied = copied + (p ~= t and p:info().bytes or 0)
         return p
@@ -159,7 +174,8 @@ end
 
 --- Makes a model ready to run.
 ---@param source string|qmoon.Model
----@param options? {adapter: string|string[]|nil, context: integer?, kv: "f32"|"f16"|nil, llm_int8: boolean?}
+---@param options? {adapter: string|string[]|nil, context: integer?, kv: "f32"|"f16"|nil, llm_int8: boolean?, exact: boolean?}
+---  exact: compute with weights as they are decoded, instead of laid out for speed (where activations are rounded, too)
 ---@return qmoon.Runner
 function Runner.load(source, options)
     options = options or {}
@@ -171,7 +187,8 @@ function Runner.load(source, options)
     local self = setmetatable({ model = model, options = options, arch = a, graph = graph_of(a, model.path, name) }, Runner)
     check_fields(fields, model.path)
     self.fields, self.layers, self.context = fields, fields.num_hidden_layers, context_of(fields, options.context)
-    local w = weights.read(model, a, fields)
+    self.head_dim = fields.head_dim or math.floor(fields.hidden_size / fields.num_attention_heads)
+    local w = weights.read(model, a, fields, self.head_dim)
     self.vocab_size = (w.top.output or w.top.token_embd).weight:info().shape[1]
     self.embedding, self.norm = w.top.token_embd.weight, w.top.output_norm
     self.embed_scale = self.graph.embed and self.graph.embed(fields)

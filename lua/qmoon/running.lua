@@ -16,6 +16,7 @@ function running.options(more)
         { "adapter", kind = "list", value = "DIR", doc = "peft LoRA adapters, applied unmerged" },
         { "context", kind = "integer", value = "N", doc = "the most tokens (default: what the model was made for)" },
         { "kv", kind = "text", value = "TYPE", choices = { "f32", "f16" }, default = "f32", doc = "type of cached keys and values" },
+        { "exact", doc = "compute with weights as they decode, not laid out for speed (where activations are rounded, too)" },
         { "llm-int8", doc = "int8 weights as LLM.int8 runs them: activations in 8 bits, outlier columns in 16" },
         { "threads", kind = "integer", value = "N", doc = "threads (default: all processors); results never depend on it" },
     } do
@@ -31,7 +32,7 @@ function running.load(path, o)
     if o.threads then
         require("qmoon.ops").threads(o.threads)
     end
-    return qm.load(path, { adapter = o.adapter or nil, context = o.context, kv = o.kv, llm_int8 = o.llm_int8 })
+    return qm.load(path, { adapter = o.adapter or nil, context = o.context, kv = o.kv, llm_int8 = o.llm_int8, exact = o.exact })
 end
 
 --- A text file's tokens: all, or the first `most`.

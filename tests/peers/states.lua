@@ -1,10 +1,10 @@
--- states.lua MODEL IDS OUT [ADAPTER]: the hidden states before the first layer and after every one, and the logits, of some
+-- states.lua MODEL IDS OUT [ADAPTER [exact]]: the hidden states before the first layer and after every one, and the logits, of some
 -- ids (separated by commas), as raw f32 in the file OUT; for tests/peers/inference.py.
 
 local core = require "qmoon.core"
 local qm = require "qmoon"
 
-local lm = qm.load(arg[1], { adapter = arg[4] })
+local lm = qm.load(arg[1], { adapter = arg[4] ~= "" and arg[4] or nil, exact = arg[5] == "exact" })
 local ids = {}
 for word in arg[2]:gmatch "%d+" do
     ids[#ids + 1] = tonumber(word)

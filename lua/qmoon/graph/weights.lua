@@ -114,7 +114,7 @@ local function place(w, item, piece)
     else
         m[part] = t
     end
-    m.name = m.name or item.gguf_name or item.name
+    m.name = part ~= "bias" and (item.gguf_name or item.name) or m.name
     m.add = item.gguf_name == nil and piece.row.add or nil -- GGUF has it in the values
     w.interleaved = w.interleaved or item.gguf_name ~= nil and piece.row.heads ~= nil
     return m
@@ -134,11 +134,11 @@ local function matrix(ref)
 end
 
 local function refuse(model, item, what)
-    core.fail("unsupported", "%s: the adapter's %s of tensor '%s' is not applied unmerged; merge it first (qmoon merge)",
-        model.path, what, item.name)
+    core.fail("unsupported", "%s: the adapter has %s for tensor '%s', and that is done by merging only: qmoon merge, and run the "
+        .. "result", model.path, what, item.name)
 end
 
-local WHAT = { dora = "DoRA magnitudes", rows = "new rows", add = "added values" }
+local WHAT = { dora = "DoRA's magnitudes", rows = "new rows", add = "values to add" }
 
 --- What adapters do to a weight: a replacement comes instead of it, low-rank updates beside it.
 local function adapt(model, item, pieces, m)
@@ -149,7 +149,7 @@ local function adapt(model, item, pieces, m)
         elseif a.kind ~= "low_rank" then
             refuse(model, item, WHAT[a.kind] or a.kind)
         elseif #pieces > 1 or pieces[1].expert or pieces[1].row.role ~= "linear" then
-            refuse(model, item, "update")
+            refuse(model, item, "an update")
         else
             m.lora = m.lora or {}
             m.lora[#m.lora + 1] = { A = matrix(a.right), B = matrix(a.left), scale = a.scale }
@@ -177,12 +177,46 @@ local function check_complete(model, a, fields, w)
     end
 end
 
+--- What config fields say of shapes; 0 stands for any size.
+local function expected(f, head_dim)
+    local width, q, kv = f.hidden_size, f.num_attention_heads * head_dim, f.num_key_value_heads * head_dim
+    return { token_embd = { 0, width }, output = { 0, width }, output_norm = { width }, attn_norm = { width }, ffn_norm = { width },
+             attn_q = { q, width }, attn_k = { kv, width }, attn_v = { kv, width }, attn_qkv = { q + 2 * kv, width },
+             attn_output = { width, q }, attn_q_norm = { head_dim }, attn_k_norm = { head_dim }, ffn_gate = { 0, width },
+             ffn_up = { 0, width }, ffn_down = { width, 0 }, ffn_gate_inp = { 0, width } }
+end
+
+local function sorted_keys(t)
+    local keys = {}
+    for key in pairs(t) do
+        keys[#keys + 1] = key
+    end
+    table.sort(keys)
+    return keys
+end
+
+local function check_shapes(model, modules, shapes)
+    for _, key in ipairs(sorted_keys(modules)) do
+        local m, want = modules[key], shapes[key]
+        local have = m.weight and m.weight:info().shape
+        local fits = not (want and have) or #have == #want
+        for i, d in ipairs(fits and want and have or {}) do
+            fits = fits and (want[i] == 0 or want[i] == d)
+        end
+        if not fits then
+            core.fail("corrupt", "%s: tensor '%s' is [%s], and the config makes it [%s]", model.path, m.name,
+                table.concat(have, " x "), (table.concat(want, " x "):gsub("%f[%d]0%f[%D]", "any")))
+        end
+    end
+end
+
 --- All weights of an opened model.
 ---@param model qmoon.Model
 ---@param a table its architecture
 ---@param fields table its config
+---@param head_dim integer
 ---@return qmoon.Weights
-function weights.read(model, a, fields)
+function weights.read(model, a, fields, head_dim)
     local w = { top = {}, layers = {}, interleaved = false }
     for _, item in ipairs(model.items) do
         local pieces = pieces_of(a, item)
@@ -200,6 +234,11 @@ function weights.read(model, a, fields)
         end
     end
     check_complete(model, a, fields, w)
+    local shapes = expected(fields, head_dim)
+    check_shapes(model, w.top, shapes)
+    for layer = 0, fields.num_hidden_layers - 1 do
+        check_shapes(model, w.layers[layer], shapes)
+    end
     return w
 end
 
