@@ -124,11 +124,16 @@ $(BUILD)/gen/embed.S: FORCE
 $(BUILD)/gen/embed.o: $(BUILD)/gen/embed.S $(LUA) $(SCRIPTS)
 	$(CC) -c -o $@ $<
 
+# Plays a person at a terminal, for tests/lua/repl_test.lua.
+$(BUILD)/pty: tests/pty/pty.c
+	@mkdir -p $(@D)
+	$(CC) -std=gnu11 -O2 -g $(WARN) -o $@ $<
+
 deps:
 	@sh tests/deps.sh $(PACKAGES)
 
 test: deps
-	@$(MAKE) --no-print-directory -j$$(nproc) $(BUILD)/qmoon $(BUILD)/unit $(BUILD)/fault.so
+	@$(MAKE) --no-print-directory -j$$(nproc) $(BUILD)/qmoon $(BUILD)/unit $(BUILD)/fault.so $(BUILD)/pty
 	$(BUILD)/qmoon tests/run.lua --unit $(BUILD)/unit
 
 demo: deps

@@ -334,7 +334,7 @@ end
 local function measured(t, format, options, by_name)
     local q = t:quantize(format, options)
     local info, row = q:info(), explore.error(t, q)
-    local descriptor = by_name[info.format]
+    local descriptor = type(format) == "string" and by_name[info.format] or type(format) ~= "string" and format:info()
     row.format, row.bits = formats.label(format), info.bits
     row.block = descriptor and descriptor.block == 0 and (not options or not options.block or options.block == "row")
         and "row" or info.block
