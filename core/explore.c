@@ -73,7 +73,7 @@ qm_tensor *qm_slice_new(const qm_tensor *t, int64_t row, int64_t rows, int64_t c
         return NULL;
     }
     qm_shape shape = {2, {rows, cols}};
-    float *to;
+    float *to = NULL;
     qm_tensor *copy, *out = NULL;
     const qm_tensor *from = here(t, &copy, e);
     if (from)

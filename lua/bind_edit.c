@@ -410,7 +410,8 @@ static int editor_read(lua_State *L)
     tcgetattr(STDIN_FILENO, &cooked);
     editing = 1;
     put(PASTE_ON);
-    el_set(ed->el, EL_PREP_TERM, 1); /* before the prompt shows: what is typed at once must not be echoed twice */
+    el_set(ed->el, EL_PREP_TERM,
+           1); /* before the prompt shows: what is typed at once must not be echoed twice */
     int n = 0;
     const char *line = el_gets(ed->el, &n);
     put(PASTE_OFF);

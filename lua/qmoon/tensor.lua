@@ -112,7 +112,7 @@ end
 ---@return string|integer[]
 function methods:codes(first, last)
     check.self("codes", self)
-    if first == nil then
+    if first == nil and last == nil then
         return raw.plane(self, 1)
     end
     local n = raw.info(self).count

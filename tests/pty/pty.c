@@ -249,7 +249,10 @@ static bool take(int patience)
     ssize_t n = read(terminal, bytes, sizeof bytes);
     if (n <= 0)
         return false;
-    raw = realloc(raw, raw_size + (size_t)n + 1);
+    char *more = realloc(raw, raw_size + (size_t)n + 1);
+    if (!more)
+        die("out of memory");
+    raw = more;
     memcpy(raw + raw_size, bytes, (size_t)n);
     raw_size += (size_t)n;
     for (ssize_t i = 0; i < n; i++)
