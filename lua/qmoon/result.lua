@@ -413,17 +413,25 @@ local function object_of(columns, row)
     return json.object(members)
 end
 
+--- All rows as what qmoon.json writes as a list of objects.
+---@param r qmoon.Result
+---@return table
+function result.objects(r)
+    local columns, list = facts[r].columns, {}
+    for i, row in ipairs(r) do
+        list[i] = object_of(columns, row)
+    end
+    return json.array(list)
+end
+
 --- All rows as a JSON list of objects; what is infinite or missing is null.
 ---
 ---     print(qm.compare(t, {"nf4"}):json())
 ---
 ---@return string
 function Result:json()
-    local columns, list = check(self, "json").columns, {}
-    for i, row in ipairs(self) do
-        list[i] = object_of(columns, row)
-    end
-    return json.encode(json.array(list), { indent = 2 })
+    check(self, "json")
+    return json.encode(result.objects(self), { indent = 2 })
 end
 
 --- All rows as a Markdown table.
