@@ -37,17 +37,17 @@ end
 
 --- What the given shares of the values are not above: 0.5 is the median.
 ---
----     t:quantile(0.5)
----     t:quantile{0.01, 0.5, 0.99}
+---     t:quantiles(0.5)
+---     t:quantiles{0.01, 0.5, 0.99}
 ---
 ---@param share number|number[] from 0 to 1
 ---@return number|number[]
-function methods:quantile(share)
-    check.self("quantile", self)
+function methods:quantiles(share)
+    check.self("quantiles", self)
     if type(share) == "table" then
         return core.quantiles(plain(self), share)
     end
-    check.number("quantile", share, "share")
+    check.number("quantiles", share, "share")
     return core.quantiles(plain(self), { share })[1]
 end
 

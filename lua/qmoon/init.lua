@@ -69,10 +69,18 @@ function qm.formats()
 end
 
 --- A model that can be run: qm.load(path):generate{prompt = "Once"}.  Weights stay in their mapped files.
+---
+---     lm = qm.load("model", {context = 64})
+---     lm:generate{prompt = "Once", tokens = 2, greedy = true}
+---
 ---@param source string|qmoon.Model a path as qm.open takes it, or what that gave; a merge is then applied unmerged
 ---@param options? {adapter: string|string[]|nil, context: integer?, kv: "f32"|"f16"|nil, llm_int8: boolean?}
 ---@return qmoon.Runner
 function qm.load(source, options)
+    if type(source) ~= "string" and not (type(source) == "table" and type(source.items) == "table") then
+        core.fail("fail", "load: source must be a path or what qm.open gives, not a %s", type(source))
+    end
+    require("qmoon.check").table("load", options or {}, "options")
     return require("qmoon.runner").load(source, options)
 end
 

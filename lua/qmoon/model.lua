@@ -364,6 +364,25 @@ function Model:report(format, rules)
     return require("qmoon.model_report").of(self, format, rules)
 end
 
+--- How far another model's tensors are from this one's: a result, the worst first.  Both are streamed side by side;
+--- either may be a folder, a GGUF file or a single file.  `qmoon compare` and `qmoon verify` do it from a shell.
+---
+---     qm.write(m, {{"written-nf4", format = "nf4"}})
+---     m:compare(qm.open "written-nf4"):worst(3)
+---
+---@param other qmoon.Model without adapters
+---@return qmoon.Result with tensor, a, b, values, and the figures of qm.error
+function Model:compare(other)
+    check(self, "compare")
+    if type(other) ~= "table" or getmetatable(other) ~= Model then
+        core.fail("fail", "compare: other must be what qm.open gives, not a %s", type(other))
+    elseif other.adapters then
+        core.fail("unsupported", "compare: %s has adapters that are not merged yet; compare the other way round: other:compare(m)",
+            other.path)
+    end
+    return (require("qmoon.model_compare").compare(self, other))
+end
+
 --- The model's tensors: a result with tensor, type, shape, values and bytes.
 ---
 ---     m:tensors "layers\\.0\\."

@@ -29,6 +29,7 @@ setmetatable(methods, { __index = function(_, name)
     for k in pairs(methods) do
         names[#names + 1] = k
     end
+    table.sort(names)
     local guess = nearest(tostring(name), names)
     core.fail("fail", "tensor has no method '%s'%s", tostring(name), guess and ("; did you mean '%s'?"):format(guess) or "")
 end })

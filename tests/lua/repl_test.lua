@@ -36,12 +36,13 @@ local function play(steps, o)
     return out, dir
 end
 
--- Types lines, each after the one before it has been answered; the screen without the banner.
+-- Types lines, each after the one before it has been answered; the screen without the banner.  "@STEP" is a step of
+-- pty's, after which it waits until nothing more comes; after "@@STEP" until a line is read again.
 local function session(lines, o)
     local steps = { "wait qmoon>" }
     for _, line in ipairs(lines) do
-        steps[#steps + 1] = line:find "^@" and line:sub(2) or "type " .. line:gsub("\\", "\\\\") .. "\\r"
-        steps[#steps + 1] = (line:find "^@" or o and o.term == "dumb") and "quiet" or "answer"
+        steps[#steps + 1] = line:find "^@" and line:gsub("^@+", "") or "type " .. line:gsub("\\", "\\\\") .. "\\r"
+        steps[#steps + 1] = (line:find "^@%w" or o and o.term == "dumb") and "quiet" or "answer"
     end
     steps[#steps + 1] = o and o.raw and "raw" or "screen"
     local out, dir = play(steps, o)
@@ -243,10 +244,10 @@ end
 
 T["Ctrl-C stops loops in Lua and work in C, and says what was kept"] = function()
     local screen = session {
-        "@type while true do end\\r", "@type \\x03", "@type x = 1 while true do x = x + 1 end\\r", "@type \\x03",
-        "f = function() for i = 1, 1e12 do end end", "@type f()\\r", "@type \\x03",
-        "a = qm.randn{3000, 3000}", "'ready'", "@wait \\nready", "@type b = a:matmul(a)\\r", "@type \\x03", "b", "1 + 1",
-        "@type while true do pcall(error) end\\r", "@type \\x03", "'still here'",
+        "@type while true do end\\r", "@@type \\x03", "@type x = 1 while true do x = x + 1 end\\r", "@@type \\x03",
+        "f = function() for i = 1, 1e12 do end end", "@type f()\\r", "@@type \\x03",
+        "a = qm.randn{3000, 3000}", "'ready'", "@wait \\nready", "@type b = a:matmul(a)\\r", "@@type \\x03", "b", "1 + 1",
+        "@type while true do pcall(error) end\\r", "@@type \\x03", "'still here'",
     }
     has(screen, "qmoon> while true do end\n^C interrupted (nothing was changed)\nqmoon> x = 1",
         "^C interrupted (kept: x)\n", "qmoon> f()\n^C interrupted (nothing was changed)\n",
