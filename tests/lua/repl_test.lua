@@ -2,7 +2,6 @@
 
 local core = require "qmoon.core"
 local support = dofile "tests/lua/support.lua"
-local terminal = require "qmoon.terminal"
 local equal = support.equal
 
 local PROGRAM = core.realpath(arg[-1])
@@ -376,17 +375,21 @@ T["a resized terminal is used to its new width"] = function()
     has(out, "nf4")
 end
 
+-- Processor time, which other programs on the machine do not lengthen: of the prompt from start to end, and of the
+-- terminal that it runs on.
 T["the prompt is there in less than 50 ms"] = function()
-    local best, dir = math.huge, home()
-    for _ = 1, 10 do
-        local started = core.now()
-        play({ "wait qmoon>" }, { home = dir })
-        best = math.min(best, core.now() - started)
+    local dir, best = home(), math.huge
+    local steps = os.tmpname()
+    support.write(steps, "wait qmoon>\ntype \\x04\nend\n")
+    for _ = 1, 5 do
+        local pipe = io.popen(("cd %s && TIMEFORMAT='%%U %%S' HOME=%s TERM=xterm bash -c \"time %s 80 24 %s <%s >/dev/null\" 2>&1"):format(
+            dir, dir, PTY, PROGRAM, steps))
+        local user, system = pipe:read "*a":match "([%d.]+) ([%d.]+)"
+        pipe:close()
+        best = math.min(best, tonumber(user) + tonumber(system))
     end
-    -- the shell, the terminal and looking at the screen are in this, too
-    assert(best < (PROGRAM:find "san" and 1 or 0.08), ("%.3f s"):format(best))
+    os.remove(steps)
+    assert(best < (PROGRAM:find "san" and 1 or 0.05), ("%.3f s"):format(best))
 end
-
-assert(terminal)
 
 return T
