@@ -354,8 +354,10 @@ T["the terminal is as it was after every way out"] = function()
     local out = play({ "wait qmoon>", "signal 15", "end", "raw" })
     has(out, "status 143", "\\e[?2004l")
     for _, way in ipairs { "type \\x04", "type os.exit(3)\\r" } do
-        out = play({ "wait qmoon>", way, "end", "raw" })
+        local dir
+        out, dir = play({ "wait qmoon>", "type 1\\r", "answer", way, "end", "raw" })
         has(out, way:find "exit" and "status 3" or "status 0", "\\e[?2004l")
+        equal(#core.list(dir .. "/.local/state/qmoon"), 1, "files left: history")
     end
 end
 

@@ -6,7 +6,7 @@
  *
  * - type TEXT: sends it
  *
- * - wait TEXT: until the screen shows it; fails after ten seconds
+ * - wait TEXT: until the screen shows it; fails after half a minute
  *
  * - answer: until a line is read again (the program asks the terminal to mark what is pasted)
  *
@@ -41,7 +41,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { MOST = 400, PATIENCE = 10000, QUIET = 150, SETTLED = 20 };
+enum { MOST = 400, PATIENCE = 30000, QUIET = 150, SETTLED = 20 };
 
 /* ---- the screen ------------------------------------------------------------------------------------ */
 

@@ -346,6 +346,15 @@ local function interpret_loaded()
     end)
 end
 
+-- os.exit typed at the prompt ends the session well: nothing is left behind that a crash would leave.
+local function end_on_exit(finish)
+    local exit = os.exit
+    rawset(os, "exit", function(status)
+        finish()
+        exit(status, true)
+    end)
+end
+
 -- ---- running ------------------------------------------------------------------------------------------------------------
 
 local function banner()
@@ -431,6 +440,7 @@ function repl.run(options)
         end
     end
     interpret_loaded()
+    end_on_exit(finish)
     local init = not options.no_init and interactive and init_file()
     if init then
         run_init(session, init)
