@@ -17,7 +17,7 @@ OPT    ?= -O2 -g
 WARN    = -Wall -Wextra -Werror -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith
 CFLAGS += -std=gnu11 $(OPT) $(WARN) -ffp-contract=off -fno-math-errno -fPIE -pthread -MMD -MP $(SAN)
 
-PACKAGES = gcc make pkg-config xz-utils libluajit-5.1-dev libcjson-dev libpcre2-dev libmd-dev libutf8proc-dev libedit-dev
+PACKAGES = gcc make pkg-config xz-utils libluajit-5.1-dev libcjson-dev libpcre2-dev libmd-dev libutf8proc-dev libedit-dev scdoc
 
 LUAJIT_CFLAGS = $(shell pkg-config --cflags luajit)
 LIBS = -Wl,-Bstatic -lluajit-5.1 -lpcre2-8 -lutf8proc -ledit -lbsd -lmd -ltinfo -Wl,-Bdynamic -lcjson -lm -ldl
@@ -129,11 +129,16 @@ $(BUILD)/gen/embed.S: FORCE
 $(BUILD)/gen/embed.o: $(BUILD)/gen/embed.S $(LUA) $(SCRIPTS)
 	$(CC) -c -o $@ $<
 
+# Plays a person at a terminal, for tests/lua/repl_test.lua.
+$(BUILD)/pty: tests/pty/pty.c
+	@mkdir -p $(@D)
+	$(CC) -std=gnu11 -O2 -g $(WARN) -o $@ $<
+
 deps:
 	@sh tests/deps.sh $(PACKAGES)
 
 test: deps
-	@$(MAKE) --no-print-directory -j$$(nproc) $(BUILD)/qmoon $(BUILD)/unit $(BUILD)/fault.so
+	@$(MAKE) --no-print-directory -j$$(nproc) $(BUILD)/qmoon $(BUILD)/unit $(BUILD)/fault.so $(BUILD)/pty
 	$(BUILD)/qmoon tests/run.lua --unit $(BUILD)/unit
 
 demo: deps
@@ -150,7 +155,18 @@ readme: $(BUILD)/qmoon
 
 install: all
 	install -D -m 755 $(BUILD)/qmoon $(DESTDIR)$(PREFIX)/bin/qmoon
-	install -D -m 644 README.md $(DESTDIR)$(PREFIX)/share/doc/qmoon/README.md
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/doc/qmoon README.md docs/*.md
+	@mkdir -p $(BUILD)/man
+	for p in qmoon.1 qmoon-formats.5 qmoon-lua.3; do \
+	    $(BUILD)/qmoon docs $$p | scdoc >$(BUILD)/man/$$p && \
+	    install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/man/man$${p##*.} $(BUILD)/man/$$p || exit 1; \
+	done
+	$(BUILD)/qmoon docs reference.md >$(BUILD)/man/reference.md
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/doc/qmoon $(BUILD)/man/reference.md
+	for s in bash zsh fish; do $(BUILD)/qmoon completion $$s >$(BUILD)/man/completion.$$s || exit 1; done
+	install -D -m 644 $(BUILD)/man/completion.bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/qmoon
+	install -D -m 644 $(BUILD)/man/completion.zsh $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_qmoon
+	install -D -m 644 $(BUILD)/man/completion.fish $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/qmoon.fish
 
 # Speed: kernels, then whole commands on synthetic checkpoints beside llama.cpp's where LLAMA_BIN names a folder of its
 # programs (docs/performance.md).  BENCH_DIR takes some 20 GB; LIKE is the size of the pipeline's model, and a smaller

@@ -44,6 +44,8 @@ typedef struct buffers { /* of one thread */
 typedef struct chunk_sums {
     double ww, dd;
     uint64_t zero_groups[QM_MAX_SINKS];
+    qm_errsum against; /* of qm_against, as are these: */
+    uint64_t beyond, nonfinite;
 } chunk_sums;
 
 typedef struct stream {
@@ -85,18 +87,27 @@ static int64_t lcm(int64_t a, int64_t b, int64_t most)
     return __builtin_mul_overflow(a / gcd(a, b), b, &m) || m > most ? most : m;
 }
 
-static int64_t chunk_rows(const qm_job *job)
+/* Fewest rows after which the source begins afresh, in steps of `step`. */
+static int64_t source_step(const qm_source *s, int64_t step)
 {
-    const qm_source *s = &job->source;
-    if (s->rows == 0 || s->cols == 0)
-        return 1;
-    int64_t step = lcm(1, rows_per_restart(s->format, &s->codec, s->cols), s->rows);
+    step = lcm(step, rows_per_restart(s->format, &s->codec, s->cols), s->rows);
     if (s->interleaved_heads)
         step = lcm(step, s->rows / s->interleaved_heads, s->rows);
     if (s->double_quant) { /* a chunk begins with a nested group, too */
         int64_t nested = (int64_t)QM_DOUBLE_QUANT_BLOCK * s->codec.block;
         step = lcm(step, nested / gcd(nested, s->cols), s->rows);
     }
+    return step;
+}
+
+static int64_t chunk_rows(const qm_job *job)
+{
+    const qm_source *s = &job->source;
+    if (s->rows == 0 || s->cols == 0)
+        return 1;
+    int64_t step = source_step(s, 1);
+    if (job->against)
+        step = source_step(&job->against->source, step);
     for (int i = 0; i < job->nsink; i++) {
         const qm_sink *k = &job->sink[i];
         step = lcm(step, rows_per_restart(k->format, &k->codec, s->cols), s->rows);
@@ -114,6 +125,18 @@ static bool is_lossless(const qm_job *job, const qm_sink *k)
            || (job->round == QM_ROUND_BF16 && strcmp(name, "bf16") == 0);
 }
 
+/* What it takes to read n values of a source. */
+static void measure_source(stream *st, const qm_source *s, uint64_t n)
+{
+    uint64_t raw = 0, absmax = s->double_quant ? qm_plane_size(s->format, &s->codec, 1, n) : 0;
+    for (int i = 0; i < qm_format_planes(s->format); i++)
+        raw += qm_plane_size(s->format, &s->codec, i, n);
+    st->raw_total = raw > st->raw_total ? raw : st->raw_total;
+    st->absmax_total = absmax > st->absmax_total ? absmax : st->absmax_total;
+    if (s->interleaved_heads)
+        st->rows_total = n * sizeof(float);
+}
+
 /* Sizes of everything; allocates nothing. */
 static void measure(stream *st, qm_job *job, int threads, sink_run *sinks)
 {
@@ -123,12 +146,9 @@ static void measure(stream *st, qm_job *job, int threads, sink_run *sinks)
     st->chunks = s->cols ? (s->rows + st->chunk_rows - 1) / st->chunk_rows : 0;
     int64_t rows = s->rows < st->chunk_rows ? s->rows : st->chunk_rows;
     uint64_t n = (uint64_t)(rows * s->cols);
-    for (int i = 0; i < qm_format_planes(s->format); i++)
-        st->raw_total += qm_plane_size(s->format, &s->codec, i, n);
-    if (s->double_quant)
-        st->absmax_total = qm_plane_size(s->format, &s->codec, 1, n);
-    if (s->interleaved_heads)
-        st->rows_total = n * sizeof(float);
+    measure_source(st, s, n);
+    if (job->against)
+        measure_source(st, &job->against->source, n);
     for (int k = 0; k < job->nsink; k++) {
         const qm_sink *sink = &job->sink[k];
         uint64_t total = 0;
@@ -296,15 +316,14 @@ static void decode_source(const qm_source *s, const chunk *c, float *values)
                (size_t)s->cols * sizeof *values);
 }
 
-static bool load(const stream *st, const chunk *c, qm_err *e)
+static bool load(const qm_source *s, const chunk *c, float *values, qm_err *e)
 {
-    const qm_source *s = &st->job->source;
     uint8_t *raw = c->b->raw;
     if (s->strided.shape.ndim) {
         if (!qm_strided_read(&s->strided, s->file, s->at[0], s->format->plane[0].bits / 8, c->first, c->n,
                              raw, e))
             return false;
-        decode_source(s, c, c->b->x);
+        decode_source(s, c, values);
         return true;
     }
     for (int i = 0; i < qm_format_planes(s->format); i++) {
@@ -315,7 +334,7 @@ static bool load(const stream *st, const chunk *c, qm_err *e)
             return false;
         raw += size;
     }
-    decode_source(s, c, c->b->x);
+    decode_source(s, c, values);
     return true;
 }
 
@@ -595,6 +614,66 @@ static bool finish_double_quant(qm_sink *k, const sink_run *r, uint64_t total, q
     return ok;
 }
 
+/* ---- against another source ------------------------------------------------------------------------- */
+
+/* What the second level may change of group g's scale: the 8-bit map's bound, of the largest of its 256. Only
+ * formats whose scale is the absmax itself are read with a second level. */
+static double nested_slack(const qm_source *s, const float *x, uint64_t n, uint64_t g)
+{
+    static const char *const map = "dynamic8";
+    uint64_t block = s->codec.block, first = g / QM_DOUBLE_QUANT_BLOCK * QM_DOUBLE_QUANT_BLOCK * block;
+    uint64_t last = first + QM_DOUBLE_QUANT_BLOCK * block < n ? first + QM_DOUBLE_QUANT_BLOCK * block : n;
+    double largest = 0, absmax = 0;
+    for (uint64_t i = first; i < last; i++) {
+        absmax = fmax(absmax, fabs((double)x[i]));
+        if ((i + 1) % block == 0 || i + 1 == last) {
+            largest = fmax(largest, fabs(absmax - (double)s->offset));
+            absmax = 0;
+        }
+    }
+    return qm_format_find(map)->bound * largest;
+}
+
+/* Values of y further from x than the format allows: its bound times the group's absmax, and what rounding x
+ * to 16 bits on the way there may have changed. */
+static uint64_t count_beyond(const qm_against *a, const float *x, const float *y, uint64_t n, int64_t cols)
+{
+    const qm_source *s = &a->source;
+    const qm_format *f = s->format;
+    uint64_t block = s->codec.block > 1 ? s->codec.block : (uint64_t)cols, beyond = 0;
+    double nested = 0;
+    for (uint64_t first = 0; first < n; first += block) {
+        uint64_t last = first + block < n ? first + block : n, g = first / block;
+        double absmax = 0;
+        for (uint64_t i = first; i < last; i++)
+            absmax = fmax(absmax, fabs((double)x[i]));
+        if (s->double_quant && g % QM_DOUBLE_QUANT_BLOCK == 0)
+            nested = nested_slack(s, x, n, g);
+        double limit = a->slack * (f->bound + f->bound_abs) * absmax + nested + ldexp(absmax, -8)
+                       + ldexp(1, -24);
+        for (uint64_t i = first; i < last; i++)
+            beyond += !(fabs((double)y[i] - (double)x[i])
+                        <= limit + (f->bound_rel + ldexp(1, -8)) * fabs((double)x[i]));
+    }
+    return beyond;
+}
+
+static bool hold_against(const stream *st, const chunk *c, qm_err *e)
+{
+    const qm_against *a = st->job->against;
+    chunk_sums *sums = &st->sums[c->index];
+    float *y = c->b->y;
+    if (!load(&a->source, c, y, e))
+        return false;
+    for (uint64_t i = 0; a->add != 0 && i < c->n; i++)
+        y[i] -= a->add;
+    for (uint64_t i = 0; i < c->n; i++)
+        sums->nonfinite += !isfinite(y[i]);
+    qm_vec_get()->errors(c->b->x, y, c->n, &sums->against);
+    sums->beyond = count_beyond(a, c->b->x, y, c->n, a->source.cols);
+    return true;
+}
+
 /* ---- running --------------------------------------------------------------------------------------- */
 
 static bool work(void *arg, int64_t index, int thread, qm_err *e)
@@ -602,7 +681,7 @@ static bool work(void *arg, int64_t index, int thread, qm_err *e)
     stream *st = arg;
     qm_job *job = st->job;
     chunk c = chunk_at(st, index, thread);
-    if (!load(st, &c, e))
+    if (!load(&st->job->source, &c, c.b->x, e))
         return false;
     if (job->nstep) {
         apply(st, &c, job->nstep);
@@ -611,6 +690,8 @@ static bool work(void *arg, int64_t index, int thread, qm_err *e)
     }
     qm_round_values(job->round, c.b->x, c.n);
     if (!job->keep_nonfinite && !check_finite(st, &c, e))
+        return false;
+    if (job->against && !hold_against(st, &c, e))
         return false;
     for (int i = 0; i < job->nsink; i++)
         if (!drain(st, &c, i, e))
@@ -640,6 +721,11 @@ static void collect(stream *st)
     for (int64_t i = 0; i < st->chunks; i++) {
         job->sum_ww += st->sums[i].ww;
         job->sum_dd += st->sums[i].dd;
+        if (job->against) {
+            qm_errsum_add(&job->against->error, &st->sums[i].against);
+            job->against->beyond += st->sums[i].beyond;
+            job->against->nonfinite += st->sums[i].nonfinite;
+        }
         for (int k = 0; k < job->nsink; k++) {
             qm_errsum_add(&job->sink[k].error, &st->sink[k].chunk_error[i]);
             job->sink[k].zero_groups += st->sums[i].zero_groups[k];
@@ -676,7 +762,7 @@ bool qm_stream(qm_pool *pool, qm_job *job, qm_err *e)
 {
     stream st;
     sink_run sinks[QM_MAX_SINKS] = {0};
-    if (!check_source(&job->source, e))
+    if (!check_source(&job->source, e) || (job->against && !check_source(&job->against->source, e)))
         return false;
     if (job->nsink > QM_MAX_SINKS)
         return qm_fail(e, QM_EFAIL, "%s: %d outputs in one pass; %d at most", job->source.name, job->nsink,
@@ -693,6 +779,8 @@ bool qm_stream(qm_pool *pool, qm_job *job, qm_err *e)
                                      (uint64_t)(job->source.rows * job->source.cols), e);
     if (job->source.strided.shape.ndim)
         qm_infile_release(job->source.file);
+    if (job->against && job->against->source.strided.shape.ndim)
+        qm_infile_release(job->against->source.file);
     release(&st);
     return ok;
 }
@@ -704,7 +792,7 @@ static bool norm_work(void *arg, int64_t index, int thread, qm_err *e)
     stream *st = arg;
     chunk c = chunk_at(st, index, thread);
     int64_t cols = st->job->source.cols;
-    if (!load(st, &c, e))
+    if (!load(&st->job->source, &c, c.b->x, e))
         return false;
     apply(st, &c, st->nstep);
     for (int64_t i = 0; i < c.rows; i++)
@@ -754,7 +842,7 @@ static bool value_work(void *arg, int64_t index, int thread, qm_err *e)
     stream *st = arg;
     chunk c = chunk_at(st, index, thread);
     qm_errsum sum = {0};
-    if (!load(st, &c, e))
+    if (!load(&st->job->source, &c, c.b->x, e))
         return false;
     apply(st, &c, st->job->nstep);
     qm_round_values(st->job->round, c.b->x, c.n);

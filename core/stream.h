@@ -99,8 +99,21 @@ typedef struct qm_sink {
 
 #define QM_MAX_SINKS 16
 
+/* What the values are held against: another source of as many rows and columns, which a file was written to.
+ */
+typedef struct qm_against {
+    qm_source source;
+    float add;    /* taken off its values (gemma's norms: 1) */
+    double slack; /* of the format's bound: 1 is what the tests enforce */
+    /* Out. */
+    qm_errsum error; /* of its values against the job's */
+    uint64_t beyond; /* values that are further off than the format's bound allows, or not finite */
+    uint64_t nonfinite;
+} qm_against;
+
 typedef struct qm_job {
     qm_source source;
+    qm_against *against; /* or NULL */
     const qm_step *step;
     int nstep;
     qm_round round; /* what every sink encodes is rounded to this, once */

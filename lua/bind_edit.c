@@ -329,15 +329,16 @@ static int editor_gc(lua_State *L)
     return 0;
 }
 
+/* Wide: libedit keeps these names, and would keep copies of narrow ones for ever. */
 static const struct {
-    const char *name, *help;
+    const wchar_t *name, *help;
     unsigned char (*run)(EditLine *, int);
-    const char *keys[2];
+    const wchar_t *key;
 } keys[] = {
-    {"qmoon-interrupt", "abandons the line", key_interrupt, {"^C", NULL}},
-    {"qmoon-end", "deletes a character, or ends the session", key_end, {"^D", NULL}},
-    {"qmoon-paste", "takes pasted text as it is", key_paste, {"\\e[200~", NULL}},
-    {"qmoon-complete", "completes a word", key_complete, {"^I", NULL}},
+    {L"qmoon-interrupt", L"abandons the line", key_interrupt, L"^C"},
+    {L"qmoon-end", L"deletes a character, or ends the session", key_end, L"^D"},
+    {L"qmoon-paste", L"takes pasted text as it is", key_paste, L"\\e[200~"},
+    {L"qmoon-complete", L"completes a word", key_complete, L"^I"},
 };
 
 /* What people expect of keys beyond libedit's own. */
@@ -362,8 +363,8 @@ static void set_up(editor *ed)
     history(ed->history, &event, H_SETSIZE, HISTORY);
     el_set(el, EL_HIST, history, ed->history);
     for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++) {
-        el_set(el, EL_ADDFN, keys[i].name, keys[i].help, keys[i].run);
-        el_set(el, EL_BIND, keys[i].keys[0], keys[i].name, NULL);
+        el_wset(el, EL_ADDFN, keys[i].name, keys[i].help, keys[i].run);
+        el_wset(el, EL_BIND, keys[i].key, keys[i].name, NULL);
     }
     for (size_t i = 0; i < sizeof bound / sizeof bound[0]; i++)
         el_set(el, EL_BIND, bound[i][0], bound[i][1], NULL);
@@ -410,6 +411,8 @@ static int editor_read(lua_State *L)
     tcgetattr(STDIN_FILENO, &cooked);
     editing = 1;
     put(PASTE_ON);
+    el_set(ed->el, EL_PREP_TERM,
+           1); /* before the prompt shows: what is typed at once must not be echoed twice */
     int n = 0;
     const char *line = el_gets(ed->el, &n);
     put(PASTE_OFF);

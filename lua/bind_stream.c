@@ -69,6 +69,7 @@ typedef struct job_box {
     qm_job job;
     qm_step step[MAX_STEPS];
     qm_sink sink[QM_MAX_SINKS];
+    qm_against against;
     lua_State *L;
     int progress; /* stack index of the progress function, or 0 */
     bool failed;  /* the progress function raised; its error is on the stack */
@@ -266,6 +267,25 @@ static int read_list(lua_State *L, int table, const char *field, int most, job_b
     return n;
 }
 
+/* against = a source, with add and slack. */
+static void read_against(lua_State *L, int table, job_box *b)
+{
+    lua_getfield(L, table, "against");
+    if (!lua_isnil(L, -1)) {
+        int t = lua_gettop(L);
+        luaL_checktype(L, t, LUA_TTABLE);
+        const qm_source *s = &b->job.source, *o = &b->against.source;
+        read_source(L, t, &b->against.source);
+        if (o->rows != s->rows || o->cols != s->cols)
+            luaL_error(L, "'%s' is [%f x %f], what it is held against [%f x %f]", o->name, (double)o->rows,
+                       (double)o->cols, (double)s->rows, (double)s->cols);
+        b->against.add = (float)qml_field_number(L, t, "add", 0);
+        b->against.slack = qml_field_number(L, t, "slack", 1);
+        b->job.against = &b->against;
+    }
+    lua_pop(L, 1);
+}
+
 static void step_i(lua_State *L, int t, job_box *b, int i) { read_step(L, t, &b->step[i], &b->job.source); }
 static void sink_i(lua_State *L, int t, job_box *b, int i) { read_sink(L, t, &b->sink[i], &b->job.source); }
 
@@ -277,6 +297,7 @@ static void read_job(lua_State *L, int table, job_box *b)
     luaL_checktype(L, -1, LUA_TTABLE);
     read_source(L, lua_gettop(L), &b->job.source);
     lua_pop(L, 1);
+    read_against(L, table, b);
     b->job.round = qml_field_round(L, table, "round");
     b->job.keep_nonfinite = qml_field_boolean(L, table, "keep_nonfinite", false);
     b->job.want_errors = qml_field_boolean(L, table, "errors", true);
@@ -298,9 +319,24 @@ static void call_progress(void *arg, uint64_t bytes)
         qm_interrupt_request(); /* stop the workers; the error is raised once they have */
 }
 
-static void push_results(lua_State *L, const job_box *b)
+static void push_against(lua_State *L, const qm_against *a)
 {
     lua_createtable(L, 0, 3);
+    qml_push_errsum(L, &a->error);
+    lua_setfield(L, -2, "error");
+    lua_pushnumber(L, (double)a->beyond);
+    lua_setfield(L, -2, "beyond");
+    lua_pushnumber(L, (double)a->nonfinite);
+    lua_setfield(L, -2, "nonfinite");
+}
+
+static void push_results(lua_State *L, const job_box *b)
+{
+    lua_createtable(L, 0, 4);
+    if (b->job.against) {
+        push_against(L, b->job.against);
+        lua_setfield(L, -2, "against");
+    }
     lua_pushnumber(L, b->job.sum_ww);
     lua_setfield(L, -2, "ww");
     lua_pushnumber(L, b->job.sum_dd);
@@ -350,7 +386,8 @@ static int run_stream(lua_State *L)
 }
 
 /* stream(pool, job) -> {ww, dd, sinks = {{error, offset, zero_groups}, …}}.  See core/stream.h for what a
- * job is; field names are the same.  Sinks need no file when job.measure is set. */
+ * job is; field names are the same.  Sinks need no file when job.measure is set.  With job.against there is
+ * against = {error, beyond, nonfinite}, too. */
 static int stream(lua_State *L)
 {
     idle_pool(L, 1);

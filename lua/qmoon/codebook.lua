@@ -12,11 +12,43 @@ local plain = require "qmoon.function_format".plain
 local codebook = {}
 
 ---@class qmoon.Codebook
----@field info fun(self): table       as an entry of qm.formats(): {name, doc, block, planes, bound, …}
----@field levels fun(self): number[]  in the order of their codes, as multiples of a block's largest magnitude
 local methods = core.format_methods
+local raw = { info = methods.info, levels = methods.levels }
 
+local function check_self(self, name)
+    local meta = type(self) == "userdata" and debug.getmetatable(self)
+    if type(meta) ~= "table" or rawget(meta, "__name") ~= "qmoon.format" then
+        core.fail("fail", "%s: called on something that is no codebook; it is a method: codebook:%s()", name, name)
+    end
+end
+
+--- What it is, as an entry of qm.formats(): {name, doc, block, planes, bound, …}.
+---
+---     codebook:info().block
+---
+---@return table
+function methods:info()
+    check_self(self, "info")
+    return raw.info(self)
+end
+
+--- The levels in the order of their codes, as multiples of a block's largest magnitude.
+---
+---     codebook:levels()
+---
+---@return number[]
+function methods:levels()
+    check_self(self, "levels")
+    return raw.levels(self)
+end
+
+--- What it is, in one line.
+---
+---     print(codebook:text())
+---
+---@return string
 function methods:text()
+    check_self(self, "text")
     local info, levels, few = self:info(), self:levels(), {}
     if not levels then
         return ("format %s: %s"):format(info.name, info.doc)

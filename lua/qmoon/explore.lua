@@ -37,17 +37,17 @@ end
 
 --- What the given shares of the values are not above: 0.5 is the median.
 ---
----     t:quantile(0.5)
----     t:quantile{0.01, 0.5, 0.99}
+---     t:quantiles(0.5)
+---     t:quantiles{0.01, 0.5, 0.99}
 ---
 ---@param share number|number[] from 0 to 1
 ---@return number|number[]
-function methods:quantile(share)
-    check.self("quantile", self)
+function methods:quantiles(share)
+    check.self("quantiles", self)
     if type(share) == "table" then
         return core.quantiles(plain(self), share)
     end
-    check.number("quantile", share, "share")
+    check.number("quantiles", share, "share")
     return core.quantiles(plain(self), { share })[1]
 end
 
@@ -334,7 +334,7 @@ end
 local function measured(t, format, options, by_name)
     local q = t:quantize(format, options)
     local info, row = q:info(), explore.error(t, q)
-    local descriptor = by_name[info.format]
+    local descriptor = type(format) == "string" and by_name[info.format] or type(format) ~= "string" and format:info()
     row.format, row.bits = formats.label(format), info.bits
     row.block = descriptor and descriptor.block == 0 and (not options or not options.block or options.block == "row")
         and "row" or info.block

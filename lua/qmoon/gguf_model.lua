@@ -279,6 +279,21 @@ function gguf_model.config(a, g, what)
     return config_text(a, g, fields, dtype_of(g))
 end
 
+--- The tensors of a GGUF file as a checkpoint has them, or nil where its architecture is not known.
+---@param g table from core.gguf
+---@param what string names the file in messages
+---@param items qmoon.Item[] of the opened model
+---@return qmoon.Item[]?
+function gguf_model.items(g, what, items)
+    local a = arch.of_gguf(g.meta)
+    if not a then
+        return nil
+    end
+    local fields = fields_of(a, g)
+    complete(a, g, fields, what)
+    return items_of(a, items, fields, what)
+end
+
 --- What a model folder made of a GGUF file holds.
 ---
 --- options: dtype = torch's name for config.json instead of the file's own, pre = name of the pre-tokenizer,

@@ -64,8 +64,13 @@ local function entry_named(name)
     end
 end
 
+-- Paragraphs as one line each: the terminal has its own width.
+local function reflow(s)
+    return (s:gsub("([^\n])\n([^%s%-])", "%1 %2"))
+end
+
 local function topic_text(t)
-    local lines = { t.name .. ": " .. t.about, t.text }
+    local lines = { t.name .. ": " .. t.about, reflow(t.text) }
     for _, name in ipairs(t.see) do
         local entry = entry_named(name)
         local d = entry and doc.of(entry.run)
@@ -83,7 +88,7 @@ end
 ---@param d qmoon.Doc
 ---@return string
 function help.doc_text(d)
-    local lines = { d.signature, d.text }
+    local lines = { d.signature, reflow(d.text) }
     for _, p in ipairs(d.params) do
         lines[#lines + 1] = ("  %s: %s%s"):format(p.name, p.type, p.text ~= "" and "  " .. p.text or "")
     end

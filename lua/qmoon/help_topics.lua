@@ -30,7 +30,7 @@ Opening reads headers only.  m:tensor(name) is a view of the file; Tab completes
     { name = "report", about = "the error of a format over a whole model, the worst tensors first",
       text = [[
 The model is streamed in chunks: memory does not grow with it.]],
-      see = { "m:report", "r:worst", "r:where" } },
+      see = { "m:report", "m:compare", "r:worst", "r:where" } },
     { name = "codebooks", about = "formats of your own: levels, fitted levels, two functions",
       text = [[
 Wherever a format's name goes, such a value goes, too, or the name that it was given.]],

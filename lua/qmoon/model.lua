@@ -364,6 +364,25 @@ function Model:report(format, rules)
     return require("qmoon.model_report").of(self, format, rules)
 end
 
+--- How far another model's tensors are from this one's: a result, the worst first.  Both are streamed side by side;
+--- either may be a folder, a GGUF file or a single file.  `qmoon compare` and `qmoon verify` do it from a shell.
+---
+---     qm.write(m, {{"written-nf4", format = "nf4"}})
+---     m:compare(qm.open "written-nf4"):worst(3)
+---
+---@param other qmoon.Model without adapters
+---@return qmoon.Result with tensor, a, b, values, and the figures of qm.error
+function Model:compare(other)
+    check(self, "compare")
+    if type(other) ~= "table" or getmetatable(other) ~= Model then
+        core.fail("fail", "compare: other must be what qm.open gives, not a %s", type(other))
+    elseif other.adapters then
+        core.fail("unsupported", "compare: %s has adapters that are not merged yet; compare the other way round: other:compare(m)",
+            other.path)
+    end
+    return (require("qmoon.model_compare").compare(self, other))
+end
+
 --- The model's tensors: a result with tensor, type, shape, values and bytes.
 ---
 ---     m:tensors "layers\\.0\\."
@@ -390,11 +409,40 @@ function Model:size()
     return n, bytes
 end
 
+-- The type that most of the bytes are in, and whether others are there.
+local function main_type(m)
+    local bytes, best, kinds = {}, nil, 0
+    for _, item in ipairs(m.items) do
+        local t = item.type_name or item.source.quantised or item.source.dtype
+        kinds = kinds + (bytes[t] and 0 or 1)
+        bytes[t] = (bytes[t] or 0) + item.source.size
+        best = (not best or bytes[t] > bytes[best]) and t or best
+    end
+    return best and best .. (kinds > 1 and " and others" or "") or "empty"
+end
+
+-- A head that is the embedding is counted once; where it is much of the model, that is worth knowing.
+local function tied_text(m, n)
+    if not (m.config and m.config.fields.tie_word_embeddings) then
+        return ""
+    end
+    for _, item in ipairs(m.items) do
+        if item.name:find "embed_tokens%.weight$" then
+            local count = Model.extent(item.shape)
+            return (" · embeddings tied (%s = %.1f %%)"):format(text.count(count), 100 * count / n)
+        end
+    end
+    return ""
+end
+
 function Model:__tostring()
     local n, bytes = self:size()
     local kind = self.config and self.config.fields.model_type or self.kind
-    return ("%s · %s parameters · %s · %d tensors%s"):format(kind, text.count(n), text.bytes(bytes), #self.items,
-        self.adapters and (" · %d adapter%s merged in when written"):format(#self.adapters, #self.adapters > 1 and "s" or "")
+    for _, pair in ipairs(self.gguf and self.gguf.meta or {}) do
+        kind = pair.key == "general.architecture" and pair.value .. " gguf" or kind
+    end
+    return ("%s · %s parameters · %s · %s · %d tensors%s%s"):format(kind, text.count(n), main_type(self), text.bytes(bytes),
+        #self.items, tied_text(self, n), self.adapters and (" · %d adapter%s merged in when written"):format(#self.adapters, #self.adapters > 1 and "s" or "")
         or "")
 end
 

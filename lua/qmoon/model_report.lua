@@ -120,7 +120,7 @@ local function short(name)
 end
 
 local COLUMNS = explore.columns { { key = "tensor", title = "tensor", short = short }, { key = "format", title = "format" },
-                                  { key = "values", title = "values", form = "%.0f" },
+                                  { key = "values", title = "values", form = "%.0f", wide = true },
                                   { key = "bits", title = "bits/w", form = "%.3f" } }
 
 local function left_text(left)

@@ -17,6 +17,7 @@ local result = {}
 ---@field form string?         how numbers are printed, as string.format has it
 ---@field worse "low"|"high"|nil which end is the bad one
 ---@field exact string?        printed instead of infinity
+---@field wide? boolean        left out of the table where there is little room
 ---@field short? fun(value: string): string  how a name is written where there is little room
 
 ---@class qmoon.Result
@@ -282,8 +283,19 @@ end
 -- Names give way when a table is too wide: first what can be left out, then the middle of the widest column.
 local function fit(cells, columns, width)
     if not width or measure(cells) <= width then
-        return cells
+        return cells, columns
     end
+    local left = {}
+    for c = #columns, 1, -1 do
+        if columns[c].wide then
+            for _, row in ipairs(cells) do
+                table.remove(row, c)
+            end
+        else
+            table.insert(left, 1, columns[c])
+        end
+    end
+    columns = left
     for c, column in ipairs(columns) do
         for r = column.short and 2 or #cells + 1, #cells do
             cells[r][c] = column.short(cells[r][c])
@@ -292,6 +304,26 @@ local function fit(cells, columns, width)
     local total, widest, most = measure(cells)
     for _, row in ipairs(total > width and cells or {}) do
         row[widest] = shorten(row[widest], math.max(12, most - (total - width)))
+    end
+    return cells, columns
+end
+
+-- In a column of numbers words stand to the right, too: "row" among block sizes.
+local function numbers_right(self, cells, columns)
+    for c, column in ipairs(columns) do
+        local number, word, width = false, false, 0
+        for r, row in ipairs(self) do
+            number, word = number or type(row[column.key]) == "number", word or type(row[column.key]) == "string"
+            if r > MOST then
+                break
+            end
+        end
+        for _, row in ipairs(number and word and cells or {}) do
+            width = math.max(width, text.width(row[c]))
+        end
+        for _, row in ipairs(width > 0 and cells or {}) do
+            row[c] = (" "):rep(width - text.width(row[c])) .. row[c]
+        end
     end
     return cells
 end
@@ -315,7 +347,7 @@ function Result:text(options)
             cells[#cells + 1] = cells_of(columns, row)
         end
     end
-    local lines = text.table(fit(cells, columns, options.width))
+    local lines = text.table(numbers_right(self, fit(cells, columns, options.width)))
     if elided then
         local at, place = 0, 0
         for _ = 1, HEAD + 1 do
@@ -373,21 +405,33 @@ local function json_value(value)
     return value
 end
 
+local function object_of(columns, row)
+    local members = {}
+    for k, c in ipairs(columns) do
+        members[k] = { c.key, row[c.key] == nil and core.null or json_value(row[c.key]) }
+    end
+    return json.object(members)
+end
+
+--- All rows as what qmoon.json writes as a list of objects.
+---@param r qmoon.Result
+---@return table
+function result.objects(r)
+    local columns, list = facts[r].columns, {}
+    for i, row in ipairs(r) do
+        list[i] = object_of(columns, row)
+    end
+    return json.array(list)
+end
+
 --- All rows as a JSON list of objects; what is infinite or missing is null.
 ---
 ---     print(qm.compare(t, {"nf4"}):json())
 ---
 ---@return string
 function Result:json()
-    local columns, list = check(self, "json").columns, {}
-    for i, row in ipairs(self) do
-        local members = {}
-        for k, c in ipairs(columns) do
-            members[k] = { c.key, row[c.key] == nil and core.null or json_value(row[c.key]) }
-        end
-        list[i] = json.object(members)
-    end
-    return json.encode(json.array(list), { indent = 2 })
+    check(self, "json")
+    return json.encode(result.objects(self), { indent = 2 })
 end
 
 --- All rows as a Markdown table.
@@ -410,10 +454,89 @@ function Result:markdown()
     return text.markdown(cells)
 end
 
-local WRITERS = { csv = Result.csv, json = Result.json, md = Result.markdown, markdown = Result.markdown,
-                  txt = function(self) return self:text { all = true } .. "\n" end }
+--- All rows as JSON, one object a line.
+---
+---     io.write(qm.compare(t, {"nf4"}):jsonl())
+---
+---@return string
+function Result:jsonl()
+    local columns, lines = check(self, "jsonl").columns, {}
+    for i, row in ipairs(self) do
+        lines[i] = json.encode(object_of(columns, row)) .. "\n"
+    end
+    return table.concat(lines)
+end
 
---- Writes all rows to a file, as its name ends: .csv, .json, .md or .txt.
+--- The table with lines around its cells.
+---
+---     print(qm.compare(t, {"nf4", "q4_0"}):box())
+---
+---@return string
+function Result:box()
+    local columns = check(self, "box").columns
+    local cells, widths = { titles(columns) }, {}
+    for i, row in ipairs(self) do
+        if i <= MOST then
+            cells[#cells + 1] = cells_of(columns, row)
+        end
+    end
+    cells, columns = fit(cells, columns, (terminal.columns() or 10000) - 2 * #columns)
+    for _, row in ipairs(cells) do
+        for c, word in ipairs(row) do
+            widths[c] = math.max(widths[c] or 0, text.width(word))
+        end
+    end
+    local function line(left, middle, right)
+        local parts = {}
+        for c, w in ipairs(widths) do
+            parts[c] = ("─"):rep(w + 2)
+        end
+        return left .. table.concat(parts, middle) .. right
+    end
+    local lines = { line("┌", "┬", "┐") }
+    for r, row in ipairs(cells) do
+        local parts = {}
+        for c, word in ipairs(row) do
+            local pad = (" "):rep(widths[c] - text.width(word))
+            parts[c] = r > 1 and type(self[r - 1][columns[c].key]) == "number" and pad .. word or word .. pad
+        end
+        lines[#lines + 1] = "│ " .. table.concat(parts, " │ ") .. " │"
+        lines[#lines + 1] = r == 1 and line("├", "┼", "┤") or nil
+    end
+    lines[#lines + 1] = line("└", "┴", "┘")
+    if #self > MOST then
+        lines[#lines + 1] = (" … %d more rows; r:csv() has them"):format(#self - MOST)
+    end
+    return table.concat(lines, "\n")
+end
+
+local ENTITIES = { ["&"] = "&amp;", ["<"] = "&lt;", [">"] = "&gt;" }
+
+--- All rows as an HTML table, for a notebook or a page.
+---
+---     print(qm.compare(t, {"nf4"}):html())
+---
+---@return string
+function Result:html()
+    local columns = check(self, "html").columns
+    local function row_of(cells, tag)
+        for i, word in ipairs(cells) do
+            cells[i] = ("<%s>%s</%s>"):format(tag, word:gsub("[&<>]", ENTITIES), tag)
+        end
+        return "<tr>" .. table.concat(cells) .. "</tr>"
+    end
+    local lines = { "<table>", row_of(titles(columns), "th") }
+    for _, row in ipairs(self) do
+        lines[#lines + 1] = row_of(cells_of(columns, row), "td")
+    end
+    lines[#lines + 1] = "</table>"
+    return table.concat(lines, "\n") .. "\n"
+end
+
+local WRITERS = { csv = Result.csv, json = Result.json, md = Result.markdown, markdown = Result.markdown, html = Result.html,
+                  jsonl = Result.jsonl, txt = function(self) return self:text { all = true } .. "\n" end }
+
+--- Writes all rows to a file, as its name ends: .csv, .json, .jsonl, .md, .html or .txt.
 ---
 ---     qm.compare(t, {"nf4", "q4_0"}):save "compare.csv"
 ---
@@ -424,7 +547,7 @@ function Result:save(path)
     local ending = type(path) == "string" and path:match "%.(%w+)$"
     local writer = ending and WRITERS[ending:lower()]
     if not writer then
-        core.fail("fail", "save: a file name ending in .csv, .json, .md or .txt says how it is written, not %s",
+        core.fail("fail", "save: a file name ending in .csv, .json, .jsonl, .md, .html or .txt says how it is written, not %s",
             type(path) == "string" and "'" .. path .. "'" or "a " .. type(path))
     end
     require("qmoon.files").write(path, writer(self))

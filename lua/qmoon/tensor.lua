@@ -29,6 +29,7 @@ setmetatable(methods, { __index = function(_, name)
     for k in pairs(methods) do
         names[#names + 1] = k
     end
+    table.sort(names)
     local guess = nearest(tostring(name), names)
     core.fail("fail", "tensor has no method '%s'%s", tostring(name), guess and ("; did you mean '%s'?"):format(guess) or "")
 end })
@@ -112,7 +113,7 @@ end
 ---@return string|integer[]
 function methods:codes(first, last)
     check.self("codes", self)
-    if first == nil then
+    if first == nil and last == nil then
         return raw.plane(self, 1)
     end
     local n = raw.info(self).count

@@ -17,14 +17,17 @@ function terminal.set_colour(when)
     wanted = when
 end
 
---- Whether the stream (1: standard output, 2: standard error) gets colours.  --color decides, then NO_COLOR, then
---- FORCE_COLOR and CLICOLOR_FORCE, then whether it is a terminal that is not dumb.
+--- Whether the stream (1: standard output, 2: standard error) gets colours.  --color decides, then NO_COLOR and
+--- TERM=dumb, which forbid them, then FORCE_COLOR and CLICOLOR_FORCE, then whether it is a terminal.
 ---@param fd? integer
 ---@return boolean
 function terminal.colour(fd)
     if wanted ~= "auto" then
         return wanted == "always"
     elseif env "NO_COLOR" then
+        return false
+    end
+    if env "TERM" == "dumb" then
         return false
     end
     local force = env "FORCE_COLOR" or env "CLICOLOR_FORCE"
@@ -62,12 +65,15 @@ function terminal.columns()
     return width or core.terminal(1)
 end
 
+-- One character for one where columns matter; words only where prose has them.
 local STAND_IN = {
     ["·"] = "|", ["…"] = "...", ["×"] = "x", ["≤"] = "<=", ["≥"] = ">=", ["±"] = "+-", ["→"] = "->", ["–"] = "-", ["—"] = "-",
     ["▁"] = "_", ["▂"] = ".", ["▃"] = ":", ["▄"] = "-", ["▅"] = "=", ["▆"] = "+", ["▇"] = "*", ["█"] = "#",
     ["▏"] = "|", ["▎"] = "|", ["▍"] = "|", ["▌"] = "|", ["▋"] = "#", ["▊"] = "#", ["▉"] = "#",
     ["░"] = ".", ["▒"] = "+", ["▓"] = "%", ["─"] = "-", ["│"] = "|", ["└"] = "+", ["┊"] = ":", ["•"] = "*",
-    ["✓"] = "ok", ["✗"] = "no", ["µ"] = "u", ["σ"] = "s", ["Σ"] = "sum", ["√"] = "sqrt", ["|Δ|"] = "|d|", ["Δ"] = "d",
+    ["✓"] = "ok", ["✗"] = "no", ["µ"] = "u", ["σ"] = "s", ["Σ"] = "sum", ["√"] = "sqrt", ["Δ"] = "d",
+    ["┌"] = "+", ["┬"] = "+", ["┐"] = "+", ["├"] = "+", ["┼"] = "+", ["┤"] = "+", ["┴"] = "+", ["┘"] = "+", ["−"] = "-", ["∞"] = "inf",
+    ["‖"] = "|", ["≈"] = "~", ["½"] = "1/2", ["α"] = "alpha", ["é"] = "e",
 }
 
 --- The text in ASCII: stand-ins for what our own output uses, "?" for other characters.

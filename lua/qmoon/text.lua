@@ -75,7 +75,7 @@ function text.width(s)
     return n
 end
 
---- Lines no wider than `width`, broken at blanks; what was broken goes on two columns further in.
+--- Lines no wider than `width`, broken at blanks; what was broken and indented goes on two columns further in.
 ---@param s string
 ---@param width integer
 ---@return string
@@ -94,7 +94,7 @@ function text.fold(s, width)
                 break
             end
             lines[#lines + 1] = (line:sub(1, cut - 1):gsub(" +$", ""))
-            line = indent .. "  " .. line:sub(cut + 1):gsub("^ +", "")
+            line = (indent ~= "" and indent .. "  " or "") .. line:sub(cut + 1):gsub("^ +", "")
         end
         lines[#lines + 1] = line
     end

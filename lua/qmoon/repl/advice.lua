@@ -41,7 +41,7 @@ end
 ---@param name string
 ---@return string
 function advice.of_nil(name)
-    local guess = nearest(name, names_of(_G))
+    local guess = #name > 2 and nearest(name, names_of(_G))
     return ("%s is nil%s"):format(name, guess and ("; did you mean '%s'?"):format(guess) or "")
 end
 

@@ -64,7 +64,7 @@ local function user_frames(level)
         local f = debug.getinfo(i, "Snlf")
         if not f or f.func == repl.evaluate then
             break
-        elseif not is_own(f.source) and f.what ~= "main" and f.source ~= "=prompt" and f.name and f.currentline > 0 then
+        elseif not is_own(f.source) and f.what ~= "main" and f.name and f.name ~= "chunk" and f.currentline > 0 then
             frames[#frames + 1] = ("  in function '%s' (%s:%d)"):format(f.name, f.short_src, f.currentline)
         end
     end
@@ -73,6 +73,7 @@ end
 
 -- Where in the chunk is only worth saying when there are several lines of it.
 local function plain_message(message, text)
+    message = message:gsub("^lua/qmoon/repl/init%.lua:%d+: ", "") -- what error() adds to a call that is all of a chunk
     local line, rest = message:match "^prompt:(%d+): (.*)$"
     if not line then
         return message
@@ -345,6 +346,15 @@ local function interpret_loaded()
     end)
 end
 
+-- os.exit typed at the prompt ends the session well: nothing is left behind that a crash would leave.
+local function end_on_exit(finish)
+    local exit = os.exit
+    rawset(os, "exit", function(status)
+        finish()
+        exit(status, true)
+    end)
+end
+
 -- ---- running ------------------------------------------------------------------------------------------------------------
 
 local function banner()
@@ -430,6 +440,7 @@ function repl.run(options)
         end
     end
     interpret_loaded()
+    end_on_exit(finish)
     local init = not options.no_init and interactive and init_file()
     if init then
         run_init(session, init)
