@@ -23,8 +23,8 @@ local o = cli.parse({
             .. "24GiB" },
         { "context", kind = "integer", value = "N", doc = "fits, which-format: tokens of context" },
     },
-    examples = "  qmoon demo nf4-vs-int4\n  qmoon demo outlier --html outlier.html\n"
-        .. "  qmoon demo fits --model 'llama 3-8b' --card 12GiB --context 8192",
+    examples = "  qmoon demo nf4-vs-int4\n  qmoon demo outlier --html outlier.html\n  qmoon demo fits "
+        .. "--model 'llama 3-8b' --card 12GiB --context 8192",
 }, { ... })
 if not o then
     return 0

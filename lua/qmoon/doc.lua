@@ -170,6 +170,7 @@ local CLASSES = {
       methods = function() return require "qmoon.model" end },
     { class = "result", prefix = "r:", methods = function() return require("qmoon.result").methods end },
     { class = "codebook", prefix = "codebook:", methods = function() return core.format_methods end },
+    { class = "picture", prefix = "p:", methods = function() return require("qmoon.picture").methods end },
 }
 
 local function add_functions(list, prefix, methods, hidden)
@@ -192,6 +193,11 @@ end
 function doc.registry()
     local list = {}
     add_functions(list, "qm.", require "qmoon", {})
+    local plots = {}
+    for _, name in ipairs(require "qmoon.plot"()) do
+        plots[name] = require("qmoon.plot")[name]
+    end
+    add_functions(list, "qm.plot.", plots, {})
     for _, c in ipairs(CLASSES) do
         add_functions(list, c.prefix, c.methods(), c.hidden or {})
     end

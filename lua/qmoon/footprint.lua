@@ -11,6 +11,9 @@ local synth = require "qmoon.synth"
 
 local footprint = {}
 
+-- GiB for the driver's context, the program and its activations: an estimate, and said to be one.
+footprint.WORKSPACE = 0.8
+
 local function known()
     local list = {}
     for family, sizes in pairs(synth.sizes) do
@@ -36,6 +39,15 @@ function footprint.model(name)
     return synth.headers(sizes[size])
 end
 
+--- Fails unless a model's shapes say how much memory it takes.
+---@param model qmoon.Model
+function footprint.check(model)
+    if type(model) ~= "table" or not (model.config and model.config.arch) then
+        core.fail("unsupported", "%s: memory is computed for model folders whose architecture is known",
+            type(model) == "table" and tostring(model.path) or tostring(model))
+    end
+end
+
 --- A model by its folder, or by family and size; and what to call it.
 ---@param name string
 ---@return qmoon.Model
@@ -43,10 +55,7 @@ end
 function footprint.of(name)
     if core.stat(name) then
         local model = require("qmoon.model").open(name)
-        if not (model.config and model.config.arch) then
-            core.fail("unsupported", "%s: memory is computed for model folders whose architecture is known",
-                name)
-        end
+        footprint.check(model)
         return model, name:match "([^/]+)/*$"
     end
     return footprint.model(name), name

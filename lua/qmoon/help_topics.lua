@@ -41,8 +41,9 @@ All arithmetic decodes to f32 first and gives f32.]],
       see = { "t:matmul", "t:add", "t:sub", "t:mul", "t:scale", "t:transpose", "t:norm", "t:norms", "t:svd" } },
     { name = "results", about = "tables: sorting them, and CSV, JSON, Markdown of them",
       text = [[
-r[1].sqnr is a figure of the first row.  :mode csv shows every table as CSV, and so on.]],
-      see = { "r:sort", "r:worst", "r:best", "r:where", "r:column", "r:columns", "r:save", "r:csv", "r:json", "r:markdown" } },
+r[1].sqnr is a figure of the first row.  :mode csv shows every table as CSV, and so on.  r:plot() draws a result;
+qm.plot has more pictures (print(qm.plot)), and qmoon demo lessons with them.]],
+      see = { "r:plot", "qm.plot.rulers", "p:save", "r:sort", "r:worst", "r:best", "r:where", "r:column", "r:columns", "r:save", "r:csv", "r:json", "r:markdown" } },
     { name = "writing", about = "quantised models as files, as bitsandbytes and llama.cpp have them",
       text = [[
 One pass over the source writes any number of outputs; what a plan says of their sizes is exact.  The same from a shell:

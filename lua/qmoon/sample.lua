@@ -1,9 +1,8 @@
 --- The values that pictures and demos are drawn of: made from a name and a seed, so that a recipe can say
 --- what they are.
 
+local check = require "qmoon.check"
 local core = require "qmoon.core"
-local nearest = require "qmoon.nearest"
-local tensor = require "qmoon.tensor"
 local text = require "qmoon.text"
 
 local sample = {}
@@ -36,26 +35,27 @@ local KINDS = {
 sample.kinds = { "normal", "student", "outlier", "uniform" }
 
 --- The tensor of options.t, or one of options.data ("normal" unless given), options.seed, options.rows.
+---@param what string who asks, for messages
 ---@param options {t: qmoon.Tensor?, data: string?, seed: integer?, rows: integer?}
 ---@return qmoon.Tensor
 ---@return table[] recipe
-function sample.of(options)
-    local t = options.t
-    if t then
-        local i = t:info()
-        return t, { { "data", ("%s%s %s"):format(i.name and i.name .. " " or "", i.format,
-            text.shape(i.shape)) } }
+function sample.of(what, options)
+    if options.t ~= nil then
+        local i = check.tensor(what, options.t, "t"):info()
+        local name = i.name and i.name .. " " or ""
+        return options.t, { { "data", ("%s%s %s"):format(name, i.format, text.shape(i.shape)) } }
     end
-    local name = options.data or "normal"
-    local kind = KINDS[name]
-    if not kind then
-        local guess = nearest(name, sample.kinds)
-        core.fail("fail", "there are no '%s' values%s; there are %s", name,
-            guess and (" (did you mean '%s'?)"):format(guess) or "", table.concat(sample.kinds, " "))
-    end
-    local seed, shape = options.seed or 1, { options.rows or ROWS, COLUMNS }
+    local kind = KINDS[check.choice(what, options.data or "normal", "data", sample.kinds)]
+    local seed, shape = check.whole(what, options.seed or 1, "seed", 0), { options.rows or ROWS, COLUMNS }
     return kind[2](shape, seed), { { "data", ("%s, %d values"):format(kind[1], shape[1] * shape[2]) },
         { "seed", seed } }
+end
+
+--- A slider of a page over powers of two, as near to a value as there are.
+---@return table
+function sample.slider(name, low, high, value)
+    local at = math.floor(math.log(value) / math.log(2) + 0.5)
+    return { name, low, high, math.max(low, math.min(high, at)), power = true }
 end
 
 --- Recipe entries, one list after another.

@@ -22,6 +22,11 @@ function screen.new(fields)
     return setmetatable(fields, Screen)
 end
 
+--- Whether a value is a screen.
+function screen.is(value)
+    return getmetatable(value) == Screen
+end
+
 --- The screen behind standard output; never wider than 80 columns.
 ---@return qmoon.Screen
 function screen.here()

@@ -31,8 +31,8 @@ local function widest(text)
     return most
 end
 
-T["every picture has a terminal form of 80 columns, in ASCII and in blocks, with colour only where there "
-    .. "is some"] = function()
+T["every picture has a terminal form of 80 columns, in ASCII and in blocks, with colour only where there is "
+    .. "some"] = function()
     assert(#qm.plot() >= 12)
     for _, name in ipairs(qm.plot()) do
         local p = draw(name)
@@ -54,13 +54,13 @@ local SVG = {
     heatmap = "6e96b56f71eb8c039de903e125aeed83aa10a221b0df7a9a8304bca48839e6d5",
     ledger = "76d7b5ce237f5946971a73d61993fb8034798c6b1100e5bb5d99be10cb482e4e",
     lora = "71fa7f092696b1b41b6260bdb6a799cc1e15222f858480576b1ef1ab8127dab6",
-    memory = "3e3be9955e6dfff8d44575ec23875d2cb344ff3bf967147f9e3cf1e0f48bcbe8",
+    memory = "de35aa109b1296a5d45e4c947e76ea5ca78af1aff9dd77b2c46029adb9769aa6",
     nine = "83132c337d29f81fdc962c5b4d8f698619e54b3cae238df6189f3dc9fd4aadc8",
     outlier = "4d7fd9a09c6f5fa4b951a18929de23fc81cec49b4620c69008bf9cfaa8ef7374",
-    result = "fa9e3963430b59eb071903612004720f5dabe26746dbc7db69561c2a73b44f4e",
+    result = "12d1e69eb3f6cee661bdbf3565a8b1cb23de9d1f9a821aa19b8e58cd9e80a49c",
     rulers = "bd35e1f8607781712b97ac5ae158a6fe4f98accfab44910ccc57b68c81388ea7",
     staircase = "f06a7b288942f29a59a0b3d66d72de20a670146614b1d281b21eceb9a944b564",
-    weights = "2ac77d3b51fbf267ea33a69b602ceeb44e59085a5954dffa6e2d6d6c3eef1ebb",
+    weights = "eb6efc14a47daf29d189109b9823ed3e8cde52bfe77446de5fd370149ee86b50",
 }
 
 T["SVG is the same bytes again and again, and those recorded"] = function()

@@ -32,10 +32,9 @@ local DARK = { light = 1, dark = 0 } -- of Blink's preferredColorScheme
 
 local function browse(path, scheme, width, more)
     local command = ("timeout 120 %s --headless --no-sandbox --disable-gpu --hide-scrollbars "
-        .. "--virtual-time-budget=8000 "
-        .. "--enable-logging=stderr --force-device-scale-factor=1 --user-data-dir='%s/profile' "
-            .. "--window-size=%d,%d "
-        .. "--blink-settings=preferredColorScheme=%d %s 'file://%s' 2>'%s/log'"):format(chromium, folder,
+        .. "--virtual-time-budget=8000 --enable-logging=stderr --force-device-scale-factor=1 "
+        .. "--user-data-dir='%s/profile' --window-size=%d,%d --blink-settings=preferredColorScheme=%d %s "
+        .. "'file://%s' 2>'%s/log'"):format(chromium, folder,
             width,
         more.height or 900, DARK[scheme], more.option, path, folder)
     local pipe = io.popen(command)
@@ -153,8 +152,8 @@ local function check_sliders(html)
     for _, at in ipairs(POSITIONS) do
         local outputs = probe("pictures", html, "light", 1000, at)
         for name, line in pairs(expected(at)) do
-            check(outputs[name] and outputs[name]:sub(1, #line) == line, "%s: the page says '%s', the "
-                .. "core '%s'", name,
+            check(outputs[name] and outputs[name]:sub(1, #line) == line, "%s: the page says '%s', the core "
+                .. "'%s'", name,
                 tostring(outputs[name]), line)
         end
     end

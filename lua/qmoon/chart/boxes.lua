@@ -69,9 +69,8 @@ end
 
 function boxes.gnuplot()
     return "set style data histograms\nset style histogram rowstacked\nset style fill solid 0.6\nset "
-        .. "boxwidth 0.7\n"
-        .. "plot $data using 2:xtic(1) title 'sign', $data using 3 title 'exponent', $data using 4 title "
-            .. "'mantissa'"
+        .. "boxwidth 0.7\nplot $data using 2:xtic(1) title 'sign', $data using 3 title 'exponent', $data "
+        .. "using 4 title 'mantissa'"
 end
 
 return boxes

@@ -120,8 +120,8 @@ function histogram.gnuplot(panel)
         arrows[i] = ("set arrow from %s, graph 0 to %s, graph 0.06 nohead linecolor 2 front\n"):format(canvas.number(v),
             canvas.number(v))
     end
-    return table.concat(arrows) .. "set style fill solid 0.5\nset boxwidth 1 relative\nplot $data using "
-        .. "1:2 with boxes notitle"
+    return table.concat(arrows) .. "set style fill solid 0.5\nset boxwidth 1 relative\nplot $data using 1:2 "
+        .. "with boxes notitle"
 end
 
 return histogram

@@ -139,8 +139,7 @@ function stack.gnuplot(panel)
     local limit = panel.limit and (", %s with lines title '%s'"):format(canvas.number(panel.limit.value),
         panel.limit.label) or ""
     return "set style data histograms\nset style histogram rowstacked\nset style fill solid 0.6\nset "
-        .. "boxwidth 0.7\n"
-        .. "set yrange [0:*]\nplot " .. table.concat(plots, ", \\\n     ") .. limit
+        .. "boxwidth 0.7\nset yrange [0:*]\nplot " .. table.concat(plots, ", \\\n     ") .. limit
 end
 
 return stack

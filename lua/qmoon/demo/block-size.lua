@@ -34,8 +34,8 @@ return {
                 ["bits_" .. block] = bits }
         end
         l:table(rows)
-        l:say("Signal to error in dB. Heavy tails are Student's t with 5 degrees of freedom, nearer to "
-            .. "real weights than the bell.")
+        l:say("Signal to error in dB. Heavy tails are Student's t with 5 degrees of freedom, nearer to real "
+            .. "weights than the bell.")
         l:section "The same as a picture"
         l:picture(require("qmoon.picture").new {
             title = "Signal to error by block size, heavy-tailed values",

@@ -60,8 +60,8 @@ local CLAIMS = {
     { "INT8 stores 3.14159 as 3", function()
         local s = affine.symmetric(affine.nine, 8)
         local code = affine.round(math.pi / s.step)
-        return code == 3, ("it stores round(x / scale): with a largest value of 5.64, code %d, which "
-            .. "reads %.3f"):format(code, code * s.step),
+        return code == 3, ("it stores round(x / scale): with a largest value of 5.64, code %d, which reads "
+            .. "%.3f"):format(code, code * s.step),
             { pi_code = code }
     end },
     { "The nine numbers become 123 209 217 76 119 93 0 81 99", function()
@@ -89,8 +89,8 @@ local CLAIMS = {
     { "(7 B / 64) x 1 byte = 109 MB is what it saves", function()
         local n = 7e9 / 64
         local saved = (4 * n - n - 4 * n / 256) / 1e6
-        return math.abs(saved - 109) < 1, ("%.1f MB is what the 8-bit scales take; saved are %.0f - %.1f "
-            .. "- %.1f = %.0f MB"):format(n / 1e6, 4 * n / 1e6, n / 1e6,
+        return math.abs(saved - 109) < 1, ("%.1f MB is what the 8-bit scales take; saved are %.0f - %.1f - "
+            .. "%.1f = %.0f MB"):format(n / 1e6, 4 * n / 1e6, n / 1e6,
             4 * n / 256 / 1e6, saved), { saved_mb = saved }
     end },
     { "NF4's buckets adapt to the weights", function()
@@ -105,8 +105,8 @@ local CLAIMS = {
     { "NF4 is always better than INT4", function()
         local bell, even = normal_sqnr "nf4" - normal_sqnr "int4",
             normal_sqnr("nf4", "uniform") - normal_sqnr("int4", "uniform")
-        return bell > 0 and (even > 0 or "half"), ("%+.2f dB on bell-shaped values, %+.2f dB on even "
-            .. "ones; at equal bits q4_0 has %+.2f dB on the bell"):format(bell, even,
+        return bell > 0 and (even > 0 or "half"), ("%+.2f dB on bell-shaped values, %+.2f dB on even ones; "
+            .. "at equal bits q4_0 has %+.2f dB on the bell"):format(bell, even,
             normal_sqnr "q4_0" - normal_sqnr "nf4"), { bell = bell, even = even }
     end },
     { "FP4 is a sign and three bits of exponent", function()
@@ -131,8 +131,8 @@ local CLAIMS = {
             gb("qwen2 1.5b", "nf4:dq"), gb("qwen2 1.5b", "q4_0")
         local near = math.abs(i8 / f16 - 0.5) < 0.02 and math.abs(nf4 / f16 - 0.25) < 0.02
             and math.abs(q4 / f16 - 0.25) < 0.02
-        return near, ("%.1f, %.1f and %.1f %%: its embedding is %.0f %% of it and stays in 16 bit (Q6_K "
-            .. "in GGUF)"):format(100 * i8 / f16,
+        return near, ("%.1f, %.1f and %.1f %%: its embedding is %.0f %% of it and stays in 16 bit (Q6_K in "
+            .. "GGUF)"):format(100 * i8 / f16,
             100 * nf4 / f16, 100 * q4 / f16, 100 * 151936 * 1536 * 2 / 1e9 / f16),
                 { qwen_int8 = i8 / f16, qwen_nf4 = nf4 / f16, qwen_q4_0 = q4 / f16 }
     end },
@@ -165,9 +165,9 @@ return {
             l:figure(figures)
         end
         l:figure { claims = #CLAIMS, right = count.right, wrong = count.wrong, half = count["half right"] }
-        l:say("%d claims: %d right, %d half right, %d wrong. Every figure was computed just now; the "
-            .. "claims are quoted from guides that this "
-            .. "project started from.", #CLAIMS, count.right, count["half right"], count.wrong)
+        l:say("%d claims: %d right, %d half right, %d wrong. Every figure was computed just now; the claims "
+            .. "are quoted from guides that this project started from.", #CLAIMS, count.right,
+                count["half right"], count.wrong)
         l:remember("Before repeating a number, do the division: bytes over parameters must give the bits "
             .. "you think you have.")
     end,

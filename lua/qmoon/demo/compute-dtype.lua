@@ -46,9 +46,9 @@ return {
         for _, v in ipairs(x) do
             exact = exact + v * v
         end
-        l:say("A norm sums squares. For %d activations with deviation 5 the sum is %.0f; accumulated in "
-            .. "f16 it is %s, in bf16 %.0f. That is "
-            .. "why norms and sums are computed in f32, whatever the compute type.", #x, exact,
+        l:say("A norm sums squares. For %d activations with deviation 5 the sum is %.0f; accumulated in f16 "
+            .. "it is %s, in bf16 %.0f. That is why norms and sums are computed in f32, whatever the "
+            .. "compute type.", #x, exact,
                 f16 == math.huge and "infinity" or
             ("%.0f"):format(f16), bf16)
         l:figure { sum_exact = exact, sum_f16 = f16 == math.huge and "infinity" or f16, sum_bf16 = bf16 }
@@ -56,19 +56,18 @@ return {
         local w = core.random("normal", { 1024, 1024 }, 1, 0, 0.02)
         local as16, asb16 = explore.error(w, w:quantize "f16").sqnr, explore.error(w, w:quantize "bf16").sqnr
         local tiny = core.random("normal", { 1024, 1024 }, 1, 0, 1e-7)
-        l:say("Weights of deviation 0.02 keep %.1f dB in f16 and %.1f dB in bf16; nf4 keeps about %.0f, "
-            .. "so neither is what limits 4-bit "
-            .. "quality. In the other direction, values as small as 1e-7 become 0 in f16 %.0f %% of the "
-                .. "time, in bf16 %.0f %%.", as16, asb16,
+        l:say("Weights of deviation 0.02 keep %.1f dB in f16 and %.1f dB in bf16; nf4 keeps about %.0f, so "
+            .. "neither is what limits 4-bit quality. In the other direction, values as small as 1e-7 "
+            .. "become 0 in f16 %.0f %% of the time, in bf16 %.0f %%.", as16, asb16,
             explore.error(w, w:quantize "nf4").sqnr, 100 * count_zeros(tiny, "f16") / 1024 ^ 2,
                 100 * count_zeros(tiny, "bf16") / 1024 ^ 2)
         l:figure { weights_f16 = as16, weights_bf16 = asb16, zeros_f16 = count_zeros(tiny, "f16"),
             zeros_bf16 = count_zeros(tiny, "bf16") }
-        l:remember("A model trained in bf16 may have activations beyond 65504: fp16 then gives "
-            .. "infinities. Take bf16 where the GPU has it.",
+        l:remember("A model trained in bf16 may have activations beyond 65504: fp16 then gives infinities. "
+            .. "Take bf16 where the GPU has it.",
             "GPUs before compute capability 8.0 (such as the T4) have no bf16 units: there fp16 is the "
                 .. "choice, with f32 norms.",
-            "Casting a bf16 checkpoint to fp16 wants a check for overflow; qmoon stops at non-finite "
-                .. "values unless told otherwise.")
+            "Casting a bf16 checkpoint to fp16 wants a check for overflow; qmoon stops at non-finite values "
+                .. "unless told otherwise.")
     end,
 }

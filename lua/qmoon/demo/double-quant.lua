@@ -30,8 +30,8 @@ return {
             saved_mb = scales - small - second }
         local model = footprint.model "llama 2-7b"
         local with, without = footprint.weights(model, "nf4:dq").total, footprint.weights(model, "nf4").total
-        l:say("A real model keeps its embeddings in 16 bit, so it saves less of its whole: Llama-2-7B "
-            .. "goes from %.3f to %.3f GB, %.1f %%.",
+        l:say("A real model keeps its embeddings in 16 bit, so it saves less of its whole: Llama-2-7B goes "
+            .. "from %.3f to %.3f GB, %.1f %%.",
             without / 1e9, with / 1e9, 100 * (1 - with / without))
         l:figure { llama_nf4_gb = without / 1e9, llama_dq_gb = with / 1e9 }
         l:section "What it costs"
@@ -39,8 +39,8 @@ return {
         local plain, nested = explore.error(t, t:quantize "nf4").sqnr,
             explore.error(t, t:quantize "nf4:dq").sqnr
         l:say("On normal weights the signal to error goes from %.3f to %.3f dB. The other way to save "
-            .. "scales is larger blocks: nf4 with "
-            .. "blocks of 256 has %.3f bits and %.3f dB.", plain, nested, 4 + 32 / 256,
+            .. "scales is larger blocks: nf4 with blocks of 256 has %.3f bits and %.3f dB.", plain, nested,
+                4 + 32 / 256,
                 explore.error(t, t:quantize "nf4:256").sqnr)
         l:figure { sqnr_single = plain, sqnr_double = nested }
         l:remember(("It saves %.3f of %.1f bits, %.1f %%, of the quantised weights only."):format(single - double, single,

@@ -27,10 +27,9 @@ return {
         local cache = footprint.token(model)
         l:section "Then what it needs to run"
         l:say("Each token of context keeps %.0f KiB of keys and values in 16 bit (2 x layers x heads of "
-            .. "them x size of a head x 2 bytes): "
-            .. "%.2f GiB for %d tokens. The driver's context, the program and its activations take about "
-                .. "0.8 GiB; that figure is an "
-            .. "estimate, the others are computed.", cache / 1024, cache * context / GIB, context)
+            .. "them x size of a head x 2 bytes): %.2f GiB for %d tokens. The driver's context, the program "
+            .. "and its activations take about %g GiB; that figure is an estimate, the others are computed.",
+                cache / 1024, cache * context / GIB, context, footprint.WORKSPACE)
         l:figure { parameters = f16.count, nf4_dq_gb = dq.total / 1e9, nf4_gb = nf4.total / 1e9,
             token_kib = cache / 1024,
                    cache_gib = cache * context / GIB, scales_dq_gb = dq.scales / 1e9,
@@ -53,9 +52,9 @@ return {
             #fits > 0 and "What does, best first: " .. table.concat(fits, "; ") .. "."
                 or "Nothing in the list does.")
         if not o.model then
-            l:say("A widely copied guide promises 10 to 12 GB. %.1f billion parameters times a quarter of "
-                .. "a byte is %.1f GB: that would be two "
-                .. "bits a weight, not four.", f16.count / 1e9, f16.count / 4e9)
+            l:say("A widely copied guide promises 10 to 12 GB. %.1f billion parameters times a quarter of a "
+                .. "byte is %.1f GB: that would be two bits a weight, not four.", f16.count / 1e9,
+                    f16.count / 4e9)
             l:figure { quarter_byte_gb = f16.count / 4e9 }
         end
         l:remember("Count stored bytes tensor by tensor; parameters times four bits leaves out scales and "

@@ -35,17 +35,15 @@ return {
         end
         l:table(rows)
         l:say("SQNR is signal to error on normal values; 6 dB is one bit. A model's size is not its "
-            .. "parameters times these bits: "
-            .. "embeddings, output head and norms keep 16 bits in folders for transformers, and llama.cpp "
-                .. "gives some tensors more bits.")
+            .. "parameters times these bits: embeddings, output head and norms keep 16 bits in folders for "
+            .. "transformers, and llama.cpp gives some tensors more bits.")
         local nf4, dq = footprint.weights(model, "nf4").total, footprint.weights(model, "nf4:dq").total
         l:say("So \"4-bit is an eighth of 32-bit\" is %.2f times in fact for nf4 (%.3f bits), %.2f with "
-            .. "double quantisation; of the f16 model "
-            .. "%.1f %% and %.1f %% are left, not 25.", 32 / 4.5, 4.5, 32 / (4 + 8 / 64 + 32 / (64 * 256)),
+            .. "double quantisation; of the f16 model %.1f %% and %.1f %% are left, not 25.", 32 / 4.5, 4.5,
+                32 / (4 + 8 / 64 + 32 / (64 * 256)),
                 100 * nf4 / whole, 100 * dq / whole)
         l:figure { nf4_of_f16 = nf4 / whole, dq_of_f16 = dq / whole }
         l:remember("Read bits per weight with scales, then add what stays in 16 bit.",
-            "`qmoon formats` lists every format; `qmoon plan` gives "
-            .. "a model's size to the byte.")
+            "`qmoon formats` lists every format; `qmoon plan` gives a model's size to the byte.")
     end,
 }

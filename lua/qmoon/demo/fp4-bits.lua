@@ -45,10 +45,9 @@ return {
             end
         end
         table.sort(odd)
-        l:say("Times 12, the magnitudes are whole numbers. %s are no powers of two, so one bit of the "
-            .. "three must be a mantissa: two bits "
-            .. "of exponent and one of mantissa, as in OCP's E2M1. The order of the codes is "
-                .. "bitsandbytes' own.", table.concat(odd, ", "))
+        l:say("Times 12, the magnitudes are whole numbers. %s are no powers of two, so one bit of the three "
+            .. "must be a mantissa: two bits of exponent and one of mantissa, as in OCP's E2M1. The order "
+            .. "of the codes is bitsandbytes' own.", table.concat(odd, ", "))
         l:figure { not_powers = table.concat(odd, " "), smallest = values[2], two_thirds = values[3] }
         l:section "Next to E2M1 and to three bits of exponent"
         l:picture(plot.rulers { "fp4", "e2m1", "e3m0", "nf4" })
@@ -58,7 +57,7 @@ return {
         l:section "Signal to error in dB, blocks of 64"
         local data, found = { { "data", "fp4", "e2m1", "e3m0", "nf4" } }, {}
         for i, kind in ipairs(sample.kinds) do
-            local t = sample.of { data = kind, rows = 1024 }
+            local t = sample.of("demo", { data = kind, rows = 1024 })
             data[i + 1] = { kind }
             for k = 2, 5 do
                 local db = explore.error(t, t:quantize((levels.format(data[1][k])))).sqnr
@@ -68,11 +67,11 @@ return {
         end
         l:table(data)
         l:figure(found)
-        l:say("On normal values E2M1 with its even smallest step is %.2f dB better than FP4, and three "
-            .. "bits of exponent are %.2f dB worse.",
+        l:say("On normal values E2M1 with its even smallest step is %.2f dB better than FP4, and three bits "
+            .. "of exponent are %.2f dB worse.",
             found.e2m1_normal - found.fp4_normal, found.fp4_normal - found.e3m0_normal)
-        l:remember("FP4 is a table of sixteen values; so is NF4. Neither is computed with: both are "
-            .. "decoded to 16 bits first.",
+        l:remember("FP4 is a table of sixteen values; so is NF4. Neither is computed with: both are decoded "
+            .. "to 16 bits first.",
             "For weights NF4 has less error than FP4 at the same size.")
     end,
 }

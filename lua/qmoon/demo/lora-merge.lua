@@ -9,11 +9,9 @@ return {
     run = function(l)
         l:section "W + dW, then 4 bits"
         l:say("An adapter changes each weight by a little: dW = (alpha / r) B A. If the change is smaller "
-            .. "than half the distance between "
-            .. "two levels, and the weight sat on a level before, it rounds back to where it was. A "
-                .. "weight that has never been quantised sits "
-            .. "anywhere between two levels, and there a small change tips some weights over, and on "
-                .. "average all of it arrives.")
+            .. "than half the distance between two levels, and the weight sat on a level before, it rounds "
+            .. "back to where it was. A weight that has never been quantised sits anywhere between two "
+            .. "levels, and there a small change tips some weights over, and on average all of it arrives.")
         local picture = plot.lora {}
         l:picture(picture)
         l:section "How large the update is decides"
@@ -34,14 +32,13 @@ return {
         end
         l:table(rows)
         l:say("Survival of the update: the part of the change that is there afterwards, along dW. Random "
-            .. "weights; the shape of the effect is "
-            .. "general, the thresholds are the model's own. `qmoon pipeline` prints |dW|/|W| of what it "
-                .. "merges.")
-        l:remember("After QLoRA training, merge into the original 16-bit weights, not into the "
-            .. "dequantised 4-bit ones.",
+            .. "weights; the shape of the effect is general, the thresholds are the model's own. `qmoon "
+            .. "pipeline` prints |dW|/|W| of what it merges.")
+        l:remember("After QLoRA training, merge into the original 16-bit weights, not into the dequantised "
+            .. "4-bit ones.",
             "Or keep the 4-bit base and ship the adapter beside it.",
-            "Survival with the original base is complete on average, but comes with rounding noise that "
-                .. "can be larger than the update itself.")
+            "Survival with the original base is complete on average, but comes with rounding noise that can "
+                .. "be larger than the update itself.")
         l:read("QLoRA", "https://arxiv.org/abs/2305.14314")
     end,
 }

@@ -31,15 +31,14 @@ return {
                 a.step, a.low, a.back[1],
             a.errors[1]))
         l:figure { codes = join(a.codes), step = a.step, worst = a.worst, rmse = a.rmse }
-        l:say("The largest error is %.4f; half a step is %.4f, and no error can be larger. Codes from 0 "
-            .. "to 255 are unsigned, UINT8; less "
-            .. "128 they are signed: %s.", a.worst, a.step / 2, join(g.codes))
+        l:say("The largest error is %.4f; half a step is %.4f, and no error can be larger. Codes from 0 to "
+            .. "255 are unsigned, UINT8; less 128 they are signed: %s.", a.worst, a.step / 2, join(g.codes))
         l:section "Symmetric: 0 stays 0, the largest magnitude becomes 127"
         l:lines(("step     %g / 127 = %.6f"):format(127 * s.step, s.step), "codes    " .. join(s.codes))
         l:figure { symmetric = join(s.codes), signed = join(g.codes), symmetric_step = s.step }
-        l:say("The step is larger, %.4f against %.4f, because the two ends of the range are not equally "
-            .. "far from 0. In return there is no "
-            .. "zero point to store or to add, which is why weights are mostly done this way.", s.step,
+        l:say("The step is larger, %.4f against %.4f, because the two ends of the range are not equally far "
+            .. "from 0. In return there is no zero point to store or to add, which is why weights are "
+            .. "mostly done this way.", s.step,
                 a.step)
         local other = {}
         for i, code in ipairs(z.codes) do
@@ -60,8 +59,8 @@ return {
                 math.max(worst, math.abs(off))
         end
         l:figure { printed_wrong = wrong, printed_worst = worst, printed_rmse = math.sqrt(squares / #w) }
-        l:say("%d of its %d codes are not what its formula gives; decoded, they are off by up to %.2f, "
-            .. "%.0f times what is possible.", wrong,
+        l:say("%d of its %d codes are not what its formula gives; decoded, they are off by up to %.2f, %.0f "
+            .. "times what is possible.", wrong,
             #w, worst, worst / a.worst)
         l:remember("code = round((w - min) / step), step = (max - min) / 255; back = min + code * step.",
             "The error is at most half a step. If it is more, something else is wrong.",

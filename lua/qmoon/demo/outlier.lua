@@ -64,8 +64,8 @@ return {
     question = "what one large value costs its neighbours, and two ways out",
     run = function(l)
         l:section "The scale is set by the largest value of a block"
-        l:say("Every other value of the block is then stored in steps of that scale. One value of 20 "
-            .. "sigma among bell-shaped ones:")
+        l:say("Every other value of the block is then stored in steps of that scale. One value of 20 sigma "
+            .. "among bell-shaped ones:")
         local picture = plot.outlier {}
         l:picture(picture)
         local rows = picture.panels[1].rows
@@ -75,17 +75,16 @@ return {
         end
         l:section "Way out one: small blocks"
         local first, last = rows[1], rows[#rows]
-        l:say("With blocks of %s the outliers add %.0f %% to the error, with blocks of %s they make it "
-            .. "%.1f times as large. That is what "
-            .. "the scales of small blocks are paid for.", first.labels[1],
+        l:say("With blocks of %s the outliers add %.0f %% to the error, with blocks of %s they make it %.1f "
+            .. "times as large. That is what the scales of small blocks are paid for.", first.labels[1],
                 100 * (first.values[2] / first.values[1] - 1), last.labels[1],
             last.values[2] / last.values[1])
         l:section "Way out two: take the outliers out, as LLM.int8 does with activations"
         local plain, split, n = measure()
         l:figure { int8_plain = plain, int8_split = split, columns = n }
         l:say("Activations of %d tokens, %d wide, with %d columns of about 60, times a weight, in int8: "
-            .. "%.1f dB. With the columns that "
-            .. "reach %d multiplied in floating point and the rest in int8: %.1f dB.", TOKENS, WIDTH, n,
+            .. "%.1f dB. With the columns that reach %d multiplied in floating point and the rest in int8: "
+            .. "%.1f dB.", TOKENS, WIDTH, n,
                 plain, THRESHOLD, split)
         l:remember("An outlier harms its own block and no other: blocks of 64 rather than whole rows.",
             "LLM.int8 splits columns of activations at 6.0; the weights are int8 throughout, whatever the "

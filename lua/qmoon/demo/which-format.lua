@@ -4,7 +4,7 @@ local core = require "qmoon.core"
 local explore = require "qmoon.explore"
 local footprint = require "qmoon.footprint"
 
-local GIB, RESERVE = 2 ^ 30, 0.8
+local GIB = 2 ^ 30
 
 -- What can be written, the format of its weights, and who runs it.
 local CANDIDATES = {
@@ -23,9 +23,8 @@ local function measured(model, context)
     local list = {}
     for i, c in ipairs(CANDIDATES) do
         local q = t:quantize(c[2])
-        list[i] = { name = c[1], runs = c[3], need = (footprint.weights(model,
-            c[1]).total + cache) / GIB + RESERVE,
-                    sqnr = explore.error(t, q).sqnr }
+        local need = (footprint.weights(model, c[1]).total + cache) / GIB + footprint.WORKSPACE
+        list[i] = { name = c[1], runs = c[3], need = need, sqnr = explore.error(t, q).sqnr }
     end
     table.sort(list, function(a, b)
         return a.sqnr > b.sqnr
@@ -55,14 +54,15 @@ return {
         end
         l:table(rows)
         l:say("Needs are weights (computed tensor by tensor), the cache of keys and values in 16 bit, and "
-            .. "0.8 GiB for the rest, an estimate. "
-            .. "Signal to error is on heavy-tailed values; it ranks formats and does not measure text.")
+            .. "%g GiB for the rest, an estimate. Signal to error is on heavy-tailed values; it ranks "
+            .. "formats and does not measure text.",
+            footprint.WORKSPACE)
         l:section "So"
         l:figure { best = first.best and first.best.name or "none" }
         if not first.best then
             l:say("Nothing in the list fits. A smaller model in a better format is mostly the better "
-                .. "choice; or %d tokens of context, which "
-                .. "take %.2f GiB, could be fewer.", context, footprint.token(model) * context / GIB)
+                .. "choice; or %d tokens of context, which take %.2f GiB, could be fewer.", context,
+                    footprint.token(model) * context / GIB)
         else
             l:say("The best that fits is %s: %.2f GiB of %.4g, %.1f dB.", first.best.name, first.best.need,
                 card, first.best.sqnr)
@@ -74,7 +74,7 @@ return {
                 .. "what QLoRA loads.")
         end
         l:remember("First what fits with the context you need, then the most bits of that.",
-            "Nobody can say it without the model's shapes: `qmoon demo which-format --model 'mixtral "
-                .. "8x7b' --card 48GiB`.")
+            "Nobody can say it without the model's shapes: `qmoon demo which-format --model 'mixtral 8x7b' "
+                .. "--card 48GiB`.")
     end,
 }

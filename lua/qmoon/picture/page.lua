@@ -12,6 +12,11 @@ local page = {}
 
 local escape = canvas.escape
 
+-- Prose as HTML: `code` is code.
+local function prose(s)
+    return (escape(s):gsub("`([^`]+)`", "<code>%1</code>"))
+end
+
 -- ---- data of sliders
 -- -----------------------------------------------------------------------------------------
 
@@ -110,7 +115,7 @@ end
 local block = {}
 
 function block.say(content)
-    return "<p>" .. escape(content) .. "</p>"
+    return "<p>" .. prose(content) .. "</p>"
 end
 
 function block.section(content)
@@ -141,7 +146,7 @@ end
 function block.remember(content)
     local items = {}
     for i, point in ipairs(content) do
-        items[i] = "<li>" .. escape(point) .. "</li>"
+        items[i] = "<li>" .. prose(point) .. "</li>"
     end
     return '<h2>To remember</h2><div class="remember"><ul>' .. table.concat(items) .. "</ul></div>"
 end

@@ -1,10 +1,12 @@
 --- Pictures by name: qm.plot.rulers{"int4", "nf4"}.  `ls lua/qmoon/plot` lists them; a new one is a new file.
 --
--- A file returns {doc = "one line", make = function(options) … end}; make gives what picture.new takes.
+-- A file returns the function that draws: an annotated one, which takes a table of options or nothing and
+-- returns a
+-- picture.  The first sentence of its annotation is what lists say of it.
 
 local core = require "qmoon.core"
+local doc = require "qmoon.doc"
 local nearest = require "qmoon.nearest"
-local picture = require "qmoon.picture"
 local text = require "qmoon.text"
 
 local PREFIX = "qmoon.plot."
@@ -32,15 +34,12 @@ function Plot.__index(_, name)
         core.fail("fail", "there is no picture '%s'%s; there are %s", name,
             guess and (" (did you mean '%s'?)"):format(guess) or "", table.concat(names(), " "))
     end
-    local made = require(PREFIX .. name)
-    local function draw(...)
-        return picture.new(made.make(...))
-    end
+    local draw = require(PREFIX .. name)
     rawset(plot, name, draw)
     return draw
 end
 
---- qm.plot(): the names; printed, what each shows.
+-- qm.plot(): the names; printed, what each shows.
 function Plot.__call()
     return names()
 end
@@ -48,7 +47,7 @@ end
 function Plot.__tostring()
     local rows = { { "picture", "shows" } }
     for _, name in ipairs(names()) do
-        rows[#rows + 1] = { name, require(PREFIX .. name).doc }
+        rows[#rows + 1] = { name, (doc.of(plot[name]).summary:gsub("%.$", "")) }
     end
     return text.table(rows)
 end
