@@ -83,6 +83,11 @@ $(BUILD)/core/vec_avx512.o: core/vec.c
 
 # Activations are no bytes of a product: here the compiler may fuse; see core/lanes.h.
 $(BUILD)/core/lanes.o $(LANES): OPT += -O3 -fno-trapping-math
+# Its functions are called on CPUs that have these instructions; see core/pack.h.
+ifneq ($(filter x86_64-%,$(shell $(CC) -dumpmachine)),)
+$(BUILD)/core/packed.o: ARCHFLAGS = $(AVX512) -mfma -mavx512vnni
+endif
+$(BUILD)/core/packed.o: OPT += -O3
 $(BUILD)/core/lanes_avx2.o: core/lanes.c
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) $(AVX2) -mfma -ffp-contract=fast -DQM_LEVEL=avx2 -c -o $@ $<

@@ -36,6 +36,15 @@ qm_simd qm_cpu_simd(void)
 
 void qm_cpu_limit(qm_simd highest) { atomic_store_explicit(&lid, (int)highest, memory_order_relaxed); }
 
+bool qm_cpu_vnni(void)
+{
+#ifdef __x86_64__
+    return __builtin_cpu_supports("avx512vnni");
+#else
+    return false;
+#endif
+}
+
 int qm_cpu_count(void)
 {
     cpu_set_t set;

@@ -1,16 +1,26 @@
-/* linear.c: see linear.h.  Weights are decoded a few rows at a time, exactly as qm_decode has them, and every
- * sum is taken in the order of lanes.h, whoever computes it. */
+/* linear.c: see linear.h.
+ *
+ * The plain way decodes weights a few rows at a time, exactly as qm_decode has them, and takes every sum in
+ * the order of lanes.h.  Weights that were laid out for speed go through packed.h, a panel of sixteen rows at
+ * a time. Either way a result does not depend on who computes it.
+ */
 #include "linear.h"
 
+#include "cpu.h"
 #include "lanes.h"
+#include "packed.h"
 
 typedef struct job {
     const float *x, *bias;
     float *y;
     int64_t tokens;
     const qm_weight *w;
-    int64_t step;
+    int64_t step; /* rows, or panels, of one piece of work */
+    qm_ints q;
+    qm_packed_job packed;
 } job;
+
+/* ---- plain ----------------------------------------------------------------------------------------- */
 
 static bool some_rows(void *arg, int64_t index, int thread, qm_err *e)
 {
@@ -29,10 +39,65 @@ static bool some_rows(void *arg, int64_t index, int thread, qm_err *e)
     return rows != NULL;
 }
 
+/* ---- packed ---------------------------------------------------------------------------------------- */
+
+static bool some_tokens(void *arg, int64_t index, int thread, qm_err *e)
+{
+    (void)thread, (void)e;
+    job *j = arg;
+    int64_t end = 8 * index + 8 < j->tokens ? 8 * index + 8 : j->tokens;
+    for (int64_t t = 8 * index; t < end; t++)
+        qm_ints_set(&j->q, j->packed.pack, t, j->x + t * j->w->cols);
+    return true;
+}
+
+static bool some_panels(void *arg, int64_t index, int thread, qm_err *e)
+{
+    (void)thread, (void)e;
+    const job *j = arg;
+    for (int64_t i = index * j->step; i < (index + 1) * j->step; i++) {
+        int64_t row = i * QM_PACK_ROWS, left = j->w->rows - row;
+        if (left <= 0)
+            break;
+        const uint8_t *panel = qm_pack_panel(j->packed.pack, j->w->first / QM_PACK_ROWS + i);
+        qm_packed_panel(&j->packed, panel, left < QM_PACK_ROWS ? (int)left : QM_PACK_ROWS,
+                        j->bias ? j->bias + row : NULL, j->y + row);
+    }
+    return true;
+}
+
+static bool packed(qm_pool *pool, job *j, qm_err *e)
+{
+    const qm_pack *p = j->w->tensor->pack;
+    int64_t panels = (j->w->rows + QM_PACK_ROWS - 1) / QM_PACK_ROWS;
+    bool ints = p->scales != QM_SCALES_NONE;
+    j->packed = (qm_packed_job){p, &j->q, j->x, j->tokens, j->w->rows};
+    j->step = 1 + (int64_t)(((size_t)1 << 15) / (p->panel * (size_t)j->tokens));
+    if (ints && !qm_ints_new(&j->q, p, j->tokens, e))
+        return false;
+    bool ok = true;
+    if (ints && j->tokens <= 8)
+        ok = some_tokens(j, 0, 0, e);
+    else if (ints)
+        ok = qm_pool_run(pool, (j->tokens + 7) / 8, some_tokens, NULL, j, e);
+    ok = ok && qm_pool_run(pool, (panels + j->step - 1) / j->step, some_panels, NULL, j, e);
+    qm_ints_free(&j->q);
+    return ok;
+}
+
+static bool can_use_pack(const qm_weight *w)
+{
+    return w->tensor->pack && w->first % QM_PACK_ROWS == 0 && qm_cpu_simd() == QM_AVX512;
+}
+
 bool qm_linear(qm_pool *pool, const float *x, int64_t tokens, const qm_weight *w, const float *bias, float *y,
                qm_err *e)
 {
-    int64_t step = w->cols < 16384 ? 16384 / (w->cols ? w->cols : 1) : 1; /* some 64 KB of f32 */
-    job j = {x, bias, y, tokens, w, step};
-    return qm_pool_run(pool, (w->rows + step - 1) / step, some_rows, NULL, &j, e);
+    job j = {.x = x, .bias = bias, .y = y, .tokens = tokens, .w = w};
+    if (tokens == 0)
+        return true;
+    if (can_use_pack(w))
+        return packed(pool, &j, e);
+    j.step = w->cols < 16384 ? 16384 / (w->cols ? w->cols : 1) : 1; /* some 64 KB of f32 */
+    return qm_pool_run(pool, (w->rows + j.step - 1) / j.step, some_rows, NULL, &j, e);
 }

@@ -1,5 +1,11 @@
-/* pool.c: threads that sleep between runs and take indices from one counter. */
+/* pool.c: threads that sleep between runs and take indices from one counter.
+ *
+ * Falling asleep and waking up takes longer than many an op of inference lasts, so everybody looks for news
+ * a little while before they sleep; not when there are more threads than processors.
+ */
 #include "pool.h"
+
+#include "cpu.h"
 
 #include <errno.h>
 #include <pthread.h>
@@ -26,9 +32,10 @@ struct qm_pool {
     worker *worker;
     pthread_mutex_t lock;
     pthread_cond_t start, done;
-    uint64_t turn; /* counts runs; a worker that sees a new one joins in */
-    int busy;      /* workers still in the current run */
-    bool quit;
+    atomic_ullong turn; /* counts runs; a worker that sees a new one joins in */
+    atomic_int busy;    /* workers still in the current run */
+    atomic_bool quit;
+    int patience; /* looks before one sleeps */
     run run;
     qm_err err; /* first failure, under lock */
 };
@@ -55,25 +62,42 @@ static void take_indices(qm_pool *p, int thread)
     }
 }
 
+enum { PATIENCE = 4000 }; /* some 50 microseconds */
+
+static void rest(void)
+{
+#ifdef __x86_64__
+    __builtin_ia32_pause();
+#endif
+}
+
+/* Waits for a run later than `seen`; false when there will be none. */
+static bool wait_for_run(qm_pool *p, uint64_t seen)
+{
+    for (int i = 0; i < p->patience && !atomic_load(&p->quit); i++) {
+        if (atomic_load(&p->turn) != seen)
+            return true;
+        rest();
+    }
+    pthread_mutex_lock(&p->lock);
+    while (!p->quit && p->turn == seen)
+        pthread_cond_wait(&p->start, &p->lock);
+    pthread_mutex_unlock(&p->lock);
+    return !p->quit;
+}
+
 static void *worker_main(void *arg)
 {
     worker *w = arg;
     qm_pool *p = w->pool;
-    uint64_t seen = 0;
-    pthread_mutex_lock(&p->lock);
-    for (;;) {
-        while (!p->quit && p->turn == seen)
-            pthread_cond_wait(&p->start, &p->lock);
-        if (p->quit)
-            break;
+    for (uint64_t seen = 0; wait_for_run(p, seen);) {
         seen = p->turn;
-        pthread_mutex_unlock(&p->lock);
         take_indices(p, w->index);
         pthread_mutex_lock(&p->lock);
         if (--p->busy == 0)
             pthread_cond_signal(&p->done);
+        pthread_mutex_unlock(&p->lock);
     }
-    pthread_mutex_unlock(&p->lock);
     return NULL;
 }
 
@@ -97,6 +121,7 @@ qm_pool *qm_pool_new(int threads, qm_err *e)
     pthread_cond_init(&p->start, NULL);
     pthread_cond_init(&p->done, NULL);
     p->threads = 1;
+    p->patience = threads <= qm_cpu_count() ? PATIENCE : 0;
     for (int i = 1; i < threads; i++) {
         p->worker[i] = (worker){p, i};
         int failed = pthread_create(&p->thread[i], NULL, worker_main, &p->worker[i]);
@@ -149,6 +174,8 @@ bool qm_pool_run(qm_pool *p, int64_t n, bool (*work)(void *, int64_t, int, qm_er
 
     take_indices(p, 0);
 
+    for (int i = 0; i < p->patience && atomic_load(&p->busy) > 0; i++)
+        rest();
     pthread_mutex_lock(&p->lock);
     while (p->busy > 0)
         pthread_cond_wait(&p->done, &p->lock);

@@ -7,6 +7,7 @@
 
 #include "codebook.h"
 #include "double_quant.h"
+#include "pack.h"
 
 static bool no_memory(const char *name, const qm_shape *shape, uint64_t bytes, qm_err *e)
 {
@@ -81,8 +82,26 @@ void qm_tensor_free(qm_tensor *t)
     for (int i = 0; i <= QM_MAX_PLANES; i++)
         buf_unref(t->plane[i].buf);
     qm_format_unref(t->format);
+    qm_pack_unref(t->pack);
     free(t->name);
     free(t);
+}
+
+qm_tensor *qm_tensor_again(const qm_tensor *t, qm_err *e)
+{
+    qm_tensor *out = qm_tensor_new(t->name, &t->shape, e);
+    if (!out)
+        return NULL;
+    char *name = out->name;
+    *out = *t;
+    out->name = name;
+    qm_format_ref(t->format);
+    for (int i = 0; i <= QM_MAX_PLANES; i++)
+        if (t->plane[i].buf)
+            t->plane[i].buf->refs++;
+    if (t->pack)
+        t->pack->refs++;
+    return out;
 }
 
 qm_tensor *qm_tensor_view(const char *name, qm_infile *f, uint64_t at, uint64_t size, const qm_shape *shape,

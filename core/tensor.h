@@ -37,7 +37,8 @@ typedef struct qm_tensor {
     /* bitsandbytes' double quantisation: plane 1 holds one u8 a group, plane 2 one f32 per 256 groups. */
     bool double_quant;
     float offset;
-    qm_round round; /* values are rounded to this as they are decoded (quant_state's dtype) */
+    qm_round round;       /* values are rounded to this as they are decoded (quant_state's dtype) */
+    struct qm_pack *pack; /* its codes once more, laid out for speed (pack.h), or NULL; one reference */
 } qm_tensor;
 
 /* A view of bytes at..at+size of a mapped file; the caller has checked that they lie in it. */
@@ -69,6 +70,9 @@ qm_tensor *qm_tensor_gather(const char *name, const qm_infile *f, uint64_t at, c
 qm_tensor *qm_tensor_f32(const qm_shape *shape, float **values, qm_err *e);
 
 void qm_tensor_free(qm_tensor *t); /* NULL is fine */
+
+/* Another tensor of the same bytes. */
+qm_tensor *qm_tensor_again(const qm_tensor *t, qm_err *e);
 
 /* Where its bytes are; NULL: in this machine's memory. */
 qm_device *qm_tensor_device(const qm_tensor *t);

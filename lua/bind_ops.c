@@ -10,6 +10,7 @@
 
 #include "../core/cpu.h"
 #include "../core/op.h"
+#include "../core/pack.h"
 #include "bind.h"
 
 /* ---- the pool -------------------------------------------------------------------------------------------
@@ -253,6 +254,19 @@ static int call_op(lua_State *L)
     return 1;
 }
 
+/* prepare(weight) -> the same weight with a copy of its codes beside it, laid out for speed. */
+static int prepare(lua_State *L)
+{
+    const qm_tensor *t = qml_check(L, 1, QML_TENSOR);
+    qm_err e = {0};
+    void **box = qml_box(L, QML_TENSOR);
+    qm_tensor *out = qm_tensor_prepare(t, ops_pool(L), &e);
+    if (!out)
+        return qml_raise(L, &e);
+    *box = out;
+    return 1;
+}
+
 /* ---- descriptors
  * ---------------------------------------------------------------------------------------------- */
 
@@ -424,8 +438,11 @@ void qml_open_ops(lua_State *L)
                                        {"copy", cache_copy},
                                        {"close", cache_gc},
                                        {NULL, NULL}};
-    static const luaL_Reg functions[] = {
-        {"ops", ops}, {"ops_threads", ops_threads}, {"kv_cache", kv_cache}, {NULL, NULL}};
+    static const luaL_Reg functions[] = {{"ops", ops},
+                                         {"prepare", prepare},
+                                         {"ops_threads", ops_threads},
+                                         {"kv_cache", kv_cache},
+                                         {NULL, NULL}};
     qml_class(L, QML_CACHE, methods, cache_gc);
     qml_functions(L, functions);
 }

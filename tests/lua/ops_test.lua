@@ -16,6 +16,7 @@ local function raises(fn, text)
 end
 
 local T = {}
+local NAN = 0 / 0
 
 -- ---- inputs, as tests/peers/ops.py makes them ----------------------------------------------------------------
 
@@ -137,6 +138,66 @@ T["linear over a codebook, and experts of a quantised stack"] = function()
     end
 end
 
+-- ---- weights laid out for speed ------------------------------------------------------------------------------------
+
+-- Both sides within the tolerance that docs/numerics.md states, relative to the largest value.
+local PREPARED = 2e-4
+
+local function prepared_is_plain(w, what)
+    local p, shape = ops.prepare(w), w:info().shape
+    local rows, cols = shape[#shape - 1], shape[#shape]
+    for _, t in ipairs { 1, 2, 4, 7, 13, 17, 40 } do
+        local x, bias = v(t, t, cols), v(9, rows)
+        near(ops.linear(x, p, bias):values(), ops.linear(x, w, bias):values(), PREPARED, ("%s, %d tokens"):format(what, t))
+    end
+    near(p:values(), w:values(), 0, what .. ": values")
+    return p
+end
+
+T["a prepared weight of any format gives what the plain one does"] = function()
+    for _, shape in ipairs { { 40, 512 }, { 16, 256 }, { 7, 768 }, { 19, 96 }, { 5, 37 } } do
+        local w = qm.randn { shape[1], shape[2], seed = 5, std = 0.05 }
+        for _, name in ipairs(formats()) do
+            local ok, q = pcall(w.quantize, w, name)
+            if ok then
+                prepared_is_plain(q, ("%s, %d x %d"):format(name, shape[1], shape[2]))
+            end
+        end
+    end
+    prepared_is_plain(qm.randn { 20, 96, seed = 1 }:quantize(qm.codebook { -1, -0.5, -0.1, 0, 0.2, 0.7, 1 }, { block = 32 }), "codebook")
+end
+
+T["prepared weights: stacks of experts, twice, without rows, with NaN, of huge and tiny values"] = function()
+    local x, router = v(1, 7, 64), v(2, 7, 3)
+    for _, rows in ipairs { 32, 24 } do -- 24: experts that do not begin with a panel
+        local gate, up, down = qm.randn { 3, rows, 64, seed = 1 }, qm.randn { 3, rows, 64, seed = 2 }, qm.randn { 3, 64, rows, seed = 3 }
+        for _, format in ipairs { "nf4:32", "q8_0", "f16" } do
+            local ok, d = pcall(down.quantize, down, format)
+            if ok then
+                local g, u = gate:quantize(format), up:quantize(format)
+                near(ops.moe(x, router, 2, {}, ops.prepare(g), ops.prepare(u), ops.prepare(d)):values(),
+                     ops.moe(x, router, 2, {}, g, u, d):values(), PREPARED, format)
+            end
+        end
+    end
+    local w = qm.randn { 33, 64, seed = 1 }:quantize "q4_0"
+    local twice = ops.prepare(ops.prepare(w))
+    equal(tostring(twice):match "^%S+ %S+", tostring(w):match "^%S+ %S+")
+    local y = ops.linear(v(1, 1, 64), twice):values()
+    w:close()
+    collectgarbage()
+    near(ops.linear(v(1, 1, 64), twice):values(), y, 0, "after the first is closed")
+    equal(#ops.linear(core.tensor({ 0, 64 }, {}), twice):values(), 0)
+    equal(ops.prepare(v(1, 5)):info().count, 5)
+    local list = v(3, 64):values()
+    list[40] = NAN
+    assert(ops.linear(core.tensor({ 1, 64 }, list), twice):stats().nan == 33, "NaN was lost")
+    for _, scale in ipairs { 1e30, 1e-30, 1e-36, 0 } do
+        local scaled = ops.scale(v(3, 3, 64), scale)
+        near(ops.linear(scaled, twice):values(), ops.linear(scaled, twice:dequantize()):values(), scale > 1e-30 and PREPARED or 1, "scale " .. scale)
+    end
+end
+
 -- ---- the cache ---------------------------------------------------------------------------------------------------
 
 T["attention a token at a time is attention of all at once, and a cache can be cut back and copied"] = function()
@@ -211,8 +272,6 @@ T["argmax, and draws that follow their probabilities"] = function()
     equal(ops.sample(logits, { seed = 3, step = 9 }), ops.sample(logits, { seed = 3, step = 9 }))
 end
 
-local NAN = 0 / 0
-
 T["NaN and infinities: shown or refused, never drawn"] = function()
     raises(function() ops.argmax(qm.tensor { { 1, NAN, 3 } }) end, "NaN in column 1")
     raises(function() ops.sample(qm.tensor { { 1, NAN, 3 } }) end, "NaN")
@@ -264,6 +323,7 @@ T["results do not depend on the number of threads"] = function()
     local w = { qm.randn { 300, 256, seed = 1 } }
     for _, format in ipairs { "q4_0", "nf4", "q6_k", "f16" } do
         w[#w + 1] = w[1]:quantize(format)
+        w[#w + 1] = ops.prepare(w[#w])
     end
     local before, results = ops.threads(), {}
     for _, threads in ipairs { 1, 2, 3, 7 } do
