@@ -87,7 +87,7 @@ $(BUILD)/core/lanes.o $(LANES): OPT += -O3 -fno-trapping-math
 ifneq ($(filter x86_64-%,$(shell $(CC) -dumpmachine)),)
 $(BUILD)/core/packed.o: ARCHFLAGS = $(AVX512) -mfma -mavx512vnni
 endif
-$(BUILD)/core/packed.o: OPT += -O3
+$(BUILD)/core/packed.o $(BUILD)/core/bandwidth.o: OPT += -O3
 $(BUILD)/core/lanes_avx2.o: core/lanes.c
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) $(AVX2) -mfma -ffp-contract=fast -DQM_LEVEL=avx2 -c -o $@ $<

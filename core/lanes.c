@@ -42,6 +42,48 @@ static void axpy(float *restrict y, float a, const float *restrict x, size_t n)
         y[i] += a * x[i];
 }
 
+/* Sixteen values, which the compiler cuts into what registers hold. */
+typedef float sixteen __attribute__((vector_size(64), aligned(4), may_alias));
+
+static void against(const float *q, const float *columns, size_t dim, float scale, float *y)
+{
+    sixteen a = {0}, b = {0}, c = {0}, d = {0}, *to = (sixteen *)(void *)y;
+    for (size_t i = 0; i < dim; i++) {
+        const sixteen *x = (const sixteen *)(const void *)(columns + i * QM_LANES_RUN);
+        a += q[i] * x[0];
+        b += q[i] * x[1];
+        c += q[i] * x[2];
+        d += q[i] * x[3];
+    }
+    to[0] = a * scale;
+    to[1] = b * scale;
+    to[2] = c * scale;
+    to[3] = d * scale;
+}
+
+static void mix(float *y, const float *weight, const float *rows, size_t n, size_t dim)
+{
+    size_t i = 0;
+    for (; i + 64 <= dim; i += 64) {
+        sixteen *to = (sixteen *)(void *)(y + i);
+        sixteen a = to[0], b = to[1], c = to[2], d = to[3];
+        for (size_t p = 0; p < n; p++) {
+            const sixteen *x = (const sixteen *)(const void *)(rows + p * dim + i);
+            a += weight[p] * x[0];
+            b += weight[p] * x[1];
+            c += weight[p] * x[2];
+            d += weight[p] * x[3];
+        }
+        to[0] = a;
+        to[1] = b;
+        to[2] = c;
+        to[3] = d;
+    }
+    for (size_t p = 0; p < n && i < dim; p++)
+        for (size_t k = i; k < dim; k++)
+            y[k] += weight[p] * rows[p * dim + k];
+}
+
 static float largest(const float *x, size_t n)
 {
     float most = -INFINITY;
@@ -157,6 +199,8 @@ extern const qm_lanes NAMED(QM_LEVEL);
 const qm_lanes NAMED(QM_LEVEL) = {
     .dot = dot,
     .axpy = axpy,
+    .against = against,
+    .mix = mix,
     .largest = largest,
     .exp_sum = exp_sum,
     .rmsnorm = rmsnorm,

@@ -9,10 +9,17 @@
 
 #include "qm.h"
 
+enum { QM_LANES_RUN = 64 };
+
 typedef struct qm_lanes {
     float (*dot)(const float *x, const float *y, size_t n);
     void (*axpy)(float *y, float a, const float *x, size_t n); /* y += a x */
-    float (*largest)(const float *x, size_t n);                /* -infinity of none; NaN are passed over */
+    /* y[j] = scale * sum over i of q[i] columns[i * QM_LANES_RUN + j], i ascending: a query against
+     * QM_LANES_RUN keys. */
+    void (*against)(const float *q, const float *columns, size_t dim, float scale, float *y);
+    /* y += sum over p < n of weight[p] rows[p * dim …], p ascending. */
+    void (*mix)(float *y, const float *weight, const float *rows, size_t n, size_t dim);
+    float (*largest)(const float *x, size_t n); /* -infinity of none; NaN are passed over */
     /* y = exp(x - most); returns the sum. y may be x. */
     double (*exp_sum)(const float *x, float most, float *y, size_t n);
     /* y = x * r * (w + add) with r = 1 / sqrt(mean of x² + eps). */

@@ -131,7 +131,7 @@ static bool result_shape(qm_call *c, const words *w, qm_err *e)
     c->shape = (qm_shape){0};
     size_t length;
     for (const char *word = spec; (word = next_word(word, &length)); word += length) {
-        if (memcmp(word, "...", 3) == 0) {
+        if (strncmp(word, "...", 3) == 0) {
             c->shape = w->lead;
             continue;
         }

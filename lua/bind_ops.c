@@ -4,10 +4,12 @@
  * one table, which stands where the first of them does and may be left out at the end if all of them are
  * optional.
  */
+#include <malloc.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "../core/bandwidth.h"
 #include "../core/cpu.h"
 #include "../core/op.h"
 #include "../core/pack.h"
@@ -18,8 +20,19 @@
 
 static char pool_key; /* its address is the registry's key of the ops' pool */
 
+/* Activations of a long prompt are made and dropped by the hundred, some of many megabytes.  Left to itself malloc
+ * gives their memory back to the system every time, and getting it again takes longer than computing what is in it. */
+static void keep_memory(void)
+{
+#ifdef M_TRIM_THRESHOLD
+    mallopt(M_MMAP_THRESHOLD, 32 << 20);
+    mallopt(M_TRIM_THRESHOLD, 512 << 20);
+#endif
+}
+
 static void make_pool(lua_State *L, int threads)
 {
+    keep_memory();
     qm_err e = {0};
     lua_pushlightuserdata(L, &pool_key);
     void **box = qml_box(L, QML_POOL);
@@ -267,8 +280,21 @@ static int prepare(lua_State *L)
     return 1;
 }
 
-/* ---- descriptors
- * ---------------------------------------------------------------------------------------------- */
+/* read_speed(bytes) -> bytes a second at which the ops' threads read memory. */
+static int read_speed(lua_State *L)
+{
+    uint64_t size = qml_check_size(L, 1, "bytes");
+    double speed;
+    qm_err e = {0};
+    if (size < 1 || size > (uint64_t)1 << 40)
+        return luaL_argerror(L, 1, "must be from 1 to 2^40");
+    if (!qm_read_speed(ops_pool(L), (size_t)size, &speed, &e))
+        return qml_raise(L, &e);
+    lua_pushnumber(L, speed);
+    return 1;
+}
+
+/* ---- descriptors ---------------------------------------------------------------------------------- */
 
 static const char *const kinds[] = {
     [QM_ARG_TENSOR] = "tensor", [QM_ARG_WEIGHT] = "weight", [QM_ARG_WEIGHTS] = "weights",
@@ -440,6 +466,7 @@ void qml_open_ops(lua_State *L)
                                        {NULL, NULL}};
     static const luaL_Reg functions[] = {{"ops", ops},
                                          {"prepare", prepare},
+                                         {"read_speed", read_speed},
                                          {"ops_threads", ops_threads},
                                          {"kv_cache", kv_cache},
                                          {NULL, NULL}};

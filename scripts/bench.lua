@@ -13,15 +13,15 @@ local o = cli.parse({
     name = "bench",
     doc = "Times whole commands on a synthetic checkpoint, each as its own process, alternating with llama-quantize (or cp) where\n"
         .. "it is given. Prints medians of seconds and of processor time; the latter and ratios say more on a shared machine.",
-    arguments = { { "NAME", optional = true, many = true, doc = "pipeline, convert, quantize (default: all)" } },
+    arguments = { { "NAME", optional = true, many = true, doc = "pipeline, convert, quantize, inference (default: all)" } },
     options = {
         { "dir", kind = "text", value = "DIR", default = "bench", doc = "where checkpoints and outputs go; kept between runs" },
         { "like", kind = "text", value = "SIZE", default = "1.5b", doc = "shapes of the checkpoint: 0.3b 0.5b 1.5b 3b 7b" },
         { "runs", kind = "integer", value = "N", default = 3, doc = "runs of each command" },
         { "threads", kind = "list", value = "LIST", doc = "numbers of threads, of both (default: 1 and all processors)" },
-        { "types", kind = "list", value = "LIST", doc = "types for quantize (default: ten of them)" },
+        { "types", kind = "list", value = "LIST", doc = "types for quantize or inference (default: several)" },
         { "round", kind = "text", value = "DTYPE", default = "f16", choices = { "f16", "bf16" }, doc = "of the file quantised" },
-        { "llama", kind = "text", value = "DIR", doc = "folder with llama-quantize" },
+        { "llama", kind = "text", value = "DIR", doc = "folder with llama-quantize and llama-bench" },
         { "json", doc = "for machines" },
     },
 }, { ... })
@@ -209,8 +209,36 @@ function benchmarks.quantize()
     end
 end
 
+--- One decoder's ops in several formats, beside llama-bench on a file of the same shapes.
+function benchmarks.inference()
+    local inference, ops = require "qmoon.bench_inference", require "qmoon.ops"
+    local f = synth.sizes.qwen2[o.like]
+    ops.threads(threads[#threads])
+    local f16 = o.dir .. "/" .. o.like .. "-f16.gguf"
+    for _, t in ipairs(o.types or { "q4_0", "q8_0", "f16", "nf4", "q4_k", "q6_k" }) do
+        local peer, file = o.llama and o.llama .. "/llama-bench", nil
+        local there = peer and core.stat(peer) and (t == "f16" or t:find "^q")
+        if there then
+            file = t == "f16" and f16 or ("%s/%s-%s.gguf"):format(o.dir, o.like, t)
+            if not core.stat(file) then
+                timed(("%s quantize %s %s --type %s"):format(quote(program), quote(model), quote(file), t == "q4_k" and "q4_k_s" or t))
+            end
+        end
+        local row = inference.row(f, t, { runs = o.runs, tokens = 16, prompt = 512, program = peer, file = file })
+        results[#results + 1] = row
+        if not o.json then
+            print((" %-6s %8s  decode %6.2f tokens/s, %5.1f GB/s, %3.0f %% of %5.1f GB/s  prompt %7.1f tokens/s"):format(t,
+                text.bytes(row.bytes), row.decode, row.speed / 1e9, 100 * row.of_roof, row.roof / 1e9, row.prompt))
+        end
+        if row.peer_decode then
+            say("llama.cpp: decode %.2f tokens/s (ours %.2f times), prompt %.1f tokens/s (ours %.2f times)", row.peer_decode,
+                row.ratio, row.peer_prompt, row.prompt_ratio)
+        end
+    end
+end
+
 prepare()
-local NAMES = { "pipeline", "convert", "quantize" }
+local NAMES = { "pipeline", "convert", "quantize", "inference" }
 local chosen = #o > 0 and o or NAMES
 for _, name in ipairs(chosen) do
     if not benchmarks[name] then

@@ -19,7 +19,10 @@
 #include <string.h>
 
 enum { Q, K, V, CACHE, LAYER, HEADS, KV_HEADS, SCALE, WINDOW, SOFTCAP, SINKS };
-enum { ROWS = 32, POSITIONS = 64 }; /* queries of one piece of work; positions brought to f32 at a time */
+enum {
+    ROWS = 32,
+    POSITIONS = QM_LANES_RUN
+}; /* queries of one piece of work; positions brought to f32 at a time */
 
 typedef struct job {
     const float *q, *sink;
@@ -86,6 +89,17 @@ static const float *bring(const qm_kv *kv, const uint8_t *head, int64_t from, in
     return space;
 }
 
+/* Keys of up to POSITIONS positions, turned: number i of position p at i * POSITIONS + p.  What is left of
+ * the last ones is not set. */
+static void turn(const float *keys, int64_t n, int64_t dim, float *columns)
+{
+    enum { TILE = 16 }; /* values of a row that are moved while its cache line is at hand */
+    for (int64_t i = 0; i < dim; i += TILE)
+        for (int64_t p = 0; p < n; p++)
+            for (int64_t k = i; k < i + TILE && k < dim; k++)
+                columns[k * POSITIONS + p] = keys[p * dim + k];
+}
+
 /* One query: its token's position, its place in q and y, and the positions it sees. */
 typedef struct query {
     int64_t place, first, last; /* last is the token itself */
@@ -125,19 +139,22 @@ static bool work(void *arg, int64_t index, int thread, qm_err *e)
     int64_t rows = least(j->step, j->tokens - token) * j->group;
     int64_t first = query_of(j, head, token, 0).first, past = query_of(j, head, token, rows - 1).last + 1;
     int64_t width = past - first;
-    float *space = malloc((size_t)(POSITIONS * j->dim + rows * width) * sizeof *space);
+    float *space = calloc((size_t)(2 * POSITIONS * j->dim + rows * width + POSITIONS), sizeof *space);
     if (!space)
         return qm_fail(e, QM_ENOFIT, "attention: out of memory for the scores of %lld positions",
                        (long long)width);
-    float *score = space + POSITIONS * j->dim;
+    float *columns = space + POSITIONS * j->dim, *score = columns + POSITIONS * j->dim,
+          *some = score + rows * width;
     for (int64_t at = first; at < past; at += POSITIONS) {
         int64_t end = least(at + POSITIONS, past);
-        const float *k = bring(j->kv, qm_kv_keys(j->kv, j->layer, (int)head), at, end, space);
+        turn(bring(j->kv, qm_kv_keys(j->kv, j->layer, (int)head), at, end, space), end - at, j->dim, columns);
         for (int64_t i = 0; i < rows; i++) {
             query u = query_of(j, head, token, i);
-            for (int64_t p = most(at, u.first); p < least(end, u.last + 1); p++)
-                score[i * width + p - u.first] = lanes->dot(j->q + u.place, k + (p - at) * j->dim, dim)
-                                                 * j->scale;
+            int64_t from = most(at, u.first), to = least(end, u.last + 1);
+            if (from >= to)
+                continue;
+            lanes->against(j->q + u.place, columns, dim, j->scale, some);
+            memcpy(score + i * width + from - u.first, some + from - at, (size_t)(to - from) * sizeof *some);
         }
     }
     for (int64_t i = 0; i < rows; i++) {
@@ -150,8 +167,10 @@ static bool work(void *arg, int64_t index, int thread, qm_err *e)
         const float *v = bring(j->kv, qm_kv_values(j->kv, j->layer, (int)head), at, end, space);
         for (int64_t i = 0; i < rows; i++) {
             query u = query_of(j, head, token, i);
-            for (int64_t p = most(at, u.first); p < least(end, u.last + 1); p++)
-                lanes->axpy(j->y + u.place, score[i * width + p - u.first], v + (p - at) * j->dim, dim);
+            int64_t from = most(at, u.first), to = least(end, u.last + 1);
+            if (from < to)
+                lanes->mix(j->y + u.place, score + i * width + from - u.first, v + (from - at) * j->dim,
+                           (size_t)(to - from), dim);
         }
     }
     free(space);
