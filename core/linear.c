@@ -51,17 +51,24 @@ static bool some_tokens(void *arg, int64_t index, int thread, qm_err *e)
     return true;
 }
 
+/* Some panels times some tokens, as much of both as a core's own cache holds at once; then the next tokens.
+ */
 static bool some_panels(void *arg, int64_t index, int thread, qm_err *e)
 {
     (void)thread, (void)e;
     const job *j = arg;
-    for (int64_t i = index * j->step; i < (index + 1) * j->step; i++) {
-        int64_t row = i * QM_PACK_ROWS, left = j->w->rows - row;
-        if (left <= 0)
-            break;
-        const uint8_t *panel = qm_pack_panel(j->packed.pack, j->w->first / QM_PACK_ROWS + i);
-        qm_packed_panel(&j->packed, panel, left < QM_PACK_ROWS ? (int)left : QM_PACK_ROWS,
-                        j->bias ? j->bias + row : NULL, j->y + row);
+    const int64_t tile = j->w->cols <= 4096 ? 48 : 32;
+    qm_packed_job piece = j->packed;
+    for (piece.from = 0; piece.from < j->tokens; piece.from = piece.to) {
+        piece.to = piece.from + tile < j->tokens ? piece.from + tile : j->tokens;
+        for (int64_t i = index * j->step; i < (index + 1) * j->step; i++) {
+            int64_t row = i * QM_PACK_ROWS, left = j->w->rows - row;
+            if (left <= 0)
+                break;
+            const uint8_t *panel = qm_pack_panel(piece.pack, j->w->first / QM_PACK_ROWS + i);
+            qm_packed_panel(&piece, panel, left < QM_PACK_ROWS ? (int)left : QM_PACK_ROWS,
+                            j->bias ? j->bias + row : NULL, j->y + row);
+        }
     }
     return true;
 }
@@ -71,8 +78,8 @@ static bool packed(qm_pool *pool, job *j, qm_err *e)
     const qm_pack *p = j->w->tensor->pack;
     int64_t panels = (j->w->rows + QM_PACK_ROWS - 1) / QM_PACK_ROWS;
     bool ints = p->scales != QM_SCALES_NONE;
-    j->packed = (qm_packed_job){p, &j->q, j->x, j->tokens, j->w->rows};
-    j->step = 1 + (int64_t)(((size_t)1 << 15) / (p->panel * (size_t)j->tokens));
+    j->packed = (qm_packed_job){p, &j->q, j->x, 0, 0, j->w->rows};
+    j->step = 1 + (int64_t)(((size_t)1 << (j->tokens <= 8 ? 15 : 17)) / p->panel);
     if (ints && !qm_ints_new(&j->q, p, j->tokens, e))
         return false;
     bool ok = true;

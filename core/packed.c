@@ -264,20 +264,20 @@ static void store(const qm_packed_job *j, int64_t t, int count, int n, const flo
         _mm512_mask_storeu_ps(y + (t + i) * j->stride, rows, _mm512_add_ps(acc[i], b));
 }
 
-#define TILES(many, CALL)                          \
-    __m512 acc[16];                                \
-    int64_t t = 0;                                 \
-    for (; t + (many) <= j->tokens; t += (many)) { \
-        CALL(many);                                \
-        store(j, t, many, n, bias, acc, y);        \
-    }                                              \
-    for (; t + 4 <= j->tokens; t += 4) {           \
-        CALL(4);                                   \
-        store(j, t, 4, n, bias, acc, y);           \
-    }                                              \
-    for (; t < j->tokens; t++) {                   \
-        CALL(1);                                   \
-        store(j, t, 1, n, bias, acc, y);           \
+#define TILES(many, CALL)                      \
+    __m512 acc[16];                            \
+    int64_t t = j->from;                       \
+    for (; t + (many) <= j->to; t += (many)) { \
+        CALL(many);                            \
+        store(j, t, many, n, bias, acc, y);    \
+    }                                          \
+    for (; t + 4 <= j->to; t += 4) {           \
+        CALL(4);                               \
+        store(j, t, 4, n, bias, acc, y);       \
+    }                                          \
+    for (; t < j->to; t++) {                   \
+        CALL(1);                               \
+        store(j, t, 1, n, bias, acc, y);       \
     }
 
 typedef void panel_fn(const qm_packed_job *j, const uint8_t *panel, int n, const float *bias, float *y);

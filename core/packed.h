@@ -38,7 +38,7 @@ typedef struct qm_packed_job {
     const qm_pack *pack;
     const qm_ints *q;
     const float *x;
-    int64_t tokens, stride;
+    int64_t from, to, stride;
 } qm_packed_job;
 
 void qm_packed_panel(const qm_packed_job *j, const uint8_t *panel, int n, const float *bias, float *y);

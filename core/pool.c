@@ -1,7 +1,8 @@
 /* pool.c: threads that sleep between runs and take indices from one counter.
  *
- * Falling asleep and waking up takes longer than many an op of inference lasts, so everybody looks for news
- * a little while before they sleep; not when there are more threads than processors.
+ * Falling asleep and waking up takes longer than many an op of inference lasts, so in an eager pool everybody
+ * looks for news a little while before they sleep: as long as that has paid off lately, which it does not
+ * where others use the processors.
  */
 #include "pool.h"
 
@@ -35,7 +36,8 @@ struct qm_pool {
     atomic_ullong turn; /* counts runs; a worker that sees a new one joins in */
     atomic_int busy;    /* workers still in the current run */
     atomic_bool quit;
-    int patience; /* looks before one sleeps */
+    atomic_bool eager;
+    int patience; /* the caller's */
     run run;
     qm_err err; /* first failure, under lock */
 };
@@ -62,7 +64,14 @@ static void take_indices(qm_pool *p, int thread)
     }
 }
 
-enum { PATIENCE = 4000 }; /* some 50 microseconds */
+/* How often one looks before one sleeps; the most is some 50 microseconds. */
+enum { LEAST_PATIENCE = 16, MOST_PATIENCE = 4000 };
+
+static int next_patience(int patience, bool paid_off)
+{
+    int next = paid_off ? 2 * patience : patience / 2;
+    return next < LEAST_PATIENCE ? LEAST_PATIENCE : next > MOST_PATIENCE ? MOST_PATIENCE : next;
+}
 
 static void rest(void)
 {
@@ -72,13 +81,16 @@ static void rest(void)
 }
 
 /* Waits for a run later than `seen`; false when there will be none. */
-static bool wait_for_run(qm_pool *p, uint64_t seen)
+static bool wait_for_run(qm_pool *p, uint64_t seen, int *patience)
 {
-    for (int i = 0; i < p->patience && !atomic_load(&p->quit); i++) {
-        if (atomic_load(&p->turn) != seen)
+    for (int i = 0; p->eager && i < *patience && !atomic_load(&p->quit); i++) {
+        if (atomic_load(&p->turn) != seen) {
+            *patience = next_patience(*patience, true);
             return true;
+        }
         rest();
     }
+    *patience = next_patience(*patience, false);
     pthread_mutex_lock(&p->lock);
     while (!p->quit && p->turn == seen)
         pthread_cond_wait(&p->start, &p->lock);
@@ -90,7 +102,8 @@ static void *worker_main(void *arg)
 {
     worker *w = arg;
     qm_pool *p = w->pool;
-    for (uint64_t seen = 0; wait_for_run(p, seen);) {
+    int patience = MOST_PATIENCE;
+    for (uint64_t seen = 0; wait_for_run(p, seen, &patience);) {
         seen = p->turn;
         take_indices(p, w->index);
         pthread_mutex_lock(&p->lock);
@@ -100,6 +113,22 @@ static void *worker_main(void *arg)
     }
     return NULL;
 }
+
+static void wait_for_workers(qm_pool *p)
+{
+    int i = 0;
+    while (p->eager && i < p->patience && atomic_load(&p->busy) > 0) {
+        rest();
+        i++;
+    }
+    p->patience = next_patience(p->patience, i < p->patience);
+    pthread_mutex_lock(&p->lock);
+    while (p->busy > 0)
+        pthread_cond_wait(&p->done, &p->lock);
+    pthread_mutex_unlock(&p->lock);
+}
+
+void qm_pool_be_eager(qm_pool *p) { p->eager = p->threads <= qm_cpu_count(); }
 
 qm_pool *qm_pool_new(int threads, qm_err *e)
 {
@@ -121,7 +150,7 @@ qm_pool *qm_pool_new(int threads, qm_err *e)
     pthread_cond_init(&p->start, NULL);
     pthread_cond_init(&p->done, NULL);
     p->threads = 1;
-    p->patience = threads <= qm_cpu_count() ? PATIENCE : 0;
+    p->patience = MOST_PATIENCE;
     for (int i = 1; i < threads; i++) {
         p->worker[i] = (worker){p, i};
         int failed = pthread_create(&p->thread[i], NULL, worker_main, &p->worker[i]);
@@ -174,11 +203,8 @@ bool qm_pool_run(qm_pool *p, int64_t n, bool (*work)(void *, int64_t, int, qm_er
 
     take_indices(p, 0);
 
-    for (int i = 0; i < p->patience && atomic_load(&p->busy) > 0; i++)
-        rest();
+    wait_for_workers(p);
     pthread_mutex_lock(&p->lock);
-    while (p->busy > 0)
-        pthread_cond_wait(&p->done, &p->lock);
     qm_err first = p->err;
     pthread_mutex_unlock(&p->lock);
     return !first.code || qm_fail(e, first.code, "%s", first.msg);

@@ -39,6 +39,7 @@ static void make_pool(lua_State *L, int threads)
     *box = qm_pool_new(threads, &e);
     if (!*box)
         qml_raise(L, &e);
+    qm_pool_be_eager(*box);
     lua_rawset(L, LUA_REGISTRYINDEX);
 }
 

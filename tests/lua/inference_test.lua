@@ -84,7 +84,7 @@ tests["folders of every kind of format decode as they are used"] = function()
         qm.write(qm.open(BASE), { { out, format = format, dtype = "f32" } }, {})
         qm.write(qm.open(out), { { plain, format = "f32" } }, {})
         local d = largest_difference(qm.load(plain):forward(ids), qm.load(out):forward(ids))
-        assert(d < 1e-3, ("%s: %.3g"):format(format, d))
+        assert(d < 5e-3, ("%s: %.3g"):format(format, d)) -- activations have 15 bits on the way
     end
 end
 
