@@ -18,18 +18,81 @@ local function without_nulls(t)
     end
 end
 
+local function fail_field(what, key, value, wanted)
+    core.fail("corrupt", "%s: %s is %s, and must be %s", what, key, type(value) == "table" and "a list or object"
+        or tostring(value), wanted)
+end
+
+--- Numbers, but for the name of the kind, and lists of numbers.
+local function check_rope(scaling, what)
+    for key, value in pairs(scaling) do
+        local name = key == "rope_type" or key == "type"
+        if name and type(value) ~= "string" then
+            fail_field(what, key, value, "a name")
+        elseif not name and type(value) == "string" then
+            fail_field(what, key, value, "a number")
+        end
+        for _, v in ipairs(type(value) == "table" and value or {}) do
+            if type(v) ~= "number" then
+                fail_field(what, key, v, "a list of numbers")
+            end
+        end
+    end
+    for _, key in ipairs { "factor", "rope_theta", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings",
+                           "attention_factor", "partial_rotary_factor" } do
+        if scaling[key] ~= nil and (type(scaling[key]) ~= "number" or scaling[key] <= 0) then
+            fail_field(what, key, scaling[key], "a number above 0")
+        end
+    end
+    for _, key in ipairs { "long_factor", "short_factor" } do
+        if scaling[key] ~= nil and type(scaling[key]) ~= "table" then
+            fail_field(what, key, scaling[key], "a list of numbers")
+        end
+    end
+end
+
+-- Numbers that not every architecture has a default for.
+local NUMBERS = { "head_dim", "num_key_value_heads", "partial_rotary_factor", "original_max_position_embeddings",
+                  "max_position_embeddings", "rope_theta", "rope_local_base_freq", "sliding_window", "rms_norm_eps",
+                  "attn_logit_softcapping", "final_logit_softcapping", "num_local_experts", "num_experts_per_tok" }
+
+-- Fields without which there is no model: null is no way to leave them out.
+local NEEDED = { "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "max_position_embeddings" }
+
+--- What is there must be of the kind that the architecture's defaults are of; ids of tokens may be lists.
+local function check_kinds(merged, a, what)
+    for key, default in pairs(a and a.defaults or {}) do
+        local value = merged[key]
+        if value ~= nil and type(value) ~= type(default) and not key:find "_token_id$" then
+            fail_field(what, key, value, "a " .. type(default))
+        end
+    end
+    for _, key in ipairs(a and NUMBERS or {}) do
+        if merged[key] ~= nil and type(merged[key]) ~= "number" then
+            fail_field(what, key, merged[key], "a number")
+        end
+    end
+    for _, key in ipairs(a and a.defaults.hidden_size and NEEDED or {}) do
+        if merged[key] == nil and a.defaults[key] then
+            core.fail("corrupt", "%s: %s is null", what, key)
+        end
+    end
+end
+
 --- transformers' own spelling of rope scaling: rope_type (once: type), nothing when it is "default".
-local function rope_of(raw)
+local function rope_of(raw, what)
     local parameters = raw.rope_parameters or raw.rope_scaling
     if type(parameters) ~= "table" then
         return raw.rope_theta, nil
     end
-    parameters = parameters.full_attention or parameters -- one set for each kind of layer
+    local full = parameters.full_attention -- one set for each kind of layer
+    parameters = type(full) == "table" and full or parameters
     local scaling = {}
     for key, value in pairs(parameters) do
         scaling[key] = value
     end
     without_nulls(scaling)
+    check_rope(scaling, what)
     local theta = scaling.rope_theta or raw.rope_theta
     scaling.rope_type = scaling.rope_type or scaling.type
     scaling.attention_factor = scaling.attention_factor or scaling.attn_factor
@@ -56,7 +119,7 @@ local function dtype_of(raw)
 end
 
 --- What the fields are, whichever style wrote them; what is left out is as transformers has it.
-local function fields_of(raw, a)
+local function fields_of(raw, a, what)
     local merged = {}
     for key, value in pairs(a and a.defaults or { tie_word_embeddings = true }) do
         merged[key] = value
@@ -68,10 +131,11 @@ local function fields_of(raw, a)
     end
     without_nulls(merged) -- only now: an explicit null overrides a default
     local parameters = merged.rope_parameters
-    merged.partial_rotary_factor = type(parameters) == "table" and parameters.partial_rotary_factor
-        or merged.partial_rotary_factor
+    local partial = type(parameters) == "table" and parameters.partial_rotary_factor
+    merged.partial_rotary_factor = partial ~= core.null and partial or merged.partial_rotary_factor
     merged.rope_local_base_freq = local_theta_of(merged)
-    merged.rope_theta, merged.rope_scaling = rope_of(merged)
+    merged.rope_theta, merged.rope_scaling = rope_of(merged, what)
+    check_kinds(merged, a, what)
     merged.dtype = dtype_of(merged)
     merged.torch_dtype, merged.rope_parameters = nil, nil
     merged.num_key_value_heads = merged.num_key_value_heads or merged.num_attention_heads
@@ -113,7 +177,7 @@ function config.parse(text, what)
     end
     check_sizes(raw, what)
     local a = arch.of(raw)
-    return { text = text, raw = raw, arch = a, fields = fields_of(raw, a) }
+    return { text = text, raw = raw, arch = a, fields = fields_of(raw, a, what) }
 end
 
 --- Reads a model folder's config.json.

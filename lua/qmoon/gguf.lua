@@ -188,6 +188,39 @@ local function add_architecture(rows, config, extra, profile, first)
     end
 end
 
+-- Least and greatest whole number of a type.
+local WHOLE = { u8 = { 0, 255 }, i8 = { -128, 127 }, u16 = { 0, 65535 }, i16 = { -32768, 32767 }, u32 = { 0, 2 ^ 32 - 1 },
+                i32 = { -2 ^ 31, 2 ^ 31 - 1 }, u64 = { 0, 2 ^ 53 }, i64 = { -2 ^ 53, 2 ^ 53 } }
+
+--- Whether metadata of a type can hold a value of Lua's.
+---@param kind string
+---@param value any
+---@return boolean
+function gguf.holds(kind, value)
+    if WHOLE[kind] then
+        return type(value) == "number" and value % 1 == 0 and value >= WHOLE[kind][1] and value <= WHOLE[kind][2]
+    elseif kind == "f32" or kind == "f64" then
+        return type(value) == "number" and value == value
+    elseif kind == "bool" then
+        return type(value) == "boolean"
+    end
+    return type(value) == "string"
+end
+
+--- Values come from files that anybody may have written; each must be one that its key can hold.
+local function check_rows(rows, dir)
+    for _, r in ipairs(rows) do
+        local list = r.type == "array" and r.value or { r.value }
+        for i = 1, r.type == "array" and #list or 1 do
+            if not gguf.holds(r.elem or r.type, list[i]) then
+                core.fail("corrupt", "%s: '%s' would be %s, which is no %s; config.json or a file of the tokenizer is damaged", dir,
+                    r.key, type(list[i]) == "table" and "a list" or tostring(list[i]), r.elem or r.type)
+            end
+        end
+    end
+    return rows
+end
+
 local function append(rows, more)
     for _, r in ipairs(more) do
         rows[#rows + 1] = r
@@ -232,7 +265,7 @@ function gguf.metadata(config, tok, options)
     rows[#rows + 1] = row("general.quantization_version", "u32", QUANTIZATION_VERSION)
     append(rows, tokenizer.metadata(tok))
     append(notes, tok.notes or {})
-    return rows, notes
+    return check_rows(rows, config.dir), notes
 end
 
 --- Tensors in the converter's order: part file by part file, by name in the checkpoint.
@@ -333,6 +366,8 @@ function gguf.model_options(meta, what)
         end
         if value == nil and absent == nil then
             core.fail("corrupt", "%s: metadata '%s.%s' is missing", what, tostring(arch), key)
+        elseif value ~= nil and not gguf.holds("u32", value) then
+            core.fail("corrupt", "%s: metadata '%s.%s' is %s, not a whole number", what, tostring(arch), key, tostring(value))
         end
         return value or absent
     end

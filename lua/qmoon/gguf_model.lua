@@ -30,12 +30,21 @@ local function shape_of(item, expert)
 end
 
 --- One of the checkpoint's tensors as an item of its own: which rows of which item, and what is done to them.
-local function piece(item, row, hf, expert, fields)
+local function piece(item, row, hf, expert, fields, what)
     local shape = shape_of(item, expert)
+    local wanted = (row.role == "norm" or row.role == "bias") and 1 or 2
+    if #shape ~= wanted or shape[1] < 1 or (shape[2] or 1) < 1 then
+        core.fail("corrupt", "%s: tensor '%s' is [%s], and should have %d dimensions", what, item.gguf_name or item.name,
+            table.concat(item.shape, " x "), #item.shape - #shape + wanted)
+    end
     local rows, cols = #shape > 1 and shape[1] or 1, shape[#shape]
     local heads = row.heads and fields[row.heads]
     if heads and #shape == 1 then
         rows, cols = cols, 1
+    end
+    if heads and rows % (2 * heads) ~= 0 then
+        core.fail("corrupt", "%s: tensor '%s' has %d rows, which are no %d heads of two halves", what,
+            item.gguf_name or item.name, rows, heads)
     end
     local slice = (expert or heads)
         and { from = (expert or 0) * rows, rows = rows, cols = cols, interleaved_heads = heads } or nil
@@ -52,13 +61,13 @@ local function pieces_of(a, item, fields, what)
     elseif not hf then
         core.fail("unsupported", "%s: tensor '%s' has no place in a model folder of %s", what, name, a.name)
     elseif not row.stacked then
-        return { piece(item, row, hf, nil, fields) }
+        return { piece(item, row, hf, nil, fields, what) }
     elseif #item.shape ~= 3 or item.shape[1] ~= fields.num_local_experts then
         core.fail("corrupt", "%s: tensor '%s' is no stack of %s experts", what, name,
             tostring(fields.num_local_experts))
     end
     for expert = 0, item.shape[1] - 1 do
-        list[#list + 1] = piece(item, row, (arch.to_hf(a, name, expert)), expert, fields)
+        list[#list + 1] = piece(item, row, (arch.to_hf(a, name, expert)), expert, fields, what)
     end
     return list
 end
@@ -113,13 +122,17 @@ local ABSENT = { rope_theta = 10000 }
 local DERIVED = { "rope_dim", "rope_attention_factor", "file_type", "pooling_type" }
 
 --- Config fields from the architecture's metadata rows read backwards; f32 values are marked as floats.
-local function fields_of(a, g)
+local function fields_of(a, g, what)
     local fields = {}
     for key, value in pairs(a.defaults) do
         fields[key] = ABSENT[key] or value
     end
     for _, row in ipairs(a.metadata) do
         local value = gguf.get(g.meta, a.name .. "." .. row[1])
+        if value ~= nil and not (gguf.holds(row[2], value) and (row[2] ~= "f32" or value - value == 0)) then
+            core.fail("corrupt", "%s: metadata '%s.%s' is %s, and config.json needs one %s there", what, a.name, row[1],
+                type(value) == "table" and "a list" or tostring(value), row[2])
+        end
         if row[2] == "f32" then
             local number = value and json.widen(value) or ABSENT[row[3]] or a.defaults[row[3]]
             value = number and json.float(number)
@@ -167,6 +180,11 @@ local function complete(a, g, fields, what)
     end
     fields.vocab_size = embedding.shape[1]
     fields.tie_word_embeddings = not tensor(g, "output.weight")
+    for _, name in ipairs { "num_hidden_layers", "num_attention_heads", "hidden_size" } do
+        if (fields[name] or 0) < 1 then
+            core.fail("corrupt", "%s: the metadata says %s = %s", what, name, tostring(fields[name]))
+        end
+    end
     fields.num_key_value_heads = fields.num_key_value_heads or fields.num_attention_heads
     if a.defaults.head_dim and not gguf.get(g.meta, a.name .. ".attention.key_length") then
         fields.head_dim = fields.hidden_size / fields.num_attention_heads
@@ -276,7 +294,7 @@ function gguf_model.read(g, what, options)
         core.fail("unsupported", "%s: architecture '%s' is not one this program can make a model folder of", what,
             tostring((gguf.get(g.meta, "general.architecture"))))
     end
-    local fields = fields_of(a, g)
+    local fields = fields_of(a, g, what)
     complete(a, g, fields, what)
     local items = items_of(a, options.items or plain_items(g), fields, what)
     local files = tokenizer.files(g.meta, { pre = options.pre, context = fields.max_position_embeddings,

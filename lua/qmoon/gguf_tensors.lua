@@ -152,6 +152,16 @@ local function unsaid_notice(a, fields)
     end
 end
 
+local SIZES = { "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size" }
+
+local function check_fields(fields, dir)
+    for _, name in ipairs(SIZES) do
+        if type(fields[name]) ~= "number" then
+            core.fail("corrupt", "%s: config.json has no number '%s'", dir, name)
+        end
+    end
+end
+
 --- All tensors in the converter's order. Every one that the architecture needs must be there, and nothing unknown.
 ---@param model qmoon.Model a folder
 ---@param a table architecture
@@ -160,6 +170,7 @@ end
 ---@return string[] notices
 function gguf_tensors.of(model, a, tokens)
     local g = { arch = a, fields = model.config.fields, list = {}, by_name = {}, seen = {} }
+    check_fields(g.fields, model.path)
     local items, unknown, left_out = {}, {}, {}
     for i, item in ipairs(model.items) do
         items[i] = { item = item, hf = item.name, file = not model.adapters and item.source.file:path() or nil }

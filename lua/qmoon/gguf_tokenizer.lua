@@ -22,7 +22,21 @@ local NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
 ---@param name string
 ---@return integer?
 function gguf_tokenizer.special_id(meta, name)
-    return gguf.get(meta, ("tokenizer.ggml.%s_token_id"):format(name))
+    local key = ("tokenizer.ggml.%s_token_id"):format(name)
+    local id = gguf.get(meta, key)
+    if id ~= nil and not gguf.holds("u32", id) then
+        core.fail("corrupt", "metadata '%s' is %s, and no id", key, type(id) == "table" and "a list" or tostring(id))
+    end
+    return id
+end
+
+--- A list in the metadata whose elements are of one of Lua's types; nil when there is none.
+local function list_of(meta, key, kind, what)
+    local list = gguf.get(meta, key)
+    if list ~= nil and (type(list) ~= "table" or #list > 0 and type(list[1]) ~= kind) then
+        core.fail("corrupt", "%s: metadata '%s' is no list of %ss", what, key, kind)
+    end
+    return list
 end
 
 local special_id = gguf_tokenizer.special_id
@@ -168,7 +182,7 @@ end
 local function bpe_files(t, vocabulary, options, meta, what)
     local name = options.pre or gguf.get(meta, "tokenizer.ggml.pre")
     t.pre = pretokenizers.named(tostring(name))
-    t.merges = gguf.get(meta, "tokenizer.ggml.merges")
+    t.merges = list_of(meta, "tokenizer.ggml.merges", "string", what)
     if not t.pre then
         core.fail("unsupported", "%s: pre-tokenizer '%s' is unknown; give one that cuts alike with --pre NAME", what,
             tostring(name))
@@ -227,7 +241,7 @@ local function split_pieces(v, unknown, what)
 end
 
 local function piece_files(t, v, options, meta, what)
-    v.scores = gguf.get(meta, "tokenizer.ggml.scores")
+    v.scores = list_of(meta, "tokenizer.ggml.scores", "number", what)
     if not v.scores or #v.scores ~= #v.tokens then
         core.fail("corrupt", "%s: the tokenizer has no score for every token", what)
     end
@@ -258,7 +272,8 @@ local MODELS = { gpt2 = bpe_files, llama = piece_files }
 ---@return {name: string, text: string}[]
 function gguf_tokenizer.files(meta, options, what)
     local model = gguf.get(meta, "tokenizer.ggml.model")
-    local v = { tokens = gguf.get(meta, "tokenizer.ggml.tokens"), kinds = gguf.get(meta, "tokenizer.ggml.token_type") }
+    local v = { tokens = list_of(meta, "tokenizer.ggml.tokens", "string", what),
+                kinds = list_of(meta, "tokenizer.ggml.token_type", "number", what) }
     if not MODELS[model] or not v.tokens or not v.kinds or #v.kinds ~= #v.tokens then
         core.fail("unsupported", "%s: of tokenizer '%s' no files can be made, only of whole ones of gpt2 or llama", what,
             tostring(model))

@@ -62,7 +62,8 @@ local function step_of(node)
         -- "Removed" and inverted keeps the matches and drops what is between: the same, as nothing is between
         local isolated = node.behavior == "Isolated" and not node.invert
         local inverted = node.behavior == "Removed" and node.invert
-        return (isolated or inverted) and node.pattern.Regex or nil
+        local regex = type(node.pattern.Regex) == "string" and node.pattern.Regex or nil
+        return (isolated or inverted) and regex or nil
     elseif node.type == "Digits" then
         return node.individual_digits and "digits" or nil
     elseif node.type == "ByteLevel" and not node.add_prefix_space then
@@ -72,7 +73,7 @@ end
 
 local function steps_of(node, steps)
     if node.type == "Sequence" then
-        for _, inner in ipairs(node.pretokenizers or {}) do
+        for _, inner in ipairs(type(node.pretokenizers) == "table" and node.pretokenizers or {}) do
             steps_of(inner, steps)
         end
     else

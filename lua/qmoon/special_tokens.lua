@@ -35,8 +35,8 @@ function special_tokens.texts(config)
         texts[#texts + 1] = special_tokens.content(get(config, kind .. "_token"))
     end
     for _, key in ipairs { "additional_special_tokens", "extra_special_tokens" } do
-        local names = {} -- a list, or since transformers 5 also an object: name -> token
-        for name in pairs(get(config, key) or {}) do
+        local names, tokens = {}, get(config, key) -- a list, or since transformers 5 also an object: name -> token
+        for name in pairs(type(tokens) == "table" and tokens or {}) do
             names[#names + 1] = name
         end
         table.sort(names)

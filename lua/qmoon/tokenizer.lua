@@ -6,6 +6,7 @@
 
 local core = require "qmoon.core"
 local bpe = require "qmoon.tokenizer_bpe"
+local check = require "qmoon.tokenizer_check"
 local files = require "qmoon.files"
 local llama = require "qmoon.tokenizer_llama"
 local profiles = require "qmoon.gguf_profiles"
@@ -24,9 +25,16 @@ local function read_text(dir, name)
     end
 end
 
-local function read_json(dir, name)
+local function read_json(dir, name, checked)
     local text, path = read_text(dir, name)
-    return text and core.json_decode(text, path)
+    if not text then
+        return nil
+    end
+    local value = core.json_decode(text, path)
+    if checked then
+        checked(path, value)
+    end
+    return value
 end
 
 -- ---- chat templates -----------------------------------------------------------------------------
@@ -116,9 +124,10 @@ function tokenizer.read(dir, options)
     options = options or {}
     local profile = profiles.named(options.profile)
     local a = options.arch or get(options.config, "arch") or {}
-    local folder = { dir = dir, json = read_json(dir, "tokenizer.json"),
-                     config = read_json(dir, "tokenizer_config.json"), vocab = read_json(dir, "vocab.json"),
-                     added = read_json(dir, "added_tokens.json") }
+    local folder = { dir = dir, json = read_json(dir, "tokenizer.json", check.tokenizer),
+                     config = read_json(dir, "tokenizer_config.json", check.config),
+                     vocab = read_json(dir, "vocab.json", check.vocabulary),
+                     added = read_json(dir, "added_tokens.json", check.vocabulary) }
     local v = read_vocabulary(folder, a.tokenizer or { "bpe" }, options.vocab_size, options.pre)
     if options.pre and v.model ~= "gpt2" then
         core.fail("usage", "%s: --pre %s: this vocabulary is cut by its scores, not by a pre-tokenizer", dir,

@@ -198,7 +198,8 @@ function arch.of_gguf(meta)
         of[row.key] = row.value
     end
     local name = of["general.architecture"]
-    return name and arch.named(name, of[tostring(name) .. ".expert_count"])
+    local experts = of[tostring(name) .. ".expert_count"]
+    return name and arch.named(name, type(experts) == "number" and experts or nil)
 end
 
 --- How many modules a model of the architecture must have.

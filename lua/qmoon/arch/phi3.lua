@@ -75,9 +75,9 @@ return {
 
     constants = function(fields)
         local s = fields.rope_scaling
-        if not s or not s.long_factor then
+        if not s or s.rope_type ~= "longrope" then
             return {}
-        elseif not s.short_factor or #s.long_factor ~= #s.short_factor or #s.long_factor ~= fields.rope_dim / 2 then
+        elseif not s.short_factor or not s.long_factor or #s.long_factor ~= #s.short_factor or #s.long_factor ~= fields.rope_dim / 2 then
             core.fail("corrupt", "config.json: rope_scaling needs long_factor and short_factor of %d numbers each",
                 fields.rope_dim / 2)
         end

@@ -208,6 +208,9 @@ local function place(out, t, typed, at, fields)
         table.insert(out.files[1].writes, { at, core.pack_array("f", t.values) })
     elseif first.item.type_name == typed.type_name and #first.item.actions == 0 then
         out.copies[first.item] = { file = t.file or 1, at = at }
+    elseif not first.item.source.format then
+        core.fail("unsupported", "%s: tensor '%s' is %s, which this program cannot decode", first.item.source.file:path(),
+            first.item.name, first.item.source.dtype)
     else
         local heads = row.heads and fields[row.heads]
         if heads and t.shape[1] % (2 * heads) ~= 0 then

@@ -250,7 +250,8 @@ local function check_config(c, path, sources)
     end
     local wanted = "int8"
     if four then
-        wanted = (c.bnb_4bit_quant_type or "fp4") .. (c.bnb_4bit_use_double_quant and "+dq" or "")
+        local kind, nested = c.bnb_4bit_quant_type, c.bnb_4bit_use_double_quant == true
+        wanted = (kind == nil and "fp4" or tostring(kind)) .. (nested and "+dq" or "")
     end
     for _, s in ipairs(sources) do
         if kind_of(s) ~= wanted then

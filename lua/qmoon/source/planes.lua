@@ -71,7 +71,7 @@ local function extent(c, name, entry)
     for _, d in ipairs(entry.shape) do
         n = whole(d, 0) and n * d or math.huge
     end
-    if not whole(n, 0) or not whole(rows, 1) or n % rows ~= 0 or not whole(entry.block, 1) then
+    if not whole(n, 0) or not whole(rows, 1) or n % rows ~= 0 or not whole(entry.block, 1) or entry.block >= 2 ^ 32 - 1 then
         fail(c, "weight '%s' has sizes that no weight has", name)
     end
     return n, rows
