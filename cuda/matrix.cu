@@ -1,0 +1,10 @@
+/* matrix.cu: multiplying by 4-bit matrices; see matrix.h. */
+#include <cuda_fp16.h>
+#include <string.h>
+
+#include "matrix.h"
+
+#include "mma.cuh"
+
+#include "matrix_decode.cuh"
+#include "matrix_pack.cuh"

@@ -1,0 +1,397 @@
+/* matrix_decode.cuh: a matrix times up to eight tokens, at the speed at which the matrix can be read.
+ *
+ * A warp takes an item at a time and turns its codes into operand A of mma.sync.  The 8 columns of operand B hold M
+ * tokens of 8 / M different units each: what a unit is multiplied with beside its own columns is thrown away.  So x is
+ * read once an item, and not once a unit:
+ *
+ *     load q = 0 ... M - 1    column n is token n % M of unit  n / M * M + q
+ *
+ * The column that a unit needs is in the accumulators of M / 2 (or one) of the four lanes of a row, the unit's owners, who
+ * multiply by the scale in f32 and add.  What the items of a tile come to meets in shared memory, and is added in the
+ * order of items: the result is the same bits whatever the grid.
+ *
+ * Each register of codes is loaded again, for the item after, as soon as its unit is done with: 4 KB a warp are under
+ * way at any time, which is what the memory needs, at two blocks of 8 warps a multiprocessor.  */
+#ifndef QM_MATRIX_DECODE_CUH
+#define QM_MATRIX_DECODE_CUH
+
+enum { DECODE_THREADS = 256, DECODE_WARPS = DECODE_THREADS / 32, DECODE_BLOCKS = 2, DECODE_SUMS = 8192 };
+
+/* Matrices that are multiplied together have their tiles numbered through. */
+struct decode_part {
+    const uint8_t *items;
+    const float *nested;
+    float offset;
+    uint32_t rows, first_tile;
+    float factor;
+    qm_product p;
+};
+
+struct decode_job {
+    decode_part part[QM_TOGETHER];
+    qm_half x;
+    const float *dynamic;
+    float level[16];
+    uint32_t cols, tiles, slices;
+    uint32_t together; /* tiles whose sums fit into shared memory */
+};
+
+__device__ inline int part_of(const decode_job &j, uint32_t tile)
+{
+    return (tile >= j.part[1].first_tile) + (tile >= j.part[2].first_tile);
+}
+
+/* Address of an item: tiles lie one after the other in each matrix. */
+template <uint32_t ITEM> __device__ inline const uint8_t *item_at(const decode_job &j, uint32_t tile, uint32_t slice)
+{
+    const decode_part &p = j.part[part_of(j, tile)];
+    return p.items + ((uint64_t)(tile - p.first_tile) * j.slices + slice) * ITEM;
+}
+
+/* ---- scales -------------------------------------------------------------------------------------- */
+
+/* What a lane reads of an item's scales, and what becomes of it. */
+template <qm_scale_type S, int GROUP> struct lane_scales {
+    static constexpr int PER_ROW = 128 / GROUP, COUNT = 2 * PER_ROW;
+    static constexpr int BYTES = COUNT * (S == QM_SCALE_F32 ? 4 : S == QM_SCALE_F16 ? 2 : 1);
+    static constexpr int WORDS = BYTES / 4 > 0 ? BYTES / 4 : 1;
+    uint32_t word[WORDS];
+    float super[2][2], offset; /* nested absmax of both rows' groups; QM_SCALE_NESTED */
+
+    __device__ void load(const uint8_t *at)
+    {
+        if constexpr (BYTES >= 16) {
+#pragma unroll
+            for (int i = 0; i < BYTES / 16; i++) {
+                uint4 v = load_once(at + 16 * i);
+                word[4 * i] = v.x, word[4 * i + 1] = v.y, word[4 * i + 2] = v.z, word[4 * i + 3] = v.w;
+            }
+        } else if constexpr (BYTES == 8) {
+            uint2 v = __ldg((const uint2 *)at);
+            word[0] = v.x, word[1] = v.y;
+        } else if constexpr (BYTES == 4) {
+            word[0] = __ldg((const uint32_t *)at);
+        } else {
+            word[0] = __ldg((const uint16_t *)at);
+        }
+    }
+
+    __device__ void load_nested(const decode_job &j, uint32_t tile, uint32_t slice, uint32_t g, uint32_t t)
+    {
+        if constexpr (S == QM_SCALE_NESTED) {
+            constexpr int EACH = GROUP >= 128 ? 1 : 2; /* a row's groups may lie in two blocks of 256 */
+            const decode_part &p = j.part[part_of(j, tile)];
+            const uint32_t groups = j.cols / GROUP, at = slice * (QM_ITEM_COLS / GROUP) + t * PER_ROW;
+            offset = p.offset;
+#pragma unroll
+            for (int r = 0; r < 2; r++) {
+                uint32_t row = (tile - p.first_tile) * QM_TILE_ROWS + g + 8 * r;
+                bool there = row < p.rows;
+#pragma unroll
+                for (int i = 0; i < EACH; i++) {
+                    uint32_t k = at + i * (PER_ROW - 1);
+                    super[r][i] = there && k < groups ? __ldg(p.nested + (((uint64_t)row * groups + k) >> 8)) : 0;
+                }
+            }
+        }
+    }
+
+    __device__ void decode(float scale[COUNT], const float *dynamic) const
+    {
+#pragma unroll
+        for (int i = 0; i < COUNT; i++) {
+            if constexpr (S == QM_SCALE_F32)
+                scale[i] = __uint_as_float(word[i]);
+            else if constexpr (S == QM_SCALE_F16) {
+                __half2 two = *(const __half2 *)&word[i / 2];
+                scale[i] = i % 2 ? __high2float(two) : __low2float(two);
+            } else {
+                uint32_t e = word[i / 4] >> 8 * (i % 4) & 255;
+                if constexpr (S == QM_SCALE_E8M0)
+                    scale[i] = __uint_as_float(e < 2 ? 0x00200000u << e : (e - 1) << 23);
+                else
+                    scale[i] = __fadd_rn(__fmul_rn(dynamic[e], super[i / PER_ROW][i % PER_ROW / ((PER_ROW + 1) / 2)]), offset);
+            }
+        }
+    }
+};
+
+/* ---- x ------------------------------------------------------------------------------------------- */
+
+/* A lane's part of operand B for the four products of a unit: its quarter of each group, GROUP / 4 values in a row.
+ * x is NULL for a token that there is not. */
+template <int GROUP> struct operand_b {
+    uint32_t word[8];
+
+    __device__ void load(const __half *x, uint32_t k, uint32_t stride, uint32_t t)
+    {
+        constexpr int IN_UNIT = GROUP < 64 ? GROUP : 64, RUN = IN_UNIT / 4, RUNS = 16 / RUN;
+#pragma unroll
+        for (int i = 0; i < RUNS; i++) {
+            uint32_t at = k + i * IN_UNIT + t * RUN;
+            bool there = x && at < stride;
+#pragma unroll
+            for (int part = 0; part < (RUN * 2 + 15) / 16; part++) {
+                if constexpr (RUN >= 8) {
+                    uint4 v = there ? load_fresh(x + at + 8 * part) : make_uint4(0, 0, 0, 0);
+                    uint32_t *to = word + i * (RUN / 2) + 4 * part;
+                    to[0] = v.x, to[1] = v.y, to[2] = v.z, to[3] = v.w;
+                } else {
+                    uint2 v = there ? load_fresh_half(x + at) : make_uint2(0, 0);
+                    word[2 * i] = v.x, word[2 * i + 1] = v.y;
+                }
+            }
+        }
+    }
+};
+
+/* What the columns that this lane owns are multiplied with: two tokens of the unit it owns in load q, or, of one token,
+ * its two units. */
+template <int M> __device__ inline void load_x_scales(float by[2], const float *scale, uint32_t unit0, int q, uint32_t units, uint32_t t)
+{
+    if (M == 1) {
+        uint32_t u = unit0 + 2 * t;
+        by[0] = u < units ? __ldcg(scale + u * QM_HALF_TOKENS) : 0;
+        by[1] = u + 1 < units ? __ldcg(scale + (u + 1) * QM_HALF_TOKENS) : 0;
+    } else {
+        uint32_t u = unit0 + 2 * t / M * M + q;
+        float2 two = u < units ? __ldcg((const float2 *)(scale + u * QM_HALF_TOKENS + 2 * t % M)) : make_float2(0, 0);
+        by[0] = two.x, by[1] = two.y;
+    }
+}
+
+/* ---- one unit ------------------------------------------------------------------------------------ */
+
+template <int J> __device__ inline void multiply(float c[4], const uint4 &w, const uint32_t b[8], uint32_t pairs)
+{
+    uint32_t first = J < 2 ? w.x : w.y, second = J < 2 ? w.z : w.w;
+    constexpr int BYTE = 2 * (J % 2);
+    mma(c, pair_of<BYTE>(first, pairs), pair_of<BYTE>(second, pairs), pair_of<BYTE + 1>(first, pairs),
+        pair_of<BYTE + 1>(second, pairs), b[2 * J], b[2 * J + 1]);
+}
+
+/* sum[r][i]: row g + 8 r, the lane's token i.  scale(r, i): of row g + 8 r, group i of this unit; by[i]: of x. */
+template <int M, int GROUP, class F>
+__device__ inline void add_unit(float sum[2][2], const uint4 &w, const uint32_t b[8], uint32_t pairs, bool mine,
+                                int column, const float by[2], F scale)
+{
+    constexpr int GROUPS = GROUP < 64 ? 64 / GROUP : 1, EACH = 4 / GROUPS;
+#pragma unroll
+    for (int i = 0; i < GROUPS; i++) {
+        float c[4] = {0, 0, 0, 0};
+        if (EACH * i <= 0 && 0 < EACH * (i + 1))
+            multiply<0>(c, w, b, pairs);
+        if (EACH * i <= 1 && 1 < EACH * (i + 1))
+            multiply<1>(c, w, b, pairs);
+        if (EACH * i <= 2 && 2 < EACH * (i + 1))
+            multiply<2>(c, w, b, pairs);
+        if (EACH * i <= 3 && 3 < EACH * (i + 1))
+            multiply<3>(c, w, b, pairs);
+        float s0 = scale(0, i), s1 = scale(1, i);
+        if (!mine)
+            continue;
+        if (M == 1) {
+            sum[0][0] = __fmaf_rn(s0, by[column] * c[column], sum[0][0]);
+            sum[1][0] = __fmaf_rn(s1, by[column] * c[2 + column], sum[1][0]);
+        } else {
+            sum[0][0] = __fmaf_rn(s0, by[0] * c[0], sum[0][0]);
+            sum[0][1] = __fmaf_rn(s0, by[1] * c[1], sum[0][1]);
+            sum[1][0] = __fmaf_rn(s1, by[0] * c[2], sum[1][0]);
+            sum[1][1] = __fmaf_rn(s1, by[1] * c[3], sum[1][1]);
+        }
+    }
+}
+
+/* Adds over the lanes of a row that share tokens, and leaves the sums of the item in part[token][row]. */
+template <int M> __device__ inline void store_item(float *part, float sum[2][2], uint32_t g, uint32_t t)
+{
+    constexpr int EACH = M == 1 ? 1 : 2;
+#pragma unroll
+    for (int r = 0; r < 2; r++)
+#pragma unroll
+        for (int i = 0; i < EACH; i++) {
+            float v = sum[r][i];
+            if (M <= 2)
+                v += __shfl_xor_sync(~0u, v, 1);
+            if (M <= 4)
+                v += __shfl_xor_sync(~0u, v, 2);
+            uint32_t token = M <= 2 ? i : 2 * (M == 4 ? t % 2 : t) + i;
+            bool writes = M <= 2 ? t == 0 : M == 4 ? t < 2 : true;
+            if (writes)
+                part[token * QM_TILE_ROWS + g + 8 * r] = v;
+        }
+}
+
+/* ---- the kernel ---------------------------------------------------------------------------------- */
+
+/* A row's sums in the order of slices, and everything else that makes them a result. */
+template <int M>
+__device__ inline void finish_tiles(const decode_job &j, const float *sums, uint32_t first, uint32_t tiles)
+{
+    for (uint32_t i = threadIdx.x; i < tiles * M * QM_TILE_ROWS; i += DECODE_THREADS) {
+        uint32_t row = i % QM_TILE_ROWS, token = i / QM_TILE_ROWS % M, tile = i / (QM_TILE_ROWS * M);
+        const decode_part &p = j.part[part_of(j, first + tile)];
+        uint32_t n = (first + tile - p.first_tile) * QM_TILE_ROWS + row;
+        if (n >= p.rows || token >= j.x.tokens)
+            continue;
+        const float *part = sums + (uint64_t)tile * j.slices * M * QM_TILE_ROWS + token * QM_TILE_ROWS + row;
+        float sum = 0;
+        for (uint32_t k = 0; k < j.slices; k++)
+            sum += part[k * M * QM_TILE_ROWS];
+        sum *= p.factor;
+        if (p.p.bias)
+            sum += p.p.bias[n];
+        uint64_t at = (uint64_t)token * p.p.y_stride + n;
+        p.p.y[at] = sum;
+        if (p.p.add)
+            p.p.sum[at] = sum + p.p.add[at];
+    }
+}
+
+template <int M, int GROUP, qm_scale_type S>
+__global__ void __launch_bounds__(DECODE_THREADS, DECODE_BLOCKS) matrix_decode(const __grid_constant__ decode_job j)
+{
+    using scales = lane_scales<S, GROUP>;
+    constexpr uint32_t SCALES = QM_ITEM_UNITS * QM_UNIT_BYTES, ITEM = SCALES + 32 * scales::BYTES, STEP = DECODE_WARPS;
+    extern __shared__ uint4 shared[];
+    uint32_t *table = (uint32_t *)shared;
+    float *sums = (float *)(table + PAIRS_BYTES / 4), *dynamic = sums + j.together * j.slices * M * QM_TILE_ROWS;
+    const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    const uint32_t tile0 = (uint32_t)((uint64_t)blockIdx.x * j.tiles / gridDim.x);
+    const uint32_t tiles = (uint32_t)((uint64_t)(blockIdx.x + 1) * j.tiles / gridDim.x) - tile0;
+    const uint32_t items = tiles * j.slices;
+    uint32_t item = warp, slice = warp % j.slices, tile = tile0 + warp / j.slices;
+
+    let_next_begin();
+    uint4 w[QM_ITEM_UNITS];
+    scales raw;
+    if (item < items) {
+        const uint8_t *at = item_at<ITEM>(j, tile, slice);
+#pragma unroll
+        for (int u = 0; u < QM_ITEM_UNITS; u++)
+            w[u] = load_once(at + u * QM_UNIT_BYTES + lane * 16);
+        raw.load(at + SCALES + lane * scales::BYTES);
+        raw.load_nested(j, tile, slice, g, t);
+    }
+    fill_pairs(table, j.level, DECODE_THREADS);
+    if (S == QM_SCALE_NESTED)
+        for (uint32_t i = threadIdx.x; i < 256; i += DECODE_THREADS)
+            dynamic[i] = __ldg(j.dynamic + i);
+    __syncthreads();
+    const uint32_t pairs = (uint32_t)__cvta_generic_to_shared(table) + 4 * lane;
+    wait_for_previous();
+
+    const __half *x = g % M < j.x.tokens ? (const __half *)j.x.half + (uint64_t)(g % M) * j.x.stride : NULL;
+    const uint32_t more_slices = STEP % j.slices, more_tiles = STEP / j.slices, units = j.x.stride / QM_UNIT_COLS;
+    for (uint32_t done = 0; done < tiles; done += j.together) {
+        uint32_t now = tiles - done < j.together ? tiles - done : j.together;
+        for (uint32_t end = (done + now) * j.slices; item < end; item += STEP) {
+            float scale[scales::COUNT], sum[2][2] = {{0, 0}, {0, 0}};
+            raw.decode(scale, dynamic);
+            const uint32_t unit0 = slice * QM_ITEM_UNITS;
+            const bool more = item + STEP < items;
+            slice += more_slices, tile += more_tiles;
+            if (slice >= j.slices)
+                slice -= j.slices, tile++;
+            const uint8_t *at = NULL;
+            if (more) {
+                at = item_at<ITEM>(j, tile, slice);
+                raw.load(at + SCALES + lane * scales::BYTES);
+                raw.load_nested(j, tile, slice, g, t);
+            }
+#pragma unroll
+            for (int q = 0; q < M; q++) {
+                operand_b<GROUP> b;
+                b.load(x, (unit0 + g / M * M + q) * QM_UNIT_COLS, j.x.stride, t);
+                float by[2];
+                load_x_scales<M>(by, j.x.scale, unit0, q, units, t);
+#pragma unroll
+                for (int p = 0; p < 8 / M; p++) {
+                    constexpr int IN_UNIT = GROUP < 64 ? 64 / GROUP : 1;
+                    const int u = p * M + q;
+                    bool mine = M == 1 ? (int)t == u / 2 : (int)(2 * t) / M == p;
+                    add_unit<M, GROUP>(sum, w[u], b.word, pairs, mine, u % 2, by, [&](int r, int i) {
+                        int own = GROUP < 128 ? r * scales::PER_ROW + u % 2 * IN_UNIT + i : r;
+                        return M <= 2 ? scale[own] : __shfl_sync(~0u, scale[own], u / 2, 4);
+                    });
+                    if (more)
+                        w[u] = load_once(at + u * QM_UNIT_BYTES + lane * 16);
+                }
+            }
+            store_item<M>(sums + (uint64_t)(item - done * j.slices) * M * QM_TILE_ROWS, sum, g, t);
+        }
+        __syncthreads();
+        finish_tiles<M>(j, sums, tile0 + done, now);
+        if (done + now < tiles)
+            __syncthreads();
+    }
+}
+
+/* ---- launching ----------------------------------------------------------------------------------- */
+
+template <int M, int GROUP, qm_scale_type S> static cudaError_t launch_decode(const decode_job &job, cudaStream_t s)
+{
+    static constexpr auto kernel = matrix_decode<M, GROUP, S>;
+    decode_job j = job;
+    uint32_t each = j.slices * M * QM_TILE_ROWS; /* sums of a tile */
+    int device = 0, multiprocessors = 0, generation = 0;
+    cudaGetDevice(&device);
+    cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
+    cudaDeviceGetAttribute(&generation, cudaDevAttrComputeCapabilityMajor, device);
+    uint32_t slots = (uint32_t)multiprocessors * DECODE_BLOCKS, grid = j.tiles < slots ? j.tiles : slots;
+    uint32_t most = (j.tiles + grid - 1) / grid;
+    j.together = DECODE_SUMS / each > 0 ? DECODE_SUMS / each : 1;
+    if (j.together > most)
+        j.together = most;
+    size_t shared = PAIRS_BYTES + ((size_t)j.together * each + (S == QM_SCALE_NESTED ? 256 : 0)) * sizeof(float);
+    cudaError_t r = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared);
+    if (r)
+        return r;
+    cudaLaunchAttribute early = {};
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t c = {};
+    c.gridDim = dim3(grid), c.blockDim = dim3(DECODE_THREADS), c.dynamicSmemBytes = shared, c.stream = s;
+    c.attrs = &early, c.numAttrs = generation >= 9 ? 1 : 0;
+    return cudaLaunchKernelEx(&c, kernel, j);
+}
+
+template <int GROUP, qm_scale_type S> static cudaError_t decode_tokens(const decode_job &j, cudaStream_t s)
+{
+    uint32_t tokens = j.x.tokens;
+    return tokens == 1   ? launch_decode<1, GROUP, S>(j, s)
+           : tokens == 2 ? launch_decode<2, GROUP, S>(j, s)
+           : tokens <= 4 ? launch_decode<4, GROUP, S>(j, s)
+           : tokens <= 8 ? launch_decode<8, GROUP, S>(j, s)
+                         : cudaErrorInvalidValue;
+}
+
+cudaError_t qm_matrix_decode(const qm_matrix *w, const qm_product *p, int n, const qm_half *x, cudaStream_t s)
+{
+    decode_job j = {};
+    j.x = *x, j.cols = w->cols, j.slices = qm_matrix_slices(w->cols), j.dynamic = w->dynamic;
+    memcpy(j.level, w->level, sizeof j.level);
+    for (int i = 0; i < QM_TOGETHER; i++) {
+        if (i < n)
+            j.part[i] = {w[i].items, w[i].nested, w[i].offset, w[i].rows, j.tiles, w[i].factor, p[i]};
+        else
+            j.part[i].first_tile = UINT32_MAX;
+        j.tiles += i < n ? qm_matrix_tiles(w[i].rows) : 0;
+    }
+#define KIND(group_size, type)                                                                               \
+    if (w->group == group_size && w->scale == type)                                                          \
+    return decode_tokens<group_size, type>(j, s)
+    KIND(64, QM_SCALE_F32);
+    KIND(64, QM_SCALE_NESTED);
+    KIND(32, QM_SCALE_F32);
+    KIND(32, QM_SCALE_F16);
+    KIND(32, QM_SCALE_E8M0);
+    KIND(32, QM_SCALE_NESTED);
+    KIND(128, QM_SCALE_F32);
+    KIND(128, QM_SCALE_NESTED);
+    KIND(16, QM_SCALE_F32);
+#undef KIND
+    return cudaErrorInvalidValue;
+}
+
+#endif

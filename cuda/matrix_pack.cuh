@@ -1,0 +1,184 @@
+/* matrix_pack.cuh: from the planes of a format into the layout of matrix.h, and back. */
+#ifndef QM_MATRIX_PACK_CUH
+#define QM_MATRIX_PACK_CUH
+
+/* ---- where things are in the planes --------------------------------------------------------------- */
+
+__device__ inline uint32_t source_code(const qm_matrix_source &s, uint32_t row, uint32_t col)
+{
+    uint64_t i = (uint64_t)row * s.cols + col;
+    if (!s.block_bytes) /* flat: two codes a byte, the first in the high nibble */
+        return i % 2 ? s.codes[i / 2] & 15 : s.codes[i / 2] >> 4;
+    uint32_t byte = s.codes[i / 32 * s.block_bytes + (s.block_bytes - 16) + i % 16];
+    return i % 32 < 16 ? byte & 15 : byte >> 4;
+}
+
+__device__ inline void set_source_pair(const qm_matrix_source &s, uint64_t i, uint32_t first, uint32_t second)
+{
+    if (s.block_bytes) /* elements i and i + 16 of a block */
+        s.codes[i / 32 * s.block_bytes + (s.block_bytes - 16) + i % 16] = (uint8_t)(first | second << 4);
+    else
+        s.codes[i / 2] = (uint8_t)(first << 4 | second);
+}
+
+/* A scale's bytes, as they are, in the low ones. */
+template <int BYTES> __device__ inline uint8_t *source_scale(const qm_matrix_source &s, uint32_t row, uint32_t col)
+{
+    uint64_t i = (uint64_t)row * s.cols + col;
+    return s.block_bytes ? s.codes + i / 32 * s.block_bytes : s.scales + i / s.block * BYTES;
+}
+
+/* ---- where things are in the items ---------------------------------------------------------------- */
+
+struct place {
+    uint64_t code, scale; /* bytes from the beginning */
+    bool high;            /* nibble */
+};
+
+__device__ inline uint64_t item_of(const qm_matrix &m, uint32_t row, uint32_t col)
+{
+    uint32_t slices = qm_matrix_slices(m.cols);
+    return ((uint64_t)(row / QM_TILE_ROWS) * slices + col / QM_ITEM_COLS) * qm_item_bytes(m.scale, m.group);
+}
+
+__device__ inline place place_of(const qm_matrix &m, uint32_t row, uint32_t col)
+{
+    uint32_t g = row % 8, half = row % QM_TILE_ROWS / 8, in = col % QM_UNIT_COLS;
+    uint32_t width = m.group < QM_UNIT_COLS ? m.group : QM_UNIT_COLS, run = width / 4;
+    uint32_t t = in % width / run, k = in / width * run + in % run;
+    uint32_t unit = col % QM_ITEM_COLS / QM_UNIT_COLS, per_row = 128 / m.group, bytes = qm_scale_bytes(m.scale);
+    uint64_t item = item_of(m, row, col);
+    place p;
+    p.code = item + unit * QM_UNIT_BYTES + (4 * g + t) * 16 + half * 8 + k / 2;
+    p.high = k % 2 == 0;
+    p.scale = item + QM_ITEM_UNITS * QM_UNIT_BYTES
+              + ((4 * g + unit / 2) * 2 * per_row + half * per_row + col % 128 / m.group) * bytes;
+    return p;
+}
+
+/* ---- there --------------------------------------------------------------------------------------- */
+
+/* A thread makes two codes, one byte of an item; rows and columns that there are not are zero. */
+__global__ void pack_codes(const __grid_constant__ qm_matrix m, uint8_t *items, const __grid_constant__ qm_matrix_source s,
+                           uint64_t pairs, uint32_t padded)
+{
+    uint64_t i = (uint64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= pairs)
+        return;
+    uint32_t row = (uint32_t)(2 * i / padded), col = (uint32_t)(2 * i % padded);
+    bool there = row < m.rows && col < m.cols;
+    uint32_t first = there ? source_code(s, row, col) : 0, second = there ? source_code(s, row, col + 1) : 0;
+    items[place_of(m, row, col).code] = (uint8_t)(first << 4 | second);
+}
+
+template <int BYTES>
+__global__ void pack_scales(const __grid_constant__ qm_matrix m, uint8_t *items, const __grid_constant__ qm_matrix_source s,
+                            uint64_t groups, uint32_t padded)
+{
+    uint64_t i = (uint64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= groups)
+        return;
+    uint32_t row = (uint32_t)(i * m.group / padded), col = (uint32_t)(i * m.group % padded);
+    bool there = row < m.rows && col < m.cols;
+    const uint8_t *from = there ? source_scale<BYTES>(s, row, col) : NULL;
+    uint8_t *to = items + place_of(m, row, col).scale;
+#pragma unroll
+    for (int b = 0; b < BYTES; b++)
+        to[b] = from ? from[b] : 0;
+}
+
+/* ---- and back ------------------------------------------------------------------------------------ */
+
+__device__ inline uint32_t packed_code(const qm_matrix &m, uint64_t i)
+{
+    place p = place_of(m, (uint32_t)(i / m.cols), (uint32_t)(i % m.cols));
+    return p.high ? m.items[p.code] >> 4 : m.items[p.code] & 15;
+}
+
+__global__ void unpack_codes(const __grid_constant__ qm_matrix m, const __grid_constant__ qm_matrix_source s, uint64_t pairs)
+{
+    uint64_t i = (uint64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= pairs)
+        return;
+    uint64_t first = s.block_bytes ? i / 16 * 32 + i % 16 : 2 * i;
+    set_source_pair(s, first, packed_code(m, first), packed_code(m, first + (s.block_bytes ? 16 : 1)));
+}
+
+template <int BYTES>
+__global__ void unpack_scales(const __grid_constant__ qm_matrix m, const __grid_constant__ qm_matrix_source s, uint64_t scales)
+{
+    uint64_t i = (uint64_t)blockIdx.x * blockDim.x + threadIdx.x, at = i * s.block;
+    if (i >= scales)
+        return;
+    uint32_t row = (uint32_t)(at / m.cols), col = (uint32_t)(at % m.cols);
+    uint8_t *to = source_scale<BYTES>(s, row, col);
+    const uint8_t *from = m.items + place_of(m, row, col).scale;
+#pragma unroll
+    for (int b = 0; b < BYTES; b++)
+        to[b] = from[b];
+}
+
+/* Rows of f16, row-major, for a library's matrix product: level * scale, rounded once more. */
+__global__ void unpack_values(const __grid_constant__ qm_matrix m, __half *y, uint32_t first, uint64_t pairs)
+{
+    uint64_t i = (uint64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= pairs)
+        return;
+    uint32_t row = first + (uint32_t)(2 * i / m.cols), col = (uint32_t)(2 * i % m.cols);
+    place p = place_of(m, row, col);
+    uint32_t byte = m.items[p.code];
+    float scale;
+    switch (m.scale) {
+    case QM_SCALE_F32: scale = *(const float *)(m.items + p.scale); break;
+    case QM_SCALE_F16: scale = __half2float(*(const __half *)(m.items + p.scale)); break;
+    case QM_SCALE_E8M0: {
+        uint32_t e = m.items[p.scale];
+        scale = __uint_as_float(e < 2 ? 0x00200000u << e : (e - 1) << 23);
+        break;
+    }
+    default: {
+        uint64_t group = ((uint64_t)row * m.cols + col) / m.group;
+        scale = __fadd_rn(__fmul_rn(m.dynamic[m.items[p.scale]], m.nested[group / 256]), m.offset);
+    }
+    }
+    scale *= m.factor;
+    ((__half2 *)y)[i] = __floats2half2_rn(m.level[byte >> 4] * scale, m.level[byte & 15] * scale);
+}
+
+/* ---- launching ----------------------------------------------------------------------------------- */
+
+static unsigned blocks_for(uint64_t n) { return (unsigned)((n + 255) / 256); }
+
+cudaError_t qm_matrix_pack(const qm_matrix *m, uint8_t *items, const qm_matrix_source *from, cudaStream_t s)
+{
+    uint32_t padded = qm_matrix_slices(m->cols) * QM_ITEM_COLS;
+    uint64_t n = (uint64_t)qm_matrix_tiles(m->rows) * QM_TILE_ROWS * padded, groups = n / m->group;
+    pack_codes<<<blocks_for(n / 2), 256, 0, s>>>(*m, items, *from, n / 2, padded);
+    switch (qm_scale_bytes(m->scale)) {
+    case 4: pack_scales<4><<<blocks_for(groups), 256, 0, s>>>(*m, items, *from, groups, padded); break;
+    case 2: pack_scales<2><<<blocks_for(groups), 256, 0, s>>>(*m, items, *from, groups, padded); break;
+    default: pack_scales<1><<<blocks_for(groups), 256, 0, s>>>(*m, items, *from, groups, padded); break;
+    }
+    return cudaGetLastError();
+}
+
+cudaError_t qm_matrix_unpack(const qm_matrix *m, const qm_matrix_source *to, cudaStream_t s)
+{
+    uint64_t n = (uint64_t)m->rows * m->cols, scales = n / to->block;
+    unpack_codes<<<blocks_for(n / 2), 256, 0, s>>>(*m, *to, n / 2);
+    switch (qm_scale_bytes(m->scale)) {
+    case 4: unpack_scales<4><<<blocks_for(scales), 256, 0, s>>>(*m, *to, scales); break;
+    case 2: unpack_scales<2><<<blocks_for(scales), 256, 0, s>>>(*m, *to, scales); break;
+    default: unpack_scales<1><<<blocks_for(scales), 256, 0, s>>>(*m, *to, scales); break;
+    }
+    return cudaGetLastError();
+}
+
+cudaError_t qm_matrix_values(const qm_matrix *m, void *y, uint32_t first, uint32_t rows, cudaStream_t s)
+{
+    uint64_t pairs = (uint64_t)rows * m->cols / 2;
+    unpack_values<<<blocks_for(pairs), 256, 0, s>>>(*m, (__half *)y, first, pairs);
+    return cudaGetLastError();
+}
+
+#endif

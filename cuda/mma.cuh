@@ -1,0 +1,93 @@
+/* mma.cuh: the instructions that the C++ of CUDA has no words for. */
+#ifndef QM_MMA_CUH
+#define QM_MMA_CUH
+
+#include <stdint.h>
+
+/* c += a b on the tensor cores: a is 16 x 16 f16, b 16 x 8 f16, c 16 x 8 f32.  Lane 4 g + t has
+ *     a  rows g, g + 8, g, g + 8; columns 2 t and 2 t + 1, for the last two 8 on
+ *     b  column g; rows 2 t and 2 t + 1, then 8 on           c  row g, then g + 8; columns 2 t and 2 t + 1 */
+__device__ inline void mma(float c[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1)
+{
+#if __CUDA_ARCH__ >= 800
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+#else
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a0), "r"(a1), "r"(b0));
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a2), "r"(a3), "r"(b1));
+#endif
+}
+
+/* Sixteen bytes that are read once and never written while kernels run. */
+__device__ inline uint4 load_once(const void *p)
+{
+    uint4 v;
+    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(p));
+    return v;
+}
+
+/* What an earlier kernel, perhaps one still running when this began, has written: not by way of the read-only cache. */
+__device__ inline uint4 load_fresh(const void *p)
+{
+    uint4 v;
+    asm volatile("ld.global.v4.u32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(p)
+                 : "memory");
+    return v;
+}
+
+__device__ inline uint2 load_fresh_half(const void *p)
+{
+    uint2 v;
+    asm volatile("ld.global.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p) : "memory");
+    return v;
+}
+
+/* Programmatic dependent launch: the next kernel may begin; and what came before this one is done. */
+__device__ inline void let_next_begin()
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+__device__ inline void wait_for_previous()
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+/* ---- pairs ---------------------------------------------------------------------------------------
+ *
+ * A byte, two codes, becomes two f16 by one look-up: table[byte][lane], 32 KB, a copy for each lane in its own
+ * bank of shared memory.  The address is one instruction: dp4a multiplies the byte it is told by 128 and adds. */
+
+enum { PAIRS_BYTES = 256 * 32 * 4 };
+
+__device__ inline void fill_pairs(uint32_t *pairs, const float *level, uint32_t threads)
+{
+    for (uint32_t i = threadIdx.x; i < 256 * 32 / 4; i += threads) { /* four lanes' copies at once */
+        uint32_t byte = i / 8;
+        __half2 pair = __floats2half2_rn(level[byte >> 4], level[byte & 15]);
+        uint32_t p = *(uint32_t *)&pair;
+        ((uint4 *)pairs)[i] = make_uint4(p, p, p, p);
+    }
+}
+
+/* base: shared-memory address of pairs, plus 4 times the lane. */
+template <int BYTE> __device__ inline uint32_t pair_of(uint32_t codes, uint32_t base)
+{
+    uint32_t at = __dp4a(codes, 0x80u << 8 * BYTE, base), pair;
+    asm("ld.shared.u32 %0, [%1];" : "=r"(pair) : "r"(at));
+    return pair;
+}
+
+#endif

@@ -1,0 +1,291 @@
+/* matrix_bench.c: the speed of multiplying by 4-bit matrices, beside reading as many bytes.
+ *
+ * Launches are edges of one graph; matrices go round over copies of SPREAD bytes in all, so that the second-level cache
+ * does not serve them, and nothing writes in between.  Codes, scales and x are random.  Each figure is the median of
+ * RUNS replays, divided by the launches; the results of the first copy are compared with a sum in double. */
+#include <cuda_fp16.h>
+#include <cuda_runtime_api.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "../../core/half.h"
+#include "../../cuda/matrix.h"
+
+enum { RUNS = 9, LAUNCHES = 20, CHECKED_ROWS = 48 };
+#define SPREAD 600e6
+
+static const float nf4[16] = {-1.0f, -0.69619280f, -0.52507305f, -0.39491749f, -0.28444138f, -0.18477343f, -0.09105004f, 0.0f,
+                              0.07958030f, 0.16093020f, 0.24611230f, 0.33791524f, 0.44070983f, 0.56261700f, 0.72295684f, 1.0f};
+
+static void must(cudaError_t r, const char *what)
+{
+    if (r == cudaSuccess)
+        return;
+    fprintf(stderr, "%s: %s\n", what, cudaGetErrorString(r));
+    exit(1);
+}
+
+static uint64_t state = 1;
+static uint32_t rnd(void)
+{
+    state = state * 6364136223846793005u + 1442695040888963407u;
+    return (uint32_t)(state >> 32);
+}
+
+static int ascending(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static cudaStream_t stream;
+static float *dynamic_map, *nested;
+
+typedef struct matrix {
+    qm_matrix w;
+    uint8_t *here;
+    uint64_t size;
+} matrix;
+
+/* Random items: codes of any kind, scales 0.02 ... 0.05. */
+static matrix random_matrix(uint32_t rows, uint32_t cols, qm_scale_type type, uint32_t group)
+{
+    matrix m = {.w = {.rows = rows, .cols = cols, .group = group, .scale = type, .factor = 1, .offset = 0.035f, .nested = nested, .dynamic = dynamic_map}};
+    memcpy(m.w.level, nf4, sizeof nf4);
+    m.size = qm_matrix_bytes(type, group, rows, cols);
+    m.here = malloc(m.size);
+    uint32_t item = qm_item_bytes(type, group), codes = QM_ITEM_UNITS * QM_UNIT_BYTES;
+    for (uint64_t at = 0; at < m.size; at += item) {
+        for (uint32_t i = 0; i < codes; i += 4) {
+            uint32_t r = rnd();
+            memcpy(m.here + at + i, &r, 4);
+        }
+        for (uint32_t i = codes; i < item; i += qm_scale_bytes(type)) {
+            float f = 0.02f + 0.03f * (float)(rnd() >> 8) / 16777216.0f;
+            uint16_t h = qm_f32_to_f16(f);
+            if (type == QM_SCALE_F32)
+                memcpy(m.here + at + i, &f, 4);
+            else if (type == QM_SCALE_F16)
+                memcpy(m.here + at + i, &h, 2);
+            else
+                m.here[at + i] = type == QM_SCALE_E8M0 ? (uint8_t)(120 + rnd() % 4) : (uint8_t)rnd();
+        }
+    }
+    return m;
+}
+
+/* Scale of a row's group, as the layout says. */
+static double scale_at(const matrix *m, uint32_t row, uint32_t col, const float *dyn)
+{
+    const qm_matrix *w = &m->w;
+    uint32_t tile = row / 16, slice = col / 512, slices = qm_matrix_slices(w->cols), item = qm_item_bytes(w->scale, w->group);
+    uint32_t per_row = 128 / w->group, t = col % 512 / 128, i = col % 128 / w->group, g = row % 8, r = row % 16 / 8;
+    uint32_t lane_bytes = 2 * per_row * qm_scale_bytes(w->scale);
+    const uint8_t *p = m->here + ((uint64_t)tile * slices + slice) * item + 4096 + (4 * g + t) * lane_bytes + (r * per_row + i) * qm_scale_bytes(w->scale);
+    float f;
+    uint16_t h;
+    switch (w->scale) {
+    case QM_SCALE_F32: memcpy(&f, p, 4); return (double)f;
+    case QM_SCALE_F16: memcpy(&h, p, 2); return (double)qm_f16_to_f32(h);
+    case QM_SCALE_E8M0: return ldexp(1, *p - 128);
+    default: return (double)dyn[*p] * 0.01 + (double)w->offset;
+    }
+}
+
+static int code_at(const matrix *m, uint32_t row, uint32_t col)
+{
+    const qm_matrix *w = &m->w;
+    uint32_t tile = row / 16, slice = col / 512, slices = qm_matrix_slices(w->cols), item = qm_item_bytes(w->scale, w->group);
+    uint32_t unit = col % 512 / 64, in = col % 64, width = w->group < 64 ? w->group : 64, run = width / 4;
+    uint32_t group = in / width, t = in % width / run, k = group * run + in % run; /* the lane's k-th of 16 codes */
+    const uint8_t *p = m->here + ((uint64_t)tile * slices + slice) * item + unit * 512 + (4 * (row % 8) + t) * 16 + row % 16 / 8 * 8;
+    return k % 2 ? p[k / 2] & 15 : p[k / 2] >> 4;
+}
+
+static double error_of(const matrix *m, const float *y, const uint16_t *x, uint32_t tokens, const float *dyn)
+{
+    double num = 0, den = 0;
+    for (uint32_t i = 0; i < CHECKED_ROWS; i++) {
+        uint32_t row = (uint32_t)((uint64_t)i * 7919 * 13 % m->w.rows);
+        for (uint32_t t = 0; t < tokens; t++) {
+            double sum = 0;
+            for (uint32_t k = 0; k < m->w.cols; k++)
+                sum += (double)nf4[code_at(m, row, k)] * scale_at(m, row, k, dyn) * (double)qm_f16_to_f32(x[t * m->w.cols + k]);
+            double d = (double)y[t * m->w.rows + row] - sum;
+            num += d * d, den += sum * sum;
+        }
+    }
+    return sqrt(num / den);
+}
+
+static double replay(cudaGraphExec_t g)
+{
+    cudaEvent_t a, b;
+    double each[RUNS];
+    cudaEventCreate(&a), cudaEventCreate(&b);
+    for (int i = -2; i < RUNS; i++) {
+        float ms;
+        cudaEventRecord(a, stream);
+        must(cudaGraphLaunch(g, stream), "graph");
+        cudaEventRecord(b, stream);
+        must(cudaEventSynchronize(b), "running");
+        cudaEventElapsedTime(&ms, a, b);
+        if (i >= 0)
+            each[i] = 1e3 * (double)ms;
+    }
+    qsort(each, RUNS, sizeof *each, ascending);
+    return each[RUNS / 2];
+}
+
+static double graph_time(void (*work)(void *), void *arg)
+{
+    cudaGraph_t graph;
+    cudaGraphExec_t exec;
+    must(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "capture");
+    work(arg);
+    must(cudaStreamEndCapture(stream, &graph), "end of capture");
+    must(cudaGraphInstantiate(&exec, graph, 0), "instantiate");
+    double us = replay(exec);
+    cudaGraphExecDestroy(exec), cudaGraphDestroy(graph);
+    return us;
+}
+
+typedef struct turns {
+    const qm_matrix *w;
+    int copies, launches;
+    qm_product p;
+    uint8_t **items;
+} turns;
+
+static void many(void *arg)
+{
+    const turns *t = arg;
+    for (int i = 0; i < t->launches; i++) {
+        qm_matrix w = *t->w;
+        w.items = t->items[i % t->copies];
+        must(qm_matrix_decode(&w, &t->p, stream), "decode");
+    }
+}
+
+static const char *const type_names[] = {"f32", "f16", "e8m0", "dq"};
+
+static void shape(uint32_t rows, uint32_t cols, qm_scale_type type, uint32_t group, uint32_t most_tokens)
+{
+    matrix m = random_matrix(rows, cols, type, group);
+    int copies = (int)(SPREAD / (double)m.size) + 1;
+    uint8_t **items = malloc((size_t)copies * sizeof *items);
+    float dyn[256];
+    cudaMemcpy(dyn, dynamic_map, sizeof dyn, cudaMemcpyDeviceToHost);
+    for (int i = 0; i < copies; i++) {
+        must(cudaMalloc((void **)&items[i], m.size), "memory");
+        must(cudaMemcpy(items[i], i ? items[0] : m.here, m.size, cudaMemcpyDefault), "upload");
+    }
+    uint16_t *x = malloc(8 * cols * sizeof *x);
+    for (uint32_t i = 0; i < 8 * cols; i++)
+        x[i] = qm_f32_to_f16(((float)(rnd() >> 8) / 8388608.0f - 1) * 2);
+    float *y = malloc(8ull * rows * sizeof *y);
+    void *dx;
+    float *dy;
+    must(cudaMalloc(&dx, 8 * cols * sizeof *x), "memory");
+    must(cudaMalloc((void **)&dy, 8ull * rows * sizeof *y), "memory");
+    cudaMemcpy(dx, x, 8 * cols * sizeof *x, cudaMemcpyDefault);
+    for (uint32_t tokens = 1; tokens <= most_tokens; tokens *= 2) {
+        cudaMemset(dy, 255, 8ull * rows * sizeof *y);
+        turns t = {&m.w, copies, copies > LAUNCHES ? copies : LAUNCHES, {.x = dx, .x_stride = cols, .tokens = tokens, .y = dy, .y_stride = rows}, items};
+        double us = graph_time(many, &t) / t.launches;
+        must(cudaMemcpy(y, dy, 8ull * rows * sizeof *y, cudaMemcpyDefault), "download");
+        printf("%6u x %-6u %4s g%-3u M=%u %8.2f us %7.0f GB/s  error %.2e\n", rows, cols, type_names[type], group, tokens, us,
+               (double)m.size / us * 1e-3, error_of(&m, y, x, tokens, dyn));
+        fflush(stdout);
+    }
+    for (int i = 0; i < copies; i++)
+        cudaFree(items[i]);
+    cudaFree(dx), cudaFree(dy), free(items), free(x), free(y), free(m.here);
+}
+
+/* All linear layers of a decoder in their order, every one with a matrix of its own. */
+typedef struct chain {
+    int layers, n;
+    qm_matrix *w;
+    void *x;
+    float *y;
+} chain;
+
+static void run_chain(void *arg)
+{
+    const chain *c = arg;
+    for (int i = 0; i < c->n; i++) {
+        qm_product p = {.x = c->x, .x_stride = c->w[i].cols, .tokens = 1, .y = c->y, .y_stride = c->w[i].rows};
+        must(qm_matrix_decode(&c->w[i], &p, stream), "decode");
+    }
+}
+
+static void whole(const char *name, int layers, const uint32_t (*shapes)[2], int each, uint32_t head_rows, uint32_t head_cols, qm_scale_type type)
+{
+    chain c = {.layers = layers, .n = layers * each + (head_rows != 0)};
+    double bytes = 0;
+    c.w = malloc((size_t)c.n * sizeof *c.w);
+    matrix big = random_matrix(40000, 4096, type, 64);
+    for (int i = 0; i < c.n; i++) {
+        uint32_t rows = i < layers * each ? shapes[i % each][0] : head_rows, cols = i < layers * each ? shapes[i % each][1] : head_cols;
+        c.w[i] = big.w;
+        c.w[i].rows = rows, c.w[i].cols = cols;
+        uint64_t size = qm_matrix_bytes(type, 64, rows, cols);
+        uint8_t *items;
+        must(cudaMalloc((void **)&items, size), "memory");
+        for (uint64_t at = 0; at < size; at += big.size) /* items are all of one size */
+            must(cudaMemcpyAsync(items + at, big.here, size - at < big.size ? size - at : big.size, cudaMemcpyDefault, stream), "upload");
+        c.w[i].items = items;
+        bytes += (double)size;
+    }
+    must(cudaMalloc(&c.x, 1 << 18), "memory");
+    cudaMemset(c.x, 0x3c, 1 << 18);
+    must(cudaMalloc((void **)&c.y, 1 << 20), "memory");
+    double us = graph_time(run_chain, &c);
+    printf("%-32s %3d products %7.0f MB %9.1f us  %7.0f GB/s  %7.0f tokens/s\n", name, c.n, bytes * 1e-6, us, bytes / us * 1e-3, 1e6 / us);
+    fflush(stdout);
+    for (int i = 0; i < c.n; i++)
+        cudaFree((void *)(uintptr_t)c.w[i].items);
+    cudaFree(c.x), cudaFree(c.y), free(c.w), free(big.here);
+}
+
+int main(void)
+{
+    float dyn[256];
+    must(cudaStreamCreate(&stream), "stream");
+    for (int i = 0; i < 256; i++)
+        dyn[i] = (float)(i - 128) / 128;
+    must(cudaMalloc((void **)&dynamic_map, sizeof dyn), "memory");
+    cudaMemcpy(dynamic_map, dyn, sizeof dyn, cudaMemcpyDefault);
+    enum { NESTED = 1 << 16 };
+    float *n = malloc(NESTED * sizeof *n);
+    for (int i = 0; i < NESTED; i++)
+        n[i] = 0.01f;
+    must(cudaMalloc((void **)&nested, NESTED * sizeof *n), "memory");
+    cudaMemcpy(nested, n, NESTED * sizeof *n, cudaMemcpyDefault);
+
+    static const uint32_t shapes[][2] = {{4096, 4096}, {14336, 4096}, {4096, 14336}, {28672, 8192}, {18944, 3584}, {3584, 18944}, {8960, 1536}, {1536, 8960}};
+    for (unsigned i = 0; i < sizeof shapes / sizeof *shapes; i++)
+        shape(shapes[i][0], shapes[i][1], QM_SCALE_F32, 64, 8);
+    for (unsigned i = 0; i < 4; i++)
+        shape(shapes[i][0], shapes[i][1], QM_SCALE_NESTED, 64, 2);
+    for (unsigned i = 1; i < 3; i++) {
+        shape(shapes[i][0], shapes[i][1], QM_SCALE_F16, 32, 2);
+        shape(shapes[i][0], shapes[i][1], QM_SCALE_E8M0, 32, 2);
+        shape(shapes[i][0], shapes[i][1], QM_SCALE_F32, 32, 2);
+        shape(shapes[i][0], shapes[i][1], QM_SCALE_F32, 128, 2);
+        shape(shapes[i][0], shapes[i][1], QM_SCALE_F32, 16, 2);
+    }
+    shape(1000, 1536, QM_SCALE_F32, 64, 8);
+    shape(17, 192, QM_SCALE_F32, 64, 8);
+    static const uint32_t llama8[][2] = {{6144, 4096}, {4096, 4096}, {28672, 4096}, {4096, 14336}};
+    static const uint32_t qwen7[][2] = {{4608, 3584}, {3584, 3584}, {37888, 3584}, {3584, 18944}};
+    static const uint32_t qwen1[][2] = {{2048, 1536}, {1536, 1536}, {17920, 1536}, {1536, 8960}};
+    whole("Llama-3-8B, f32 scales", 32, llama8, 4, 128256, 4096, QM_SCALE_F32);
+    whole("Llama-3-8B, double quantised", 32, llama8, 4, 128256, 4096, QM_SCALE_NESTED);
+    whole("Qwen2.5-7B, f32 scales", 28, qwen7, 4, 152064, 3584, QM_SCALE_F32);
+    whole("Qwen2.5-1.5B, f32 scales", 28, qwen1, 4, 151936, 1536, QM_SCALE_F32);
+    return 0;
+}
