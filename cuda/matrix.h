@@ -25,6 +25,12 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#ifdef __CUDACC__
+#define QM_BOTH static __host__ __device__ inline /* here and there */
+#else
+#define QM_BOTH static inline
+#endif
+
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -64,17 +70,17 @@ typedef struct qm_half {
 enum { QM_HALF_TOKENS = 8, QM_HALF_RUN = 64 };
 
 /* Bytes of both parts, `half` first; both begin on 256 bytes. */
-static inline uint64_t qm_half_scales_at(uint32_t tokens, uint32_t cols)
+QM_BOTH uint64_t qm_half_scales_at(uint32_t tokens, uint32_t cols)
 {
     uint64_t stride = (cols + 63u) / 64 * 64;
     return (tokens * stride * 2 + 255) / 256 * 256;
 }
-static inline uint64_t qm_half_bytes(uint32_t tokens, uint32_t cols)
+QM_BOTH uint64_t qm_half_bytes(uint32_t tokens, uint32_t cols)
 {
     uint64_t units = (cols + 63u) / 64, eights = (tokens + 7u) / 8;
     return qm_half_scales_at(tokens, cols) + (eights * units * 8 * 4 + 255) / 256 * 256;
 }
-static inline qm_half qm_half_at(void *p, uint32_t tokens, uint32_t cols)
+QM_BOTH qm_half qm_half_at(void *p, uint32_t tokens, uint32_t cols)
 {
     qm_half h = {p, (float *)(void *)((char *)p + qm_half_scales_at(tokens, cols)), (cols + 63u) / 64 * 64, tokens};
     return h;
@@ -89,18 +95,18 @@ typedef struct qm_product {
     uint32_t y_stride;
 } qm_product;
 
-static inline uint32_t qm_matrix_tiles(uint32_t rows) { return (rows + QM_TILE_ROWS - 1) / QM_TILE_ROWS; }
-static inline uint32_t qm_matrix_slices(uint32_t cols) { return (cols + QM_ITEM_COLS - 1) / QM_ITEM_COLS; }
+QM_BOTH uint32_t qm_matrix_tiles(uint32_t rows) { return (rows + QM_TILE_ROWS - 1) / QM_TILE_ROWS; }
+QM_BOTH uint32_t qm_matrix_slices(uint32_t cols) { return (cols + QM_ITEM_COLS - 1) / QM_ITEM_COLS; }
 
-static inline uint32_t qm_scale_bytes(qm_scale_type t)
+QM_BOTH uint32_t qm_scale_bytes(qm_scale_type t)
 {
     return t == QM_SCALE_F32 ? 4 : t == QM_SCALE_F16 ? 2 : 1;
 }
-static inline uint32_t qm_item_bytes(qm_scale_type t, uint32_t group)
+QM_BOTH uint32_t qm_item_bytes(qm_scale_type t, uint32_t group)
 {
     return QM_ITEM_UNITS * QM_UNIT_BYTES + 32 * 2 * (128 / group) * qm_scale_bytes(t);
 }
-static inline uint64_t qm_matrix_bytes(qm_scale_type t, uint32_t group, uint32_t rows, uint32_t cols)
+QM_BOTH uint64_t qm_matrix_bytes(qm_scale_type t, uint32_t group, uint32_t rows, uint32_t cols)
 {
     return (uint64_t)qm_matrix_tiles(rows) * qm_matrix_slices(cols) * qm_item_bytes(t, group);
 }
