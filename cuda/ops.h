@@ -1,0 +1,98 @@
+/* ops.h: the kernels that the ops of core/ops are made of on a GPU; defined in ops.cu.
+ *
+ * Activations are f32, [tokens, cols], and begin on 16 bytes.  Every kernel begins early and waits for the one before it
+ * (programmatic dependent launch), so all that is put on a stream between captures is one chain.  Sums have one order,
+ * which the shape fixes: results are the same bits every time. */
+#ifndef QM_CUDA_OPS_H
+#define QM_CUDA_OPS_H
+
+#include "../core/qm.h"
+#include "matrix.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Position of a token: of the first of a call, and how many more have passed since a graph was captured. */
+typedef struct qm_position {
+    int32_t first;
+    const int32_t *passed; /* on the GPU, or NULL: none */
+} qm_position;
+
+cudaError_t qm_to_half(const float *x, uint32_t tokens, uint32_t cols, const qm_half *h, cudaStream_t s);
+
+/* Runs of d values; h, or NULL, takes y as well, in rows of d. */
+cudaError_t qm_rmsnorm(const float *x, const float *w, float add, float eps, uint64_t runs, uint32_t d, float *y,
+                       const qm_half *h, cudaStream_t s);
+
+typedef enum qm_each {
+    QM_EACH_ADD,
+    QM_EACH_MUL,
+    QM_EACH_SCALE,   /* x * by */
+    QM_EACH_SOFTCAP, /* by * tanh(x / by) */
+    QM_EACH_SILU,
+    QM_EACH_GELU_TANH,
+    QM_EACH_GELU,
+    QM_EACH_SWIGLU, /* silu(x) * y */
+    QM_EACH_GEGLU,  /* gelu_tanh(x) * y */
+    QM_EACH_GATED,  /* x * sigmoid(y), y one a row */
+} qm_each;
+
+/* out[i] = f(x[i], y[i]), rows of cols; h takes it as well, or is NULL. */
+cudaError_t qm_each_value(qm_each f, const float *x, const float *y, float by, uint32_t rows, uint32_t cols, float *out,
+                          const qm_half *h, cudaStream_t s);
+cudaError_t qm_columns(const float *x, uint32_t rows, uint32_t cols, uint32_t from, uint32_t n, float *out, cudaStream_t s);
+
+/* Rows of a plain table (f32, f16, bf16) that ids, on the GPU, name. */
+cudaError_t qm_rows_of(const void *table, qm_dtype dtype, const int32_t *ids, uint32_t n, uint32_t cols, float *out, cudaStream_t s);
+
+typedef struct qm_rotation {
+    const float *x;
+    float *y;
+    uint32_t cols; /* heads * head_dim */
+} qm_rotation;
+
+/* One or two tensors of the same tokens.  inverse: rotary_dim / 2 frequencies; neox: pairs are half a head apart. */
+cudaError_t qm_rope(const qm_rotation *r, int n, uint32_t tokens, uint32_t head_dim, uint32_t rotary_dim, bool neox,
+                    const float *inverse, float scale, qm_position at, cudaStream_t s);
+
+/* Attention of `tokens` queries, the last of which are at `at`, to the cache of one layer, after appending k and v to it. */
+typedef struct qm_attention {
+    const float *q, *k, *v;
+    void *keys, *values; /* [kv_heads][context][head_dim] */
+    qm_dtype dtype;      /* f16 or f32 */
+    uint32_t tokens, heads, kv_heads, head_dim, context;
+    qm_position at;
+    float scale, softcap; /* softcap 0: none */
+    uint32_t window;      /* 0: all */
+    const float *sinks;   /* one a head, or NULL */
+    float *y;
+    float *partial;    /* qm_attention_scratch bytes, whose first part, the counters, is zero before and after */
+    const qm_half *h;  /* or NULL */
+} qm_attention;
+uint64_t qm_attention_scratch(uint32_t tokens, uint32_t heads, uint32_t kv_heads, uint32_t head_dim);
+uint64_t qm_attention_counters(uint32_t tokens, uint32_t kv_heads); /* bytes */
+cudaError_t qm_attend(const qm_attention *a, cudaStream_t s);
+
+/* y = x W^T + bias for plain weights, up to 8 tokens; cols a multiple of 8. */
+cudaError_t qm_plain_decode(const void *w, qm_dtype dtype, uint32_t rows, uint32_t cols, const float *x, uint32_t tokens,
+                            const qm_product *p, cudaStream_t s);
+
+/* The index of the largest of each row; the first of equals; NaN counts as less than all.  best: rows zeros of 8 bytes
+ * and of 4, zero again after. */
+cudaError_t qm_argmax_rows(const float *x, uint32_t rows, uint32_t cols, uint64_t *best, uint32_t *count, int32_t *ids, cudaStream_t s);
+cudaError_t qm_softmax_rows(const float *x, uint32_t rows, uint32_t cols, float *out, cudaStream_t s);
+cudaError_t qm_logprob_rows(const float *x, uint32_t rows, uint32_t cols, const int32_t *ids, float *out, cudaStream_t s);
+
+/* For a captured step: keeps ids[0] as number *passed of `history`, and adds one to *passed. */
+cudaError_t qm_step_done(const int32_t *ids, int32_t *history, int32_t *passed, cudaStream_t s);
+
+/* x rounded to f16 times one power of two for all, left in *alpha as its inverse; most: 4 bytes of scratch. */
+cudaError_t qm_to_half_plain(const float *x, uint64_t n, void *half, float *alpha, uint32_t *most, cudaStream_t s);
+cudaError_t qm_finish_product(float *y, uint32_t tokens, uint32_t rows, const qm_product *p, cudaStream_t s);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,206 @@
+/* prepare.c: a weight laid out for multiplication, once, when a model is loaded; see matrix.h. */
+#include <string.h>
+
+#include "../core/codebook.h"
+#include "../core/double_quant.h"
+#include "../core/tensor.h"
+#include "run.h"
+
+/* ---- what a matrix is ---------------------------------------------------------------------------- */
+
+/* Blocks of a scale and 16 bytes with elements j and j + 16 in each. */
+static bool is_block32(const qm_format *f)
+{
+    return !f->made && (!strcmp(f->name, "q4_0") || !strcmp(f->name, "iq4_nl") || !strcmp(f->name, "mxfp4"));
+}
+
+/* Codes of four bits, and one f32 a group in another plane. */
+static bool is_flat(const qm_format *f)
+{
+    return f->plane[0].bits == 4 && f->plane[1].bytes == 4 && f->plane[1].dtype == QM_F32 && !f->plane[2].name
+           && f->decode && f->tensor_range == 0;
+}
+
+static qm_scale_type block_scale(const qm_format *f) { return strcmp(f->name, "mxfp4") ? QM_SCALE_F16 : QM_SCALE_E8M0; }
+
+/* What codes 0 ... 15 decode to with a scale of one. */
+static void read_levels(const qm_format *f, float level[16])
+{
+    float value[32];
+    if (is_block32(f)) {
+        uint8_t block[18] = {0}, *pair = block + f->plane[0].bytes; /* 1.0 as f16; 2^(128 - 128) as mxfp4 has it */
+        block[0] = f->plane[0].bytes == 1 ? 128 : 0x00;
+        block[1] = f->plane[0].bytes == 1 ? block[1] : 0x3c;
+        for (int i = 0; i < 16; i++)
+            pair[i] = (uint8_t)i;
+        f->decode((const uint8_t *const[QM_MAX_PLANES]){block}, 32, &(qm_codec){.block = 32}, value);
+    } else {
+        const float one = 1;
+        uint8_t codes[8];
+        for (int i = 0; i < 8; i++)
+            codes[i] = (uint8_t)(2 * i << 4 | (2 * i + 1));
+        f->decode((const uint8_t *const[QM_MAX_PLANES]){codes, (const uint8_t *)&one}, 16,
+                  &(qm_codec){.block = 16, .table = f->table}, value);
+    }
+    memcpy(level, value, 16 * sizeof *level);
+}
+
+/* Divides by a power of two, so that the largest magnitude is in (1/2, 1]. */
+static float bring_to_one(float level[16])
+{
+    float most = 0, factor = 1;
+    for (int i = 0; i < 16; i++) {
+        float v = level[i] < 0 ? -level[i] : level[i];
+        most = v > most ? v : most;
+    }
+    while (most > factor && factor < 0x1p100f)
+        factor *= 2;
+    while (most > 0 && most <= factor / 2 && factor > 0x1p-100f)
+        factor /= 2;
+    for (int i = 0; i < 16; i++)
+        level[i] /= factor;
+    return factor;
+}
+
+/* Fills in all of m but its addresses; false when a weight cannot be laid out so. */
+static bool describe(const qm_tensor *t, qm_matrix *m)
+{
+    const qm_format *f = t->format;
+    uint64_t cols = (uint64_t)qm_tensor_cols(t), count = (uint64_t)qm_tensor_count(t);
+    uint32_t block = t->codec.block;
+    if (t->shape.ndim != 2 || cols == 0 || cols > UINT32_MAX || count / cols > UINT32_MAX
+        || !(is_flat(f) || is_block32(f)) || block < 16 || cols % block)
+        return false;
+    *m = (qm_matrix){.rows = (uint32_t)(count / cols), .cols = (uint32_t)cols, .group = block > 128 ? 128 : block};
+    m->scale = is_block32(f) ? block_scale(f) : QM_SCALE_F32;
+    if (t->double_quant && block >= 32 && block <= 128 && cols / m->group % (128 / m->group) == 0)
+        m->scale = QM_SCALE_NESTED;
+    m->offset = t->offset;
+    read_levels(f, m->level);
+    m->factor = bring_to_one(m->level);
+    return true;
+}
+
+bool qm_cuda_matrix_of(const qm_cuda *d, const qm_tensor *t, qm_matrix *m)
+{
+    if (!t->laid_out || !describe(t, m))
+        return false;
+    m->items = t->plane[0].data;
+    m->nested = (const float *)(const void *)t->plane[2].data;
+    m->dynamic = d->ops->dynamic;
+    return true;
+}
+
+/* ---- there and back ------------------------------------------------------------------------------ */
+
+static qm_matrix_source source_of(const qm_tensor *t)
+{
+    qm_matrix_source s = {.codes = (uint8_t *)(uintptr_t)t->plane[0].data, .scales = (uint8_t *)(uintptr_t)t->plane[1].data,
+                          .cols = (uint32_t)qm_tensor_cols(t), .block = t->codec.block};
+    if (is_block32(t->format))
+        s.block_bytes = 16 + t->format->plane[0].bytes;
+    return s;
+}
+
+static qm_tensor *like(const qm_tensor *t, qm_err *e)
+{
+    qm_tensor *out = qm_tensor_new(t->name, &t->shape, e);
+    if (!out)
+        return NULL;
+    out->format = qm_format_ref(t->format);
+    out->dtype = t->dtype;
+    out->codec = t->codec;
+    out->double_quant = t->double_quant;
+    out->offset = t->offset;
+    out->round = t->round;
+    return out;
+}
+
+static bool copy_nested(qm_cuda *d, const qm_tensor *t, qm_tensor *out, qm_err *e)
+{
+    uint8_t *to = qm_tensor_plane_new(out, 2, t->plane[2].size, &d->device, e);
+    return to && qm_cuda_check(d, cudaMemcpyAsync(to, t->plane[2].data, t->plane[2].size, cudaMemcpyDeviceToDevice, d->stream),
+                               "laying out a weight", e);
+}
+
+/* Scales of a second level that the kernels do not take: decoded, into *scratch. */
+static bool single_scales(qm_cuda *d, const qm_tensor *t, qm_matrix_source *s, void **scratch, qm_err *e)
+{
+    uint64_t groups = t->plane[1].size;
+    *scratch = qm_cuda_scratch(d, d->stream, groups * sizeof(float), e);
+    s->scales = *scratch;
+    return *scratch
+           && qm_cuda_check(d, qm_nested_decode(t->plane[1].data, (const float *)(const void *)t->plane[2].data, groups, t->offset,
+                                                *scratch, d->stream), "laying out a weight", e);
+}
+
+static bool pack(qm_cuda *d, const qm_tensor *t, const qm_matrix *m, qm_tensor *out, qm_err *e)
+{
+    qm_matrix_source s = source_of(t);
+    void *scratch = NULL;
+    uint8_t *items = qm_tensor_plane_new(out, 0, qm_matrix_bytes(m->scale, m->group, m->rows, m->cols), &d->device, e);
+    bool ok = items && (!t->double_quant || (m->scale == QM_SCALE_NESTED ? copy_nested(d, t, out, e) : single_scales(d, t, &s, &scratch, e)));
+    ok = ok && qm_cuda_check(d, qm_matrix_pack(m, items, &s, d->stream), "laying out a weight", e);
+    qm_cuda_unscratch(scratch, d->stream);
+    out->laid_out = true;
+    if (m->scale != QM_SCALE_NESTED)
+        out->double_quant = false;
+    return ok;
+}
+
+static bool is_plain(const qm_tensor *t)
+{
+    return t->format && !t->format->made && t->format->block == 1
+           && (t->dtype == QM_F32 || t->dtype == QM_F16 || t->dtype == QM_BF16);
+}
+
+/* What no kernel multiplies by is kept as f16. */
+static qm_tensor *as_half(qm_device *device, const qm_tensor *t, qm_err *e)
+{
+    return device->quantize(device, t, qm_format_find("f16"), &(qm_quantize_options){0}, e);
+}
+
+bool qm_cuda_prepare(qm_device *device, const qm_tensor *t, qm_tensor **out, qm_err *e)
+{
+    qm_cuda *d = (qm_cuda *)device;
+    qm_matrix m;
+    *out = NULL;
+    qm_cuda_enter(d);
+    if (t->laid_out || is_plain(t))
+        return true;
+    if (!t->format || !describe(t, &m))
+        return (*out = as_half(device, t, e)) != NULL;
+    *out = like(t, e);
+    if (*out && pack(d, t, &m, *out, e))
+        return true;
+    qm_tensor_free(*out);
+    *out = NULL;
+    return false;
+}
+
+qm_tensor *qm_cuda_restore(qm_device *device, const qm_tensor *t, qm_err *e)
+{
+    qm_cuda *d = (qm_cuda *)device;
+    qm_matrix m;
+    qm_cuda_enter(d);
+    if (!qm_cuda_matrix_of(d, t, &m)) {
+        qm_fail(e, QM_EFAIL, "tensor '%s' is not laid out as %s has it", t->name ? t->name : "", device->name);
+        return NULL;
+    }
+    uint64_t n = (uint64_t)m.rows * m.cols;
+    qm_tensor *out = like(t, e);
+    bool ok = out != NULL;
+    for (int i = 0; ok && i < qm_format_planes(t->format); i++) {
+        uint64_t size = i == 1 && t->double_quant ? n / t->codec.block : qm_plane_size(t->format, &t->codec, i, n);
+        ok = qm_tensor_plane_new(out, i, size, device, e) != NULL;
+    }
+    ok = ok && (!t->double_quant || copy_nested(d, t, out, e));
+    if (ok) {
+        qm_matrix_source s = source_of(out);
+        ok = qm_cuda_check(d, qm_matrix_unpack(&m, &s, d->stream), "bringing a weight back", e);
+    }
+    if (ok)
+        return out;
+    qm_tensor_free(out);
+    return NULL;
+}

@@ -1,0 +1,79 @@
+/* run.h: running ops on a GPU: what run.c, prepare.c and step.c share. */
+#ifndef QM_CUDA_RUN_H
+#define QM_CUDA_RUN_H
+
+#include "../core/op.h"
+#include "internal.h"
+#include "kernels.h"
+#include "ops.h"
+
+/* Products that share their right-hand side are launched together, and so are the two turns of queries and keys.  What
+ * came last waits here for the call after it (run.c). */
+typedef struct qm_waiting {
+    int products, rotations;
+    qm_matrix w[QM_TOGETHER];
+    qm_product p[QM_TOGETHER];
+    qm_half x;
+    const float *x_values; /* what x was made of */
+    qm_rotation r[2];
+    struct {
+        uint32_t tokens, head_dim, rotary_dim;
+        bool neox;
+        const float *inverse;
+        float scale;
+        qm_position at;
+    } rope;
+} qm_waiting;
+
+/* Frequencies of pairs, kept for as long as the GPU is open: a model has one or two sets. */
+typedef struct qm_rope_table {
+    double base;
+    uint32_t dim;
+    uint64_t hash; /* of the factors */
+    float *inverse;
+} qm_rope_table;
+
+enum { QM_ROPE_TABLES = 16, QM_COUNTERS = 1 << 20, QM_STEP_ARENA = 96 << 20, QM_STEP_HISTORY = 1 << 20 };
+
+typedef struct qm_cuda_ops {
+    qm_waiting waiting;
+    qm_rope_table rope[QM_ROPE_TABLES];
+    int ropes;
+    float *dynamic;     /* the 256 values of the 8-bit map */
+    uint8_t *counters;  /* QM_COUNTERS bytes, zero between kernels */
+    void *blas;         /* cuBLAS and its handle, or NULL: not there */
+    bool blas_sought;
+
+    /* While a step is being captured: its memory comes from the arena, its ids and its position from the GPU. */
+    bool capturing;
+    uint8_t *arena;
+    uint64_t arena_used;
+    int32_t *ids, *passed, *history; /* the last id; steps since the capture; all ids since then */
+} qm_cuda_ops;
+
+/* The matrix that a laid-out weight is; false when it is none. */
+bool qm_cuda_matrix_of(const qm_cuda *d, const qm_tensor *t, qm_matrix *m);
+
+/* For the device's table. */
+bool qm_cuda_op(qm_device *d, qm_call *c, qm_err *e);
+bool qm_cuda_prepare(qm_device *d, const qm_tensor *t, qm_tensor **out, qm_err *e);
+qm_tensor *qm_cuda_restore(qm_device *d, const qm_tensor *t, qm_err *e);
+
+/* Launches what waits.  Before memory is given back or looked at. */
+bool qm_cuda_flush(qm_cuda *d, qm_err *e);
+
+bool qm_cuda_ops_open(qm_cuda *d, qm_err *e);
+void qm_cuda_ops_close(qm_cuda *d);
+
+/* Memory for results and scratch of ops: of the step's arena while one is captured, else of the stream. */
+void *qm_cuda_take(qm_cuda *d, uint64_t size, qm_err *e);
+void qm_cuda_give(qm_cuda *d, void *p); /* NULL is fine */
+
+/* y[tokens][rows] = alpha x W^T, all row-major on the GPU: w f16, bf16 or f32; x as w; y f32.  alpha is on the GPU.  Fails
+ * with QM_EUNSUPPORTED when there is no cuBLAS (blas.c). */
+bool qm_cuda_blas(qm_cuda *d, const void *w, qm_dtype dtype, uint32_t rows, uint32_t cols, const void *x, uint32_t tokens,
+                  const float *alpha, bool accumulate, float *y, qm_err *e);
+bool qm_cuda_has_blas(qm_cuda *d);
+void qm_cuda_blas_close(qm_cuda *d);
+
+#endif
