@@ -32,6 +32,10 @@ struct qm_device {
     bool (*errors)(qm_device *d, const struct qm_tensor *a, const struct qm_tensor *b, struct qm_errsum *sum,
                    qm_err *e);
 
+    /* A weight as this device multiplies by it best: *out, or NULL when that is t as it is; and back. */
+    bool (*prepare)(qm_device *d, const struct qm_tensor *t, struct qm_tensor **out, qm_err *e);
+    struct qm_tensor *(*restore)(qm_device *d, const struct qm_tensor *t, qm_err *e);
+
     /* Runs a call whose tensors are all here and whose arguments are checked (op.h).  NULL: no ops here. */
     bool (*op)(qm_device *d, struct qm_call *c, qm_err *e);
 };

@@ -18,15 +18,16 @@ uint64_t qm_kv_bytes(const qm_kv *kv)
     return 2 * (uint64_t)kv->layers * (uint64_t)kv->kv_heads * head_size(kv);
 }
 
-qm_kv *qm_kv_new(int layers, int kv_heads, int head_dim, int context, qm_dtype dtype, qm_err *e)
+qm_kv *qm_kv_new(int layers, int kv_heads, int head_dim, int context, qm_dtype dtype, qm_device *d, qm_err *e)
 {
-    qm_kv shape = {layers, kv_heads, head_dim, context, dtype, NULL, NULL};
+    qm_kv shape = {layers, kv_heads, head_dim, context, dtype, NULL, NULL, NULL};
     double bytes = 2.0 * layers * kv_heads * head_dim * context * (double)qm_kv_item(&shape);
     qm_kv *kv = bytes < 0x1p52 ? malloc(sizeof *kv) : NULL;
     if (kv) {
         *kv = shape;
         kv->count = calloc((size_t)layers, sizeof *kv->count);
-        kv->data = calloc(qm_kv_bytes(kv), 1);
+        kv->device = qm_device_ref(d);
+        kv->data = d ? d->alloc(d, qm_kv_bytes(kv), e) : calloc(qm_kv_bytes(kv), 1);
     }
     if (kv && kv->count && kv->data)
         return kv;
@@ -43,13 +44,21 @@ void qm_kv_free(qm_kv *kv)
     if (!kv)
         return;
     free(kv->count);
-    free(kv->data);
+    if (kv->device && kv->data)
+        kv->device->release(kv->device, kv->data);
+    else
+        free(kv->data);
+    qm_device_unref(kv->device);
     free(kv);
 }
 
 qm_kv *qm_kv_copy(const qm_kv *kv, qm_err *e)
 {
-    qm_kv *copy = qm_kv_new(kv->layers, kv->kv_heads, kv->head_dim, kv->context, kv->dtype, e);
+    if (kv->device) {
+        qm_fail(e, QM_EUNSUPPORTED, "kv_cache: a cache on %s is not copied; make another", kv->device->name);
+        return NULL;
+    }
+    qm_kv *copy = qm_kv_new(kv->layers, kv->kv_heads, kv->head_dim, kv->context, kv->dtype, NULL, e);
     if (!copy)
         return NULL;
     memcpy(copy->count, kv->count, (size_t)kv->layers * sizeof *kv->count);

@@ -10,16 +10,18 @@
 #ifndef QM_KV_H
 #define QM_KV_H
 
-#include "qm.h"
+#include "device.h"
 
 typedef struct qm_kv {
     int layers, kv_heads, head_dim, context;
     qm_dtype dtype; /* QM_F16 or QM_F32 */
     int *count;     /* tokens, of each layer */
     uint8_t *data;
+    qm_device *device; /* where data is; NULL: here.  One reference */
 } qm_kv;
 
-qm_kv *qm_kv_new(int layers, int kv_heads, int head_dim, int context, qm_dtype dtype, qm_err *e);
+/* d: NULL for this machine's memory. */
+qm_kv *qm_kv_new(int layers, int kv_heads, int head_dim, int context, qm_dtype dtype, qm_device *d, qm_err *e);
 void qm_kv_free(qm_kv *kv); /* NULL is fine */
 qm_kv *qm_kv_copy(const qm_kv *kv, qm_err *e);
 

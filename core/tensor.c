@@ -253,6 +253,11 @@ qm_tensor *qm_tensor_to(const qm_tensor *t, qm_device *d, qm_err *e)
                 t->name ? t->name : "", source->name);
         return NULL;
     }
+    if (t->laid_out) {
+        qm_tensor *restored = source->restore(source, t, e), *here = restored ? qm_tensor_to(restored, NULL, e) : NULL;
+        qm_tensor_free(restored);
+        return here;
+    }
     qm_tensor *out = qm_tensor_new(t->name, &t->shape, e);
     if (!out)
         return NULL;

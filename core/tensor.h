@@ -39,6 +39,8 @@ typedef struct qm_tensor {
     float offset;
     qm_round round;       /* values are rounded to this as they are decoded (quant_state's dtype) */
     struct qm_pack *pack; /* its codes once more, laid out for speed (pack.h), or NULL; one reference */
+    /* For the device alone: planes lie as it multiplies by them; the values are there as f16 besides. */
+    bool laid_out, with_half;
 } qm_tensor;
 
 /* A view of bytes at..at+size of a mapped file; the caller has checked that they lie in it. */

@@ -122,4 +122,19 @@ bool qm_cuda_errors(qm_cuda_stream *s, const void *x, qm_dtype dtype, const qm_c
     return absent(e);
 }
 
+qm_cuda_step *qm_cuda_step_new(qm_cuda *d, struct qm_kv *kv, bool (*record)(void *arg, qm_err *e), void *arg, qm_err *e)
+{
+    (void)d, (void)kv, (void)record, (void)arg;
+    absent(e);
+    return NULL;
+}
+
+void qm_cuda_step_free(qm_cuda_step *s) { (void)s; }
+
+bool qm_cuda_step_run(qm_cuda_step *s, int32_t id, int n, int32_t *ids, qm_err *e)
+{
+    (void)s, (void)id, (void)n, (void)ids;
+    return absent(e);
+}
+
 void qm_cuda_generic_only(qm_cuda *d, bool yes) { (void)d, (void)yes; }

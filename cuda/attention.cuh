@@ -101,8 +101,7 @@ template <qm_dtype D> __global__ void append_kv(const __grid_constant__ qm_atten
 /* What one block leaves of one query: its largest score, the sum of weights, and head_dim weighed values. */
 __device__ inline float *part_at(const attend_job &j, uint32_t token, uint32_t head, uint32_t split)
 {
-    uint64_t counters = qm_attention_counters_of(j.a.tokens, j.a.kv_heads);
-    return j.a.partial + counters / 4 + (((uint64_t)token * j.a.heads + head) * j.splits + split) * (j.a.head_dim + 2);
+    return j.a.partial + (((uint64_t)token * j.a.heads + head) * j.splits + split) * (j.a.head_dim + 2);
 }
 
 /* Of one query: parts into the result. */
@@ -255,7 +254,7 @@ template <qm_dtype D> __global__ void __launch_bounds__(ATTEND_THREADS) attend(c
 
     __threadfence();
     __syncthreads();
-    uint32_t *counter = (uint32_t *)a.partial + token * a.kv_heads + kv;
+    uint32_t *counter = a.counters + token * a.kv_heads + kv;
     if (threadIdx.x == 0)
         last = atomicAdd(counter, 1) + 1 == j.splits;
     __syncthreads();
@@ -276,11 +275,9 @@ static uint32_t splits_for(uint32_t tokens, uint32_t kv_heads)
     return n < 1 ? 1 : n > MOST_SPLITS ? MOST_SPLITS : n;
 }
 
-uint64_t qm_attention_counters(uint32_t tokens, uint32_t kv_heads) { return qm_attention_counters_of(tokens, kv_heads); }
-
 uint64_t qm_attention_scratch(uint32_t tokens, uint32_t heads, uint32_t kv_heads, uint32_t head_dim)
 {
-    return qm_attention_counters_of(tokens, kv_heads) + (uint64_t)tokens * heads * splits_for(tokens, kv_heads) * (head_dim + 2) * 4;
+    return (uint64_t)tokens * heads * splits_for(tokens, kv_heads) * (head_dim + 2) * 4;
 }
 
 template <qm_dtype D> static cudaError_t launch_attend(const qm_attention *a, cudaStream_t s)

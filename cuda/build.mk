@@ -18,8 +18,8 @@ CUDA_HOME := $(abspath $(dir $(shell readlink -f $(NVCC)))/..)
 CUDA_INC  := $(firstword $(wildcard $(CUDA_HOME)/include $(CUDA_HOME)/targets/x86_64-linux/include))
 CUDA_LIB  := $(firstword $(wildcard $(addsuffix /libcudart_static.a,$(CUDA_HOME)/lib64 $(CUDA_HOME)/lib \
                $(CUDA_HOME)/targets/x86_64-linux/lib)))
-CUDA_C     = cuda/device.c cuda/codec.c cuda/tensor.c
-CUDA_OBJ   = $(call obj,$(CUDA_C)) $(BUILD)/cuda/kernels.o
+CUDA_C     = $(wildcard cuda/device.c cuda/codec.c cuda/tensor.c cuda/run.c cuda/prepare.c cuda/blas.c cuda/step.c)
+CUDA_OBJ   = $(call obj,$(CUDA_C)) $(BUILD)/cuda/kernels.o $(BUILD)/cuda/matrix.o $(BUILD)/cuda/ops.o
 CUDA_LIBS  = $(CUDA_LIB) -lrt -ldl
 else
 CUDA_OBJ  = $(BUILD)/cuda/absent.o
@@ -53,6 +53,12 @@ $(BUILD)/cuda/kernels.o: cuda/kernels.cu $(BUILD)/gen/cuda_formats.cuh $(BUILD)/
 	@mkdir -p $(@D)
 	$(SAY) NVCC '$< for $(ARCH)'
 	$(NVCC) $(NVCC_FLAGS) -MD -MP -MF $(@:.o=.d) -c -o $@ $<
+
+# Products and activations have tolerances instead of bytes: the compiler may contract there.
+$(BUILD)/cuda/matrix.o $(BUILD)/cuda/ops.o: $(BUILD)/cuda/%.o: cuda/%.cu $(BUILD)/gen/cuda_arch
+	@mkdir -p $(@D)
+	$(SAY) NVCC '$< for $(ARCH)'
+	$(NVCC) $(filter-out --fmad=false,$(NVCC_FLAGS)) -MD -MP -MF $(@:.o=.d) -c -o $@ $<
 
 cuda-all:
 	@$(MAKE) --no-print-directory CUDA=1 ARCH='$(ARCH_ALL)' $(BUILD)/qmoon

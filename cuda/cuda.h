@@ -93,6 +93,19 @@ bool qm_cuda_measure(qm_cuda_stream *s, qm_codec *codec, const qm_format *f, con
 bool qm_cuda_errors(qm_cuda_stream *s, const void *x, qm_dtype dtype, const qm_cuda_coded *b, uint64_t n,
                     qm_errsum *sum, qm_err *e);
 
+/* ---- inference ---------------------------------------------------------------------------------- */
+
+/* The step from one token to the next as a graph.  `record` calls ops for one token: embedding of any one id (the step's
+ * own is taken instead), a forward pass that appends to kv, argmax.  kv lies on the GPU and outlives the step. */
+typedef struct qm_cuda_step qm_cuda_step;
+struct qm_kv;
+qm_cuda_step *qm_cuda_step_new(qm_cuda *d, struct qm_kv *kv, bool (*record)(void *arg, qm_err *e), void *arg,
+                               qm_err *e);
+void qm_cuda_step_free(qm_cuda_step *s); /* NULL is fine */
+
+/* n steps, the first from `id`; ids receives what each chose. */
+bool qm_cuda_step_run(qm_cuda_step *s, int32_t id, int n, int32_t *ids, qm_err *e);
+
 /* Tests and benchmarks: only the kernel that serves every format, none of those made for one. */
 void qm_cuda_generic_only(qm_cuda *d, bool yes);
 

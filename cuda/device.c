@@ -5,8 +5,8 @@
 #include <string.h>
 
 #include "../core/rcp.h"
-#include "internal.h"
 #include "kernels.h"
+#include "run.h"
 
 void qm_cuda_enter(const qm_cuda *d) { cudaSetDevice(d->info.index); }
 
@@ -105,6 +105,7 @@ static void close_gpu(qm_device *device)
     qm_cuda_enter(d);
     if (d->stream)
         cudaStreamSynchronize(d->stream);
+    qm_cuda_ops_close(d);
     for (int i = 0; i < QM_STAGES; i++) {
         if (d->staging[i])
             cudaFreeHost(d->staging[i]);

@@ -70,7 +70,7 @@ __device__ inline float gelu_tanh(float x)
     return 0.5f * x * (1 + tanhf(0.7978845608028654f * (x + 0.044715f * x * x * x)));
 }
 
-template <qm_each F> __device__ inline float each(float x, float y, float by)
+template <qm_each_op F> __device__ inline float each(float x, float y, float by)
 {
     switch (F) {
     case QM_EACH_ADD: return x + y;
@@ -79,6 +79,7 @@ template <qm_each F> __device__ inline float each(float x, float y, float by)
     case QM_EACH_SOFTCAP: return by * tanhf(x / by);
     case QM_EACH_SILU: return x / (1 + expf(-x));
     case QM_EACH_GELU_TANH: return gelu_tanh(x);
+    case QM_EACH_RELU: return x < 0 ? 0 : x;
     case QM_EACH_GELU: return 0.5f * x * (1 + erff(x * 0.7071067811865476f));
     case QM_EACH_SWIGLU: return x / (1 + expf(-x)) * y;
     case QM_EACH_GEGLU: return gelu_tanh(x) * y;
@@ -87,7 +88,7 @@ template <qm_each F> __device__ inline float each(float x, float y, float by)
     return 0;
 }
 
-template <qm_each F>
+template <qm_each_op F>
 __global__ void each_value(const float *x, const float *y, float by, uint32_t rows, uint32_t cols, float *out, const __grid_constant__ qm_half h)
 {
     constexpr bool TWO = F == QM_EACH_ADD || F == QM_EACH_MUL || F == QM_EACH_SWIGLU || F == QM_EACH_GEGLU;
@@ -277,6 +278,16 @@ __global__ void half_plain(const float *x, uint64_t n, __half *half, float *alph
         half[i] = __float2half_rn(x[i] * by);
 }
 
+__global__ void split_bf16(const float *x, uint64_t n, __nv_bfloat16 *high, __nv_bfloat16 *low)
+{
+    let_next_begin();
+    wait_for_previous();
+    for (uint64_t i = (uint64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (uint64_t)gridDim.x * blockDim.x) {
+        high[i] = __float2bfloat16_rn(x[i]);
+        low[i] = __float2bfloat16_rn(x[i] - __bfloat162float(high[i]));
+    }
+}
+
 __global__ void finish_product(float *y, uint32_t rows, uint64_t n, const __grid_constant__ qm_product p)
 {
     let_next_begin();
@@ -305,13 +316,13 @@ cudaError_t qm_rmsnorm(const float *x, const float *w, float add, float eps, uin
     return launch(rmsnorm, dim3((unsigned)runs), threads, 0, s, x, w, add, eps, d, y, h ? *h : qm_half{});
 }
 
-cudaError_t qm_each_value(qm_each f, const float *x, const float *y, float by, uint32_t rows, uint32_t cols, float *out,
+cudaError_t qm_each_value(qm_each_op f, const float *x, const float *y, float by, uint32_t rows, uint32_t cols, float *out,
                           const qm_half *h, cudaStream_t s)
 {
     static void (*const kernels[])(const float *, const float *, float, uint32_t, uint32_t, float *, qm_half) = {
         each_value<QM_EACH_ADD>,       each_value<QM_EACH_MUL>,  each_value<QM_EACH_SCALE>,
         each_value<QM_EACH_SOFTCAP>,   each_value<QM_EACH_SILU>, each_value<QM_EACH_GELU_TANH>,
-        each_value<QM_EACH_GELU>,      each_value<QM_EACH_SWIGLU>, each_value<QM_EACH_GEGLU>,
+        each_value<QM_EACH_GELU>,      each_value<QM_EACH_RELU>, each_value<QM_EACH_SWIGLU>, each_value<QM_EACH_GEGLU>,
         each_value<QM_EACH_GATED>,
     };
     uint64_t warps = (uint64_t)rows * ((cols + 63) / 64);
@@ -356,6 +367,12 @@ cudaError_t qm_to_half_plain(const float *x, uint64_t n, void *half, float *alph
     if (!r)
         r = launch(largest_of, dim3(blocks), 256, 0, s, x, n, most);
     return r ? r : launch(half_plain, dim3(blocks), 256, 0, s, x, n, (__half *)half, alpha, (const uint32_t *)most);
+}
+
+cudaError_t qm_split_bf16(const float *x, uint64_t n, void *high, void *low, cudaStream_t s)
+{
+    unsigned blocks = (unsigned)(n / 1024 + 1 < 1024 ? n / 1024 + 1 : 1024);
+    return launch(split_bf16, dim3(blocks), 256, 0, s, x, n, (__nv_bfloat16 *)high, (__nv_bfloat16 *)low);
 }
 
 cudaError_t qm_finish_product(float *y, uint32_t tokens, uint32_t rows, const qm_product *p, cudaStream_t s)

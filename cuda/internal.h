@@ -16,6 +16,7 @@ struct qm_cuda {
     cudaStream_t stream; /* of tensors */
     void *staging[QM_STAGES];
     cudaEvent_t staged[QM_STAGES]; /* the copy from or to it is done */
+    struct qm_cuda_ops *ops;       /* run.h; NULL before the first op */
 };
 
 struct qm_cuda_stream {

@@ -1,4 +1,5 @@
 /* ops.cu: the kernels of ops.h.  Activations have tolerances, not bytes, so the compiler may contract here. */
+#include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <stdint.h>
 
@@ -8,12 +9,6 @@
 #include "mma.cuh"
 
 #include "each.cuh"
-
-/* Counters of finished blocks come first in the scratch memory of attention. */
-QM_BOTH uint64_t qm_attention_counters_of(uint32_t tokens, uint32_t kv_heads)
-{
-    return ((uint64_t)tokens * kv_heads * 4 + 255) / 256 * 256;
-}
 
 #include "attention.cuh"
 #include "plain_decode.cuh"

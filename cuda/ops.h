@@ -25,7 +25,7 @@ cudaError_t qm_to_half(const float *x, uint32_t tokens, uint32_t cols, const qm_
 cudaError_t qm_rmsnorm(const float *x, const float *w, float add, float eps, uint64_t runs, uint32_t d, float *y,
                        const qm_half *h, cudaStream_t s);
 
-typedef enum qm_each {
+typedef enum qm_each_op {
     QM_EACH_ADD,
     QM_EACH_MUL,
     QM_EACH_SCALE,   /* x * by */
@@ -33,13 +33,14 @@ typedef enum qm_each {
     QM_EACH_SILU,
     QM_EACH_GELU_TANH,
     QM_EACH_GELU,
+    QM_EACH_RELU,
     QM_EACH_SWIGLU, /* silu(x) * y */
     QM_EACH_GEGLU,  /* gelu_tanh(x) * y */
     QM_EACH_GATED,  /* x * sigmoid(y), y one a row */
-} qm_each;
+} qm_each_op;
 
 /* out[i] = f(x[i], y[i]), rows of cols; h takes it as well, or is NULL. */
-cudaError_t qm_each_value(qm_each f, const float *x, const float *y, float by, uint32_t rows, uint32_t cols, float *out,
+cudaError_t qm_each_value(qm_each_op f, const float *x, const float *y, float by, uint32_t rows, uint32_t cols, float *out,
                           const qm_half *h, cudaStream_t s);
 cudaError_t qm_columns(const float *x, uint32_t rows, uint32_t cols, uint32_t from, uint32_t n, float *out, cudaStream_t s);
 
@@ -67,11 +68,11 @@ typedef struct qm_attention {
     uint32_t window;      /* 0: all */
     const float *sinks;   /* one a head, or NULL */
     float *y;
-    float *partial;    /* qm_attention_scratch bytes, whose first part, the counters, is zero before and after */
-    const qm_half *h;  /* or NULL */
+    float *partial;     /* qm_attention_scratch bytes */
+    uint32_t *counters; /* one for a token and key head, zero before and after */
+    const qm_half *h;   /* or NULL */
 } qm_attention;
 uint64_t qm_attention_scratch(uint32_t tokens, uint32_t heads, uint32_t kv_heads, uint32_t head_dim);
-uint64_t qm_attention_counters(uint32_t tokens, uint32_t kv_heads); /* bytes */
 cudaError_t qm_attend(const qm_attention *a, cudaStream_t s);
 
 /* y = x W^T + bias for plain weights, up to 8 tokens; cols a multiple of 8. */
@@ -89,6 +90,8 @@ cudaError_t qm_step_done(const int32_t *ids, int32_t *history, int32_t *passed, 
 
 /* x rounded to f16 times one power of two for all, left in *alpha as its inverse; most: 4 bytes of scratch. */
 cudaError_t qm_to_half_plain(const float *x, uint64_t n, void *half, float *alpha, uint32_t *most, cudaStream_t s);
+/* x as the sum of two bf16. */
+cudaError_t qm_split_bf16(const float *x, uint64_t n, void *high, void *low, cudaStream_t s);
 cudaError_t qm_finish_product(float *y, uint32_t tokens, uint32_t rows, const qm_product *p, cudaStream_t s);
 
 #ifdef __cplusplus

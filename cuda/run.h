@@ -29,7 +29,7 @@ typedef struct qm_waiting {
 typedef struct qm_rope_table {
     double base;
     uint32_t dim;
-    uint64_t hash; /* of the factors */
+    const void *factors; /* where they are; forgotten when that is given back */
     float *inverse;
 } qm_rope_table;
 
@@ -49,6 +49,9 @@ typedef struct qm_cuda_ops {
     uint8_t *arena;
     uint64_t arena_used;
     int32_t *ids, *passed, *history; /* the last id; steps since the capture; all ids since then */
+    int steps;                       /* graphs there are */
+    void **late;                     /* what was given back meanwhile */
+    int late_count, late_room;
 } qm_cuda_ops;
 
 /* The matrix that a laid-out weight is; false when it is none. */
@@ -62,12 +65,16 @@ qm_tensor *qm_cuda_restore(qm_device *d, const qm_tensor *t, qm_err *e);
 /* Launches what waits.  Before memory is given back or looked at. */
 bool qm_cuda_flush(qm_cuda *d, qm_err *e);
 
+/* Values first ... first + n - 1 of a tensor, whole groups of it, into y. */
+bool qm_cuda_decode_tensor(qm_cuda *d, const qm_tensor *t, int64_t first, int64_t n, void *y, qm_dtype dtype, qm_err *e);
+
 bool qm_cuda_ops_open(qm_cuda *d, qm_err *e);
 void qm_cuda_ops_close(qm_cuda *d);
 
 /* Memory for results and scratch of ops: of the step's arena while one is captured, else of the stream. */
 void *qm_cuda_take(qm_cuda *d, uint64_t size, qm_err *e);
 void qm_cuda_give(qm_cuda *d, void *p); /* NULL is fine */
+void qm_cuda_give_later(qm_cuda *d, void *p);
 
 /* y[tokens][rows] = alpha x W^T, all row-major on the GPU: w f16, bf16 or f32; x as w; y f32.  alpha is on the GPU.  Fails
  * with QM_EUNSUPPORTED when there is no cuBLAS (blas.c). */

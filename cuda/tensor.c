@@ -4,11 +4,24 @@
 #include "../core/codebook.h"
 #include "../core/double_quant.h"
 #include "../core/tensor.h"
-#include "internal.h"
+#include "run.h"
 
-static uint8_t *alloc(qm_device *d, uint64_t size, qm_err *e) { return qm_cuda_alloc((qm_cuda *)d, size, e); }
+/* Everything that tensors are for is done on the GPU's own stream, so nothing has to be waited for. */
+static uint8_t *alloc(qm_device *d, uint64_t size, qm_err *e)
+{
+    qm_cuda *g = (qm_cuda *)d;
+    qm_cuda_enter(g);
+    return g->ops ? qm_cuda_take(g, size, e) : qm_cuda_scratch(g, g->stream, size, e);
+}
 
-static void release(qm_device *d, uint8_t *data) { qm_cuda_free((qm_cuda *)d, data); }
+static void release(qm_device *d, uint8_t *data)
+{
+    qm_cuda *g = (qm_cuda *)d;
+    qm_err late = {0}; /* told by whoever waits next */
+    qm_cuda_enter(g);
+    qm_cuda_flush(g, &late);
+    qm_cuda_give(g, data);
+}
 
 static bool write(qm_device *d, uint8_t *to, const void *from, uint64_t size, qm_err *e)
 {
@@ -17,7 +30,7 @@ static bool write(qm_device *d, uint8_t *to, const void *from, uint64_t size, qm
 
 static bool read(qm_device *d, void *to, const uint8_t *from, uint64_t size, qm_err *e)
 {
-    return qm_cuda_download((qm_cuda *)d, to, from, size, e);
+    return qm_cuda_flush((qm_cuda *)d, e) && qm_cuda_download((qm_cuda *)d, to, from, size, e);
 }
 
 /* A GPU's own stream as others see it. */
@@ -63,6 +76,11 @@ static bool values_of(qm_cuda *d, const qm_tensor *t, values *v, qm_err *e)
     qm_dtype plain = plain_type(t->format);
     uint64_t n = (uint64_t)qm_tensor_count(t);
     *v = (values){t->plane[0].data, plain, NULL};
+    if (t->laid_out)
+        return qm_fail(e, QM_EUNSUPPORTED, "tensor '%s' is laid out for products on %s; bring it here first: t:to(qm.cpu)", name_of(t),
+                       d->device.name);
+    if (!qm_cuda_flush(d, e))
+        return false;
     if (plain != QM_DTYPE_COUNT)
         return true;
     if (!t->format)
@@ -78,6 +96,19 @@ static bool values_of(qm_cuda *d, const qm_tensor *t, values *v, qm_err *e)
         return true;
     drop_values(d, v);
     return false;
+}
+
+bool qm_cuda_decode_tensor(qm_cuda *d, const qm_tensor *t, int64_t first, int64_t n, void *y, qm_dtype dtype, qm_err *e)
+{
+    qm_cuda_stream s = stream_of(d);
+    qm_cuda_coded c = coded_of(t);
+    int64_t block = t->format->block == 1 ? 1 : t->codec.block, all = qm_tensor_count(t);
+    if (first % block || (n % block && first + n != all) || (t->double_quant && first))
+        return qm_fail(e, QM_EUNSUPPORTED, "tensor '%s': on %s, rows are read alone only where groups do not run over their ends",
+                       name_of(t), d->device.name);
+    for (int i = 0; i < qm_format_planes(t->format) && first; i++)
+        c.plane[i] += qm_plane_size(t->format, &t->codec, i, (uint64_t)first);
+    return qm_cuda_decode(&s, &c, (uint64_t)n, y, dtype, e);
 }
 
 static bool new_planes(qm_tensor *t, qm_device *d, uint64_t n, qm_err *e)
@@ -193,4 +224,7 @@ void qm_cuda_tensor_table(qm_device *device)
     device->read = read;
     device->quantize = quantize;
     device->errors = errors;
+    device->op = qm_cuda_op;
+    device->prepare = qm_cuda_prepare;
+    device->restore = qm_cuda_restore;
 }

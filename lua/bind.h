@@ -81,6 +81,8 @@ int qml_view_planes(lua_State *L);
 #define QML_FORMAT  "qmoon.format"
 #define QML_POOL    "qmoon.pool"
 #define QML_REGEX   "qmoon.regex"
+#define QML_DEVICE  "qmoon.device"
+#define QML_STEP    "qmoon.step"
 #define QML_CACHE   "qmoon.kv_cache"
 
 /* One each; every one adds its functions to the table on top of the stack. */

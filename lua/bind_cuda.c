@@ -2,10 +2,9 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "../core/kv.h"
 #include "../cuda/cuda.h"
 #include "bind.h"
-
-#define QML_DEVICE "qmoon.device"
 
 static qm_cuda *gpu(lua_State *L) { return qm_cuda_of(qml_check(L, 1, QML_DEVICE)); }
 
@@ -124,12 +123,96 @@ static int device(lua_State *L)
     return 1;
 }
 
+/* prepare(t) -> t as its device multiplies by it best; t itself when that is so already, or it is here. */
+static int prepare(lua_State *L)
+{
+    qm_tensor *t = qml_check(L, 1, QML_TENSOR), *out = NULL;
+    qm_device *d = qm_tensor_device(t);
+    qm_err e = {0};
+    lua_settop(L, 1);
+    if (!d || !d->prepare)
+        return 1;
+    void **box = qml_box(L, QML_TENSOR);
+    if (!d->prepare(d, t, &out, &e))
+        return qml_raise(L, &e);
+    *box = out;
+    lua_settop(L, out ? 2 : 1);
+    return 1;
+}
+
+/* ---- steps ---------------------------------------------------------------------------------------- */
+
+typedef struct recording {
+    lua_State *L;
+    int function;
+} recording;
+
+/* Calls the function; its error object stays on the stack, for qml_raise's caller to throw. */
+static bool record(void *arg, qm_err *e)
+{
+    const recording *r = arg;
+    lua_pushvalue(r->L, r->function);
+    return lua_pcall(r->L, 0, 0, 0) == 0 || qm_fail(e, QM_EFAIL, "recording a step failed");
+}
+
+/* cuda_step(device, cache, f) -> step.  f calls ops for one token, the last of them argmax. */
+static int cuda_step(lua_State *L)
+{
+    qm_cuda *d = gpu(L);
+    qm_kv *kv = qml_check(L, 2, QML_CACHE);
+    luaL_checktype(L, 3, LUA_TFUNCTION);
+    lua_settop(L, 3);
+    qm_err e = {0};
+    void **box = qml_box(L, QML_STEP);
+    recording r = {L, 3};
+    *box = qm_cuda_step_new(d, kv, record, &r, &e);
+    if (!*box && lua_gettop(L) > 4)
+        return lua_error(L); /* f's own */
+    if (!*box)
+        return qml_raise(L, &e);
+    lua_createtable(L, 1, 0); /* the cache lives as long as the step */
+    lua_pushvalue(L, 2);
+    lua_rawseti(L, -2, 1);
+    lua_setfenv(L, -2);
+    return 1;
+}
+
+/* step:run(id, n) -> list of n ids, the first being what follows `id`. */
+static int step_run(lua_State *L)
+{
+    qm_cuda_step *s = qml_check(L, 1, QML_STEP);
+    lua_Integer id = luaL_checkinteger(L, 2);
+    uint64_t n = qml_check_size(L, 3, "steps");
+    luaL_argcheck(L, id >= 0 && id <= INT32_MAX, 2, "is no id");
+    luaL_argcheck(L, n >= 1 && n <= 1 << 20, 3, "must be from 1 to 1048576");
+    qm_err e = {0};
+    int32_t *ids = lua_newuserdata(L, n * sizeof *ids);
+    if (!qm_cuda_step_run(s, (int32_t)id, (int)n, ids, &e))
+        return qml_raise(L, &e);
+    lua_createtable(L, (int)n, 0);
+    for (int i = 0; i < (int)n; i++) {
+        lua_pushinteger(L, ids[i]);
+        lua_rawseti(L, -2, i + 1);
+    }
+    return 1;
+}
+
+static int step_gc(lua_State *L)
+{
+    void **box = luaL_checkudata(L, 1, QML_STEP);
+    qm_cuda_step_free(*box);
+    *box = NULL;
+    return 0;
+}
+
 void qml_open_cuda(lua_State *L)
 {
     static const luaL_Reg methods[] = {
         {"info", info}, {"memory", memory}, {"close", device_gc}, {NULL, NULL}};
     static const luaL_Reg of_tensors[] = {{"to", to}, {"device", device}, {NULL, NULL}};
-    static const luaL_Reg functions[] = {{"cuda", cuda}, {"cuda_count", cuda_count}, {NULL, NULL}};
+    static const luaL_Reg functions[] = {{"cuda", cuda}, {"cuda_count", cuda_count}, {"prepare", prepare}, {"cuda_step", cuda_step}, {NULL, NULL}};
+    static const luaL_Reg of_steps[] = {{"run", step_run}, {"close", step_gc}, {NULL, NULL}};
+    qml_class(L, QML_STEP, of_steps, step_gc);
     qml_class(L, QML_DEVICE, methods, device_gc);
     luaL_getmetatable(L, QML_DEVICE);
     lua_pushcfunction(L, device_text);

@@ -374,19 +374,20 @@ static int field_count(lua_State *L, const char *name, double absent, int most)
     return (int)v;
 }
 
-/* kv_cache{layers, kv_heads, head_dim, context, dtype = "f16" | "f32"} -> cache. */
+/* kv_cache{layers, kv_heads, head_dim, context, dtype = "f16" | "f32", device = GPU} -> cache. */
 static int kv_cache(lua_State *L)
 {
     luaL_checktype(L, 1, LUA_TTABLE);
     int layers = field_count(L, "layers", -1, 65536), heads = field_count(L, "kv_heads", -1, 65536);
     int dim = field_count(L, "head_dim", -1, 65536), context = field_count(L, "context", -1, 1 << 30);
     const char *dtype = qml_field_string(L, 1, "dtype", "f16");
+    qm_device *device = qml_field_box(L, 1, "device", QML_DEVICE);
     bool half = strcmp(dtype, "f16") == 0;
     if (!half && strcmp(dtype, "f32") != 0)
         return luaL_error(L, "kv_cache: dtype must be \"f16\" or \"f32\", not '%s'", dtype);
     qm_err e = {0};
     void **box = qml_box(L, QML_CACHE);
-    *box = qm_kv_new(layers, heads, dim, context, half ? QM_F16 : QM_F32, &e);
+    *box = qm_kv_new(layers, heads, dim, context, half ? QM_F16 : QM_F32, device, &e);
     if (!*box)
         return qml_raise(L, &e);
     return 1;
