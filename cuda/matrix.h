@@ -52,8 +52,8 @@ typedef struct qm_matrix {
     const float *nested;  /* QM_SCALE_NESTED: one f32 for 256 groups of the unpadded matrix, */
     const float *dynamic; /* and the 256 values of the map */
     float offset;
-    float level[16]; /* each times 2^-k, so that the largest is in (1/2, 1] */
-    float factor;    /* 2^k */
+    float level[16]; /* times 1 / factor, so that f16 holds them well; none above 2 */
+    float factor;
 } qm_matrix;
 
 /* Activations as the tensor cores take them: f16, with a power of two for every 64 values of a token, which brings the

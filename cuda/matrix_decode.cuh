@@ -19,7 +19,7 @@ enum { DECODE_THREADS = 256, DECODE_WARPS = DECODE_THREADS / 32, DECODE_BLOCKS =
 
 /* Matrices that are multiplied together have their tiles numbered through. */
 struct decode_part {
-    const uint8_t *items;
+    const uint8_t *origin; /* where item 0 of all would lie */
     const float *nested;
     float offset;
     uint32_t rows, first_tile;
@@ -41,11 +41,12 @@ __device__ inline int part_of(const decode_job &j, uint32_t tile)
     return (tile >= j.part[1].first_tile) + (tile >= j.part[2].first_tile);
 }
 
-/* Address of an item: tiles lie one after the other in each matrix. */
-template <uint32_t ITEM> __device__ inline const uint8_t *item_at(const decode_job &j, uint32_t tile, uint32_t slice)
+template <uint32_t ITEM> __device__ inline const uint8_t *item_at(const decode_job &j, uint32_t tile, uint32_t item)
 {
-    const decode_part &p = j.part[part_of(j, tile)];
-    return p.items + ((uint64_t)(tile - p.first_tile) * j.slices + slice) * ITEM;
+    const uint8_t *origin = tile >= j.part[2].first_tile   ? j.part[2].origin
+                            : tile >= j.part[1].first_tile ? j.part[1].origin
+                                                           : j.part[0].origin;
+    return origin + (uint64_t)item * ITEM;
 }
 
 /* ---- scales -------------------------------------------------------------------------------------- */
@@ -151,12 +152,12 @@ template <int M> __device__ inline void load_x_scales(float by[2], const float *
 {
     if (M == 1) {
         uint32_t u = unit0 + 2 * t;
-        by[0] = u < units ? __ldcg(scale + u * QM_HALF_TOKENS) : 0;
-        by[1] = u + 1 < units ? __ldcg(scale + (u + 1) * QM_HALF_TOKENS) : 0;
+        by[0] = u < units ? load_fresh_one(scale + u * QM_HALF_TOKENS) : 0;
+        by[1] = u + 1 < units ? load_fresh_one(scale + (u + 1) * QM_HALF_TOKENS) : 0;
     } else {
         uint32_t u = unit0 + 2 * t / M * M + q;
-        float2 two = u < units ? __ldcg((const float2 *)(scale + u * QM_HALF_TOKENS + 2 * t % M)) : make_float2(0, 0);
-        by[0] = two.x, by[1] = two.y;
+        uint2 two = u < units ? load_fresh_half(scale + u * QM_HALF_TOKENS + 2 * t % M) : make_uint2(0, 0);
+        by[0] = __uint_as_float(two.x), by[1] = __uint_as_float(two.y);
     }
 }
 
@@ -259,14 +260,14 @@ __global__ void __launch_bounds__(DECODE_THREADS, DECODE_BLOCKS) matrix_decode(c
     const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     const uint32_t tile0 = (uint32_t)((uint64_t)blockIdx.x * j.tiles / gridDim.x);
     const uint32_t tiles = (uint32_t)((uint64_t)(blockIdx.x + 1) * j.tiles / gridDim.x) - tile0;
-    const uint32_t items = tiles * j.slices;
+    const uint32_t items = tiles * j.slices, item0 = tile0 * j.slices;
     uint32_t item = warp, slice = warp % j.slices, tile = tile0 + warp / j.slices;
 
     let_next_begin();
     uint4 w[QM_ITEM_UNITS];
     scales raw;
     if (item < items) {
-        const uint8_t *at = item_at<ITEM>(j, tile, slice);
+        const uint8_t *at = item_at<ITEM>(j, tile, item0 + item);
 #pragma unroll
         for (int u = 0; u < QM_ITEM_UNITS; u++)
             w[u] = load_once(at + u * QM_UNIT_BYTES + lane * 16);
@@ -295,7 +296,7 @@ __global__ void __launch_bounds__(DECODE_THREADS, DECODE_BLOCKS) matrix_decode(c
                 slice -= j.slices, tile++;
             const uint8_t *at = NULL;
             if (more) {
-                at = item_at<ITEM>(j, tile, slice);
+                at = item_at<ITEM>(j, tile, item0 + item + STEP);
                 raw.load(at + SCALES + lane * scales::BYTES);
                 raw.load_nested(j, tile, slice, g, t);
             }
@@ -373,7 +374,7 @@ cudaError_t qm_matrix_decode(const qm_matrix *w, const qm_product *p, int n, con
     memcpy(j.level, w->level, sizeof j.level);
     for (int i = 0; i < QM_TOGETHER; i++) {
         if (i < n)
-            j.part[i] = {w[i].items, w[i].nested, w[i].offset, w[i].rows, j.tiles, w[i].factor, p[i]};
+            j.part[i] = {w[i].items - (uint64_t)j.tiles * j.slices * qm_item_bytes(w->scale, w->group), w[i].nested, w[i].offset, w[i].rows, j.tiles, w[i].factor, p[i]};
         else
             j.part[i].first_tile = UINT32_MAX;
         j.tiles += i < n ? qm_matrix_tiles(w[i].rows) : 0;

@@ -51,6 +51,13 @@ __device__ inline uint2 load_fresh_half(const void *p)
     return v;
 }
 
+__device__ inline float load_fresh_one(const float *p)
+{
+    float v;
+    asm volatile("ld.global.f32 %0, [%1];" : "=f"(v) : "l"(p) : "memory");
+    return v;
+}
+
 /* Programmatic dependent launch: the next kernel may begin; and what came before this one is done. */
 __device__ inline void let_next_begin()
 {

@@ -75,7 +75,7 @@ typedef struct qm_attention {
 uint64_t qm_attention_scratch(uint32_t tokens, uint32_t heads, uint32_t kv_heads, uint32_t head_dim);
 cudaError_t qm_attend(const qm_attention *a, cudaStream_t s);
 
-/* y = x W^T + bias for plain weights, up to 8 tokens; cols a multiple of 8. */
+/* y = x W^T + bias for plain weights, up to 8 tokens; slower where cols is no multiple of 8 or addresses are none of 16. */
 cudaError_t qm_plain_decode(const void *w, qm_dtype dtype, uint32_t rows, uint32_t cols, const float *x, uint32_t tokens,
                             const qm_product *p, cudaStream_t s);
 

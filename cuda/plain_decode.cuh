@@ -92,10 +92,34 @@ __global__ void __launch_bounds__(PLAIN_THREADS)
         }
 }
 
+/* Any shape: a warp to a row and token. */
+template <qm_dtype D>
+__global__ void plain_any(const void *w, uint32_t rows, uint32_t cols, const float *x, const __grid_constant__ qm_product p)
+{
+    const uint32_t lane = threadIdx.x % 32, n = blockIdx.x * PLAIN_WARPS + threadIdx.x / 32, m = blockIdx.y;
+    let_next_begin();
+    wait_for_previous();
+    if (n >= rows)
+        return;
+    float sum = 0;
+    for (uint32_t k = lane; k < cols; k += 32)
+        sum = __fmaf_rn(plain_value(w, D, (uint64_t)n * cols + k), x[(uint64_t)m * cols + k], sum);
+    sum = sum_in_warp(sum);
+    uint64_t at = (uint64_t)m * p.y_stride + n;
+    if (lane)
+        return;
+    sum += p.bias ? p.bias[n] : 0;
+    p.y[at] = sum;
+    if (p.add)
+        p.sum[at] = sum + p.add[at];
+}
+
 template <qm_dtype D>
 static cudaError_t plain_tokens(const void *w, uint32_t rows, uint32_t cols, const float *x, uint32_t tokens, const qm_product *p, cudaStream_t s)
 {
     constexpr int R = 4;
+    if (cols % 8 || ((uintptr_t)w | (uintptr_t)x) % 16)
+        return launch(plain_any<D>, dim3((rows + PLAIN_WARPS - 1) / PLAIN_WARPS, tokens), PLAIN_THREADS, 0, s, w, rows, cols, x, *p);
     dim3 grid((rows + R * PLAIN_WARPS - 1) / (R * PLAIN_WARPS));
     auto kernel = tokens == 1 ? plain_decode<D, 1, R> : tokens == 2 ? plain_decode<D, 2, R> : tokens <= 4 ? plain_decode<D, 4, R> : plain_decode<D, 8, R>;
     return launch(kernel, grid, PLAIN_THREADS, 0, s, w, rows, cols, x, tokens, *p);

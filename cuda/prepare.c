@@ -1,4 +1,5 @@
 /* prepare.c: a weight laid out for multiplication, once, when a model is loaded; see matrix.h. */
+#include <math.h>
 #include <string.h>
 
 #include "../core/codebook.h"
@@ -62,6 +63,28 @@ static float bring_to_one(float level[16])
     return factor;
 }
 
+/* The tensor cores take levels as f16.  Of the factors from 1 to 2, that with which they lose least by it: none at all for
+ * FP4, which are twelfths, and for whole numbers; NF4 loses a third less than as it is. */
+static float round_well(float level[16])
+{
+    enum { STEPS = 4096 };
+    double least = INFINITY;
+    float best = 1;
+    for (int i = 0; i < STEPS && least > 0; i++) {
+        float by = 1 + (float)i / STEPS;
+        double lost = 0;
+        for (int k = 0; k < 16; k++) {
+            double d = (double)qm_f16_to_f32(qm_f32_to_f16(level[k] * by)) / (double)by - (double)level[k];
+            lost += d * d;
+        }
+        best = lost < least ? by : best;
+        least = lost < least ? lost : least;
+    }
+    for (int k = 0; k < 16; k++)
+        level[k] *= best;
+    return 1 / best;
+}
+
 /* Fills in all of m but its addresses; false when a weight cannot be laid out so. */
 static bool describe(const qm_tensor *t, qm_matrix *m)
 {
@@ -78,6 +101,7 @@ static bool describe(const qm_tensor *t, qm_matrix *m)
     m->offset = t->offset;
     read_levels(f, m->level);
     m->factor = bring_to_one(m->level);
+    m->factor *= round_well(m->level);
     return true;
 }
 

@@ -156,6 +156,7 @@ typedef struct turns {
     const qm_matrix *w;
     int copies, launches;
     qm_product p;
+    qm_half x;
     uint8_t **items;
 } turns;
 
@@ -165,8 +166,20 @@ static void many(void *arg)
     for (int i = 0; i < t->launches; i++) {
         qm_matrix w = *t->w;
         w.items = t->items[i % t->copies];
-        must(qm_matrix_decode(&w, &t->p, stream), "decode");
+        must(qm_matrix_decode(&w, &t->p, 1, &t->x, stream), "decode");
     }
+}
+
+/* Eight tokens of `cols` values, a multiple of 64, that need no powers of two. */
+static void upload_half(void *to, const uint16_t *x, uint32_t cols)
+{
+    qm_half h = qm_half_at(to, 8, cols);
+    float *ones = malloc(cols / 8 * sizeof *ones);
+    for (uint32_t i = 0; i < cols / 8; i++)
+        ones[i] = 1;
+    must(cudaMemcpy(h.half, x, 16 * cols, cudaMemcpyDefault), "upload");
+    must(cudaMemcpy(h.scale, ones, cols / 8 * sizeof *ones, cudaMemcpyDefault), "upload");
+    free(ones);
 }
 
 static const char *const type_names[] = {"f32", "f16", "e8m0", "dq"};
@@ -188,12 +201,13 @@ static void shape(uint32_t rows, uint32_t cols, qm_scale_type type, uint32_t gro
     float *y = malloc(8ull * rows * sizeof *y);
     void *dx;
     float *dy;
-    must(cudaMalloc(&dx, 8 * cols * sizeof *x), "memory");
+    must(cudaMalloc(&dx, qm_half_bytes(8, cols)), "memory");
+    upload_half(dx, x, cols);
     must(cudaMalloc((void **)&dy, 8ull * rows * sizeof *y), "memory");
-    cudaMemcpy(dx, x, 8 * cols * sizeof *x, cudaMemcpyDefault);
     for (uint32_t tokens = 1; tokens <= most_tokens; tokens *= 2) {
         cudaMemset(dy, 255, 8ull * rows * sizeof *y);
-        turns t = {&m.w, copies, copies > LAUNCHES ? copies : LAUNCHES, {.x = dx, .x_stride = cols, .tokens = tokens, .y = dy, .y_stride = rows}, items};
+        turns t = {&m.w, copies, copies > LAUNCHES ? copies : LAUNCHES, {.y = dy, .y_stride = rows}, qm_half_at(dx, 8, cols), items};
+        t.x.tokens = tokens;
         double us = graph_time(many, &t) / t.launches;
         must(cudaMemcpy(y, dy, 8ull * rows * sizeof *y, cudaMemcpyDefault), "download");
         printf("%6u x %-6u %4s g%-3u M=%u %8.2f us %7.0f GB/s  error %.2e\n", rows, cols, type_names[type], group, tokens, us,
@@ -217,8 +231,9 @@ static void run_chain(void *arg)
 {
     const chain *c = arg;
     for (int i = 0; i < c->n; i++) {
-        qm_product p = {.x = c->x, .x_stride = c->w[i].cols, .tokens = 1, .y = c->y, .y_stride = c->w[i].rows};
-        must(qm_matrix_decode(&c->w[i], &p, stream), "decode");
+        qm_product p = {.y = c->y, .y_stride = c->w[i].rows};
+        qm_half x = qm_half_at(c->x, 1, c->w[i].cols);
+        must(qm_matrix_decode(&c->w[i], &p, 1, &x, stream), "decode");
     }
 }
 
