@@ -49,14 +49,14 @@ cudaError_t qm_rope(const qm_rotation *r, int n, uint32_t tokens, uint32_t head_
     return launch(rope, dim3((most / 2 + 127) / 128, tokens, n), 128, 0, s, j);
 }
 
-/* ---- attention ------------------------------------------------------------------------------------
+/* ---- attention to few tokens -----------------------------------------------------------------------
  *
- * A block of threads has one key head, all queries that share it, one token, and a part of the positions: SPLITS parts
- * for the few tokens of decoding, one for the many of a prompt.  It finds scores (8 lanes to a position), the largest,
- * and the sum of values weighed by e^(score - largest).  The last of a token's blocks to finish puts the parts together,
- * in their order. */
+ * A block of threads has one key head, the queries that share it, one token, and a part of the positions; how many parts
+ * there are follows from the number of positions, up to SPLITS, for which there are blocks.  It finds scores (8 lanes to
+ * a position), the largest, and the sum of values weighed by e^(score - largest), every warp its own.  The last of a
+ * token's blocks to finish puts the parts together, in their order. */
 
-enum { ATTEND_THREADS = 256, ATTEND_WARPS = ATTEND_THREADS / 32, ATTEND_GROUP = 8, ATTEND_CHUNK = 256, MOST_SPLITS = 32 };
+enum { ATTEND_THREADS = 256, ATTEND_WARPS = ATTEND_THREADS / 32, ATTEND_GROUP = 8, ATTEND_CHUNK = 256, MOST_SPLITS = 32, LEAST_PART = 64 };
 
 struct attend_job {
     qm_attention a;
@@ -64,8 +64,6 @@ struct attend_job {
     uint32_t splits, group; /* queries to a key head, */
     uint32_t rounds;        /* taken ATTEND_GROUP at a time */
 };
-
-template <qm_dtype D> __device__ inline float kv_value(const void *p, uint64_t i) { return plain_value(p, D, i); }
 
 /* Four values in a row. */
 template <qm_dtype D> __device__ inline float4 kv_four(const void *p, uint64_t i)
@@ -104,54 +102,55 @@ __device__ inline float *part_at(const attend_job &j, uint32_t token, uint32_t h
     return j.a.partial + (((uint64_t)token * j.a.heads + head) * j.splits + split) * (j.a.head_dim + 2);
 }
 
-/* Of one query: parts into the result. */
-__device__ inline void join_parts(const attend_job &j, uint32_t token, uint32_t head, uint32_t lane)
+/* Of one query: `parts` parts into the result.  A lane knows the weight of one of them. */
+__device__ inline void join_parts(const attend_job &j, uint32_t token, uint32_t head, uint32_t parts)
 {
-    const uint32_t d = j.a.head_dim;
-    float most = j.a.sinks ? j.a.sinks[head] : -INFINITY, sum = 0;
-    for (uint32_t i = 0; i < j.splits; i++)
-        most = fmaxf(most, __ldcg(part_at(j, token, head, i)));
-    if (j.a.sinks)
-        sum = expf(j.a.sinks[head] - most);
-    for (uint32_t i = 0; i < j.splits; i++) {
-        const float *p = part_at(j, token, head, i);
-        sum += __ldcg(p + 1) * expf(__ldcg(p) - most);
-    }
+    const uint32_t d = j.a.head_dim, lane = threadIdx.x % 32;
+    const float sink = j.a.sinks ? j.a.sinks[head] : -INFINITY;
+    const float *first = part_at(j, token, head, 0);
+    float mine = lane < parts ? __ldcg(first + (uint64_t)lane * (d + 2)) : -INFINITY;
+    float most = fmaxf(most_in_warp(mine), sink), weight = lane < parts ? expf(mine - most) : 0;
+    float sum = sum_in_warp(lane < parts ? __ldcg(first + (uint64_t)lane * (d + 2) + 1) * weight : 0) + (j.a.sinks ? expf(sink - most) : 0);
     for (uint32_t at = 0; at < d; at += 64) {
-        float v[2];
+        float v[2] = {0, 0};
+#pragma unroll 8
+        for (uint32_t i = 0; i < parts; i++) {
+            const float *p = first + (uint64_t)i * (d + 2) + 2 + at + lane;
+            float by = __shfl_sync(~0u, weight, i);
+            v[0] += at + lane < d ? __ldcg(p) * by : 0;
+            v[1] += at + lane + 32 < d ? __ldcg(p + 32) * by : 0;
+        }
         for (int k = 0; k < 2; k++) {
-            uint32_t c = at + lane + 32 * k;
-            v[k] = 0;
-            for (uint32_t i = 0; c < d && i < j.splits; i++) {
-                const float *p = part_at(j, token, head, i);
-                v[k] += __ldcg(p + 2 + c) * expf(__ldcg(p) - most);
-            }
             v[k] /= sum;
-            if (c < d)
-                j.a.y[((uint64_t)token * j.a.heads + head) * d + c] = v[k];
+            if (at + lane + 32 * k < d)
+                j.a.y[((uint64_t)token * j.a.heads + head) * d + at + lane + 32 * k] = v[k];
         }
         if (j.h.half)
             store_half(j.h, token, (head * d + at) / 64, v[0], v[1]);
     }
 }
 
-template <qm_dtype D> __global__ void __launch_bounds__(ATTEND_THREADS) attend(const __grid_constant__ attend_job j)
+/* DIMS: how many times 128 values a head has, at most. */
+template <qm_dtype D, int DIMS> __global__ void __launch_bounds__(ATTEND_THREADS) attend(const __grid_constant__ attend_job j)
 {
     extern __shared__ float4 shared4[];
     const qm_attention &a = j.a;
     const uint32_t d = a.head_dim, kv = blockIdx.x, split = blockIdx.y, token = blockIdx.z;
     const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    float *queries = (float *)shared4;                        /* [GROUP][d] */
-    float *scores = queries + ATTEND_GROUP * d;               /* [GROUP][CHUNK] */
-    float *sums = scores + ATTEND_GROUP * ATTEND_CHUNK;       /* [WARPS][GROUP][d] */
-    float *most = sums + ATTEND_WARPS * ATTEND_GROUP * d;     /* [GROUP], then the sums of weights [GROUP] */
+    float *queries = (float *)shared4;                    /* [GROUP][d] */
+    float *scores = queries + ATTEND_GROUP * d;           /* [GROUP][CHUNK] */
+    float *sums = scores + ATTEND_GROUP * ATTEND_CHUNK;   /* [WARPS][GROUP][d] */
+    float *most = sums + ATTEND_WARPS * ATTEND_GROUP * d; /* [GROUP]; then the sums of weights; then what sums shrink by */
     __shared__ bool last;
     let_next_begin();
     wait_for_previous();
 
-    const int32_t position = place_of(a.at) + (int32_t)token;
-    const int32_t seen = position + 1, from = a.window && seen > (int32_t)a.window ? seen - (int32_t)a.window : 0;
-    const int32_t each = (seen - from + (int32_t)j.splits - 1) / (int32_t)j.splits;
+    const int32_t position = place_of(a.at) + (int32_t)token, seen = position + 1;
+    const int32_t from = a.window && seen > (int32_t)a.window ? seen - (int32_t)a.window : 0, count = seen - from;
+    const uint32_t wanted = (uint32_t)(count + LEAST_PART - 1) / LEAST_PART, parts = wanted < j.splits ? wanted : j.splits;
+    if (split >= parts)
+        return;
+    const int32_t each = (count + (int32_t)parts - 1) / (int32_t)parts;
     const int32_t begin = from + (int32_t)split * each, end = begin + each < seen ? begin + each : seen;
     if (a.tokens == 1 && begin <= position && position < end) { /* nobody else reads it */
         uint64_t to = ((uint64_t)kv * a.context + position) * d;
@@ -168,9 +167,8 @@ template <qm_dtype D> __global__ void __launch_bounds__(ATTEND_THREADS) attend(c
             queries[i] = q < here ? a.q[((uint64_t)token * a.heads + kv * j.group + q0 + q) * d + i % d] * a.scale : 0;
         }
         if (threadIdx.x < ATTEND_GROUP)
-            most[threadIdx.x] = -INFINITY, most[ATTEND_GROUP + threadIdx.x] = 0;
-        for (uint32_t i = threadIdx.x; i < ATTEND_WARPS * ATTEND_GROUP * d; i += ATTEND_THREADS)
-            sums[i] = 0;
+            most[threadIdx.x] = -INFINITY, most[ATTEND_GROUP + threadIdx.x] = 0, most[2 * ATTEND_GROUP + threadIdx.x] = 0;
+        float4 sum[DIMS][ATTEND_GROUP] = {};
         __syncthreads();
         for (int32_t first = begin; first < end; first += ATTEND_CHUNK) {
             const int32_t n = end - first < ATTEND_CHUNK ? end - first : ATTEND_CHUNK;
@@ -196,56 +194,60 @@ template <qm_dtype D> __global__ void __launch_bounds__(ATTEND_THREADS) attend(c
                 }
             }
             __syncthreads();
-            float shrink = 1;
             if (warp < here) { /* a warp to a query: weights, and their sum */
-                float *mine = scores + warp * ATTEND_CHUNK, old = most[warp], now = old, sum = 0;
+                float *mine = scores + warp * ATTEND_CHUNK, old = most[warp], now = old, total = 0;
                 for (int32_t p = (int32_t)lane; p < n; p += 32)
                     now = fmaxf(now, mine[p]);
                 now = most_in_warp(now);
                 for (int32_t p = (int32_t)lane; p < n; p += 32) {
                     mine[p] = expf(mine[p] - now);
-                    sum += mine[p];
+                    total += mine[p];
                 }
-                sum = sum_in_warp(sum);
-                shrink = old == -INFINITY ? 0 : expf(old - now);
+                total = sum_in_warp(total);
                 if (lane == 0) {
+                    float shrink = old == -INFINITY ? 0 : expf(old - now);
                     most[warp] = now;
-                    most[ATTEND_GROUP + warp] = most[ATTEND_GROUP + warp] * shrink + sum;
+                    most[ATTEND_GROUP + warp] = most[ATTEND_GROUP + warp] * shrink + total;
                     most[2 * ATTEND_GROUP + warp] = shrink;
                 }
             }
             __syncthreads();
-            for (uint32_t c = lane * 4; c < d; c += 128) { /* a warp to every eighth position */
-                float4 sum[ATTEND_GROUP];
-                float *mine = sums + warp * ATTEND_GROUP * d + c;
 #pragma unroll
-                for (int q = 0; q < ATTEND_GROUP; q++) {
-                    float by = q < (int)here ? most[2 * ATTEND_GROUP + q] : 0;
-                    float4 old = *(const float4 *)(mine + q * d);
-                    sum[q] = make_float4(old.x * by, old.y * by, old.z * by, old.w * by);
+            for (int i = 0; i < DIMS; i++) { /* a warp to every eighth position */
+                const uint32_t c = lane * 4 + 128 * i;
+                if (c >= d)
+                    break;
+                for (int q = 0; first > begin && q < ATTEND_GROUP; q++) {
+                    float by = most[2 * ATTEND_GROUP + q];
+                    sum[i][q] = make_float4(sum[i][q].x * by, sum[i][q].y * by, sum[i][q].z * by, sum[i][q].w * by);
                 }
 #pragma unroll 4
                 for (int32_t p = (int32_t)warp; p < n; p += ATTEND_WARPS) {
                     float4 v = kv_four<D>(a.values, base + (uint64_t)(first + p) * d + c);
 #pragma unroll
                     for (int q = 0; q < ATTEND_GROUP; q++) {
-                        float by = q < (int)here ? scores[q * ATTEND_CHUNK + p] : 0;
-                        sum[q].x = __fmaf_rn(by, v.x, sum[q].x), sum[q].y = __fmaf_rn(by, v.y, sum[q].y);
-                        sum[q].z = __fmaf_rn(by, v.z, sum[q].z), sum[q].w = __fmaf_rn(by, v.w, sum[q].w);
+                        float by = scores[q * ATTEND_CHUNK + p];
+                        sum[i][q].x = __fmaf_rn(by, v.x, sum[i][q].x), sum[i][q].y = __fmaf_rn(by, v.y, sum[i][q].y);
+                        sum[i][q].z = __fmaf_rn(by, v.z, sum[i][q].z), sum[i][q].w = __fmaf_rn(by, v.w, sum[i][q].w);
                     }
                 }
-#pragma unroll
-                for (int q = 0; q < ATTEND_GROUP; q++)
-                    *(float4 *)(mine + q * d) = sum[q];
             }
             __syncthreads();
         }
+#pragma unroll
+        for (int i = 0; i < DIMS; i++)
+#pragma unroll
+            for (int q = 0; q < ATTEND_GROUP; q++)
+                if (lane * 4 + 128 * i < d)
+                    *(float4 *)(sums + (warp * ATTEND_GROUP + q) * d + lane * 4 + 128 * i) = sum[i][q];
+        __syncthreads();
         for (uint32_t i = threadIdx.x; i < here * d; i += ATTEND_THREADS) {
-            float sum = 0;
+            float total = 0;
+#pragma unroll
             for (uint32_t w = 0; w < ATTEND_WARPS; w++)
-                sum += sums[w * ATTEND_GROUP * d + i];
+                total += sums[w * ATTEND_GROUP * d + i];
             float *part = part_at(j, token, kv * j.group + q0 + i / d, split);
-            part[2 + i % d] = sum;
+            part[2 + i % d] = total;
             if (i % d == 0)
                 part[0] = most[i / d], part[1] = most[ATTEND_GROUP + i / d];
         }
@@ -256,15 +258,150 @@ template <qm_dtype D> __global__ void __launch_bounds__(ATTEND_THREADS) attend(c
     __syncthreads();
     uint32_t *counter = a.counters + token * a.kv_heads + kv;
     if (threadIdx.x == 0)
-        last = atomicAdd(counter, 1) + 1 == j.splits;
+        last = atomicAdd(counter, 1) + 1 == parts;
     __syncthreads();
     if (!last)
         return;
     __threadfence();
     for (uint32_t q = warp; q < j.group; q += ATTEND_WARPS)
-        join_parts(j, token, kv * j.group + q, lane);
+        join_parts(j, token, kv * j.group + q, parts);
     if (threadIdx.x == 0)
         *counter = 0;
+}
+
+/* ---- attention of a prompt --------------------------------------------------------------------------
+ *
+ * On the tensor cores, with scores that are never stored (FlashAttention-2, arXiv 2307.08691): a block of threads has 64
+ * tokens of one head, a warp 16 of them; keys and values come by 64 positions into shared memory, the next while these are
+ * used.  Weights and values are f16 there, sums f32. */
+
+enum { FLASH_THREADS = 128, FLASH_ROWS = 64, FLASH_KEYS = 64 };
+
+/* Address of 16 bytes: rows of DIM f16, whose eighths are exchanged so that eight rows lie in different banks. */
+template <int DIM> __device__ inline uint32_t flash_at(uint32_t base, uint32_t row, uint32_t eighth)
+{
+    return base + row * DIM * 2 + (eighth ^ (row & 7)) * 16;
+}
+
+template <int DIM> __device__ inline void flash_load(uint32_t to, const __half *from, int32_t first, int32_t end)
+{
+    for (uint32_t i = threadIdx.x; i < FLASH_KEYS * DIM / 8; i += FLASH_THREADS) {
+        uint32_t row = i / (DIM / 8), eighth = i % (DIM / 8);
+        int32_t at = first + (int32_t)row;
+        copy_async(flash_at<DIM>(to, row, eighth), from + (int64_t)(at < end ? at : 0) * DIM + eighth * 8, at < end);
+    }
+}
+
+template <int DIM> __global__ void __launch_bounds__(FLASH_THREADS) flash(const __grid_constant__ qm_attention a)
+{
+    extern __shared__ uint4 shared16[];
+    constexpr uint32_t TILE = FLASH_KEYS * DIM * 2;
+    const uint32_t memory = (uint32_t)__cvta_generic_to_shared(shared16);
+    const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    const uint32_t head = blockIdx.y, kv = head / (a.heads / a.kv_heads), row0 = blockIdx.x * FLASH_ROWS + warp * 16;
+    let_next_begin();
+    wait_for_previous();
+
+    const __half *keys = (const __half *)a.keys + (uint64_t)kv * a.context * DIM, *values = (const __half *)a.values + (uint64_t)kv * a.context * DIM;
+    const int32_t block0 = a.at.first + (int32_t)(blockIdx.x * FLASH_ROWS);
+    const int32_t rows = (int32_t)a.tokens - (int32_t)(blockIdx.x * FLASH_ROWS), end = block0 + (rows < FLASH_ROWS ? rows : FLASH_ROWS);
+    const int32_t from = a.window && block0 + 1 > (int32_t)a.window ? (block0 + 1 - (int32_t)a.window) / FLASH_KEYS * FLASH_KEYS : 0;
+    const int32_t mine[2] = {a.at.first + (int32_t)(row0 + g), a.at.first + (int32_t)(row0 + g) + 8}; /* positions of my rows */
+
+    uint32_t q[DIM / 16][4];
+#pragma unroll
+    for (int k = 0; k < DIM / 16; k++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            uint32_t row = row0 + g + i % 2 * 8, col = k * 16 + i / 2 * 8 + 2 * t;
+            float2 v = row < a.tokens ? *(const float2 *)(a.q + ((uint64_t)row * a.heads + head) * DIM + col) : make_float2(0, 0);
+            __half2 h = __floats2half2_rn(v.x * a.scale, v.y * a.scale);
+            q[k][i] = *(uint32_t *)&h;
+        }
+
+    float out[DIM / 8][4] = {}, most[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
+    flash_load<DIM>(memory, keys, from, end);
+    flash_load<DIM>(memory + TILE, values, from, end);
+    copies_begun();
+    for (int32_t at = from, turn = 0; at < end; at += FLASH_KEYS, turn ^= 1) {
+        if (at + FLASH_KEYS < end) {
+            flash_load<DIM>(memory + (turn ^ 1) * 2 * TILE, keys, at + FLASH_KEYS, end);
+            flash_load<DIM>(memory + (turn ^ 1) * 2 * TILE + TILE, values, at + FLASH_KEYS, end);
+            copies_begun();
+            copies_done<1>();
+        } else {
+            copies_done<0>();
+        }
+        __syncthreads();
+        const uint32_t k0 = memory + turn * 2 * TILE, v0 = k0 + TILE;
+        float s[FLASH_KEYS / 8][4] = {};
+#pragma unroll
+        for (int k = 0; k < DIM / 16; k++)
+#pragma unroll
+            for (int n = 0; n < FLASH_KEYS / 16; n++) {
+                uint32_t b[4];
+                load_matrices(b, flash_at<DIM>(k0, n * 16 + lane / 16 * 8 + lane % 8, k * 2 + lane / 8 % 2));
+                mma(s[2 * n], q[k][0], q[k][1], q[k][2], q[k][3], b[0], b[1]);
+                mma(s[2 * n + 1], q[k][0], q[k][1], q[k][2], q[k][3], b[2], b[3]);
+            }
+        float now[2] = {most[0], most[1]};
+#pragma unroll
+        for (int n = 0; n < FLASH_KEYS / 8; n++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                int32_t p = at + n * 8 + (int32_t)(2 * t) + i % 2, row = mine[i / 2];
+                if (a.softcap != 0)
+                    s[n][i] = a.softcap * tanhf(s[n][i] / a.softcap);
+                if (p > row || (a.window && p + (int32_t)a.window <= row))
+                    s[n][i] = -INFINITY;
+                now[i / 2] = fmaxf(now[i / 2], s[n][i]);
+            }
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            now[r] = fmaxf(now[r], __shfl_xor_sync(~0u, now[r], 1));
+            now[r] = fmaxf(now[r], __shfl_xor_sync(~0u, now[r], 2));
+            float base = now[r] == -INFINITY ? 0 : now[r], shrink = expf(most[r] - base);
+            most[r] = now[r];
+            now[r] = base;
+            sum[r] *= shrink;
+#pragma unroll
+            for (int n = 0; n < DIM / 8; n++)
+                out[n][2 * r] *= shrink, out[n][2 * r + 1] *= shrink;
+        }
+#pragma unroll
+        for (int n = 0; n < FLASH_KEYS / 8; n++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                s[n][i] = expf(s[n][i] - now[i / 2]);
+                sum[i / 2] += s[n][i];
+            }
+#pragma unroll
+        for (int k = 0; k < FLASH_KEYS / 16; k++) {
+            uint32_t w[4];
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                __half2 h = __floats2half2_rn(s[2 * k + i / 2][i % 2 * 2], s[2 * k + i / 2][i % 2 * 2 + 1]);
+                w[i] = *(uint32_t *)&h;
+            }
+#pragma unroll
+            for (int n = 0; n < DIM / 16; n++) {
+                uint32_t b[4];
+                load_matrices_turned(b, flash_at<DIM>(v0, k * 16 + lane % 16, n * 2 + lane / 16));
+                mma(out[2 * n], w[0], w[1], w[2], w[3], b[0], b[1]);
+                mma(out[2 * n + 1], w[0], w[1], w[2], w[3], b[2], b[3]);
+            }
+        }
+        __syncthreads();
+    }
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        sum[r] += __shfl_xor_sync(~0u, sum[r], 1);
+        sum[r] += __shfl_xor_sync(~0u, sum[r], 2);
+        uint32_t row = row0 + g + 8 * r;
+#pragma unroll
+        for (int n = 0; n < DIM / 8 && row < a.tokens; n++)
+            *(float2 *)(a.y + ((uint64_t)row * a.heads + head) * DIM + n * 8 + 2 * t) = make_float2(out[n][2 * r] / sum[r], out[n][2 * r + 1] / sum[r]);
+    }
 }
 
 /* ---- launching ----------------------------------------------------------------------------------- */
@@ -288,15 +425,30 @@ template <qm_dtype D> static cudaError_t launch_attend(const qm_attention *a, cu
     j.splits = splits_for(a->tokens, a->kv_heads);
     j.group = a->heads / a->kv_heads;
     j.rounds = (j.group + ATTEND_GROUP - 1) / ATTEND_GROUP;
+    auto kernel = a->head_dim <= 128 ? attend<D, 1> : a->head_dim <= 256 ? attend<D, 2> : attend<D, 4>;
     size_t shared = (ATTEND_GROUP * a->head_dim + ATTEND_GROUP * ATTEND_CHUNK + ATTEND_WARPS * ATTEND_GROUP * a->head_dim + 3 * ATTEND_GROUP) * 4;
-    cudaError_t r = cudaFuncSetAttribute(attend<D>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared);
+    cudaError_t r = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared);
     if (!r && a->tokens > 1)
         r = launch(append_kv<D>, dim3((a->kv_heads * a->head_dim + 255) / 256, a->tokens), 256, 0, s, *a);
-    return r ? r : launch(attend<D>, dim3(a->kv_heads, j.splits, a->tokens), ATTEND_THREADS, shared, s, j);
+    return r ? r : launch(kernel, dim3(a->kv_heads, j.splits, a->tokens), ATTEND_THREADS, shared, s, j);
+}
+
+template <int DIM> static cudaError_t launch_flash(const qm_attention *a, cudaStream_t s)
+{
+    const size_t shared = 4 * FLASH_KEYS * DIM * 2;
+    cudaError_t r = cudaFuncSetAttribute(flash<DIM>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared);
+    if (!r)
+        r = launch(append_kv<QM_F16>, dim3((a->kv_heads * a->head_dim + 255) / 256, a->tokens), 256, 0, s, *a);
+    return r ? r : launch(flash<DIM>, dim3((a->tokens + FLASH_ROWS - 1) / FLASH_ROWS, a->heads), FLASH_THREADS, shared, s, *a);
 }
 
 cudaError_t qm_attend(const qm_attention *a, cudaStream_t s)
 {
+    if (a->tokens > QM_HALF_TOKENS && a->dtype == QM_F16 && !a->sinks && !a->at.passed)
+        switch (a->head_dim) {
+        case 64: return launch_flash<64>(a, s);
+        case 128: return launch_flash<128>(a, s);
+        }
     return a->dtype == QM_F32 ? launch_attend<QM_F32>(a, s) : launch_attend<QM_F16>(a, s);
 }
 

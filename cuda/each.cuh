@@ -128,30 +128,55 @@ __global__ void to_half(const float *x, uint32_t tokens, uint32_t cols, const __
 
 /* ---- norm ------------------------------------------------------------------------------------------ */
 
+__device__ inline void normalise_unit(uint32_t unit, const float x[2], float by, const float *w, float add, uint32_t d, float *y, const qm_half &h)
+{
+    float v[2];
+#pragma unroll
+    for (int k = 0; k < 2; k++) {
+        uint32_t i = unit * 64 + threadIdx.x % 32 + 32 * k;
+        v[k] = i < d ? x[k] * by * (w[i] + add) : 0;
+        if (i < d)
+            y[i] = v[k];
+    }
+    if (h.half)
+        store_half(h, blockIdx.x, unit, v[0], v[1]);
+}
+
+/* A warp has every so many units of 64; the first KEPT of them stay in registers between the sum and the product. */
 __global__ void __launch_bounds__(NORM_THREADS)
     rmsnorm(const float *__restrict__ x, const float *__restrict__ w, float add, float eps, uint32_t d, float *__restrict__ y,
             const __grid_constant__ qm_half h)
 {
+    constexpr int KEPT = 8;
     __shared__ float shared[32];
+    const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32, units = (d + 63) / 64;
     let_next_begin();
     wait_for_previous();
     x += (uint64_t)blockIdx.x * d, y += (uint64_t)blockIdx.x * d;
-    float sum = 0;
-    for (uint32_t i = threadIdx.x; i < d; i += blockDim.x)
-        sum = __fmaf_rn(x[i], x[i], sum);
-    float by = 1 / sqrtf(sum_in_block(sum, shared) / (float)d + eps);
-    const uint32_t lane = threadIdx.x % 32;
-    for (uint32_t unit = threadIdx.x / 32; unit * 64 < d; unit += blockDim.x / 32) {
-        float v[2];
+    float kept[KEPT][2], sum = 0;
+#pragma unroll
+    for (int i = 0; i < KEPT; i++)
 #pragma unroll
         for (int k = 0; k < 2; k++) {
-            uint32_t i = unit * 64 + lane + 32 * k;
-            v[k] = i < d ? x[i] * by * (w[i] + add) : 0;
-            if (i < d)
-                y[i] = v[k];
+            uint32_t at = (warp + i * warps) * 64 + lane + 32 * k;
+            kept[i][k] = at < d ? x[at] : 0;
+            sum = __fmaf_rn(kept[i][k], kept[i][k], sum);
         }
-        if (h.half)
-            store_half(h, blockIdx.x, unit, v[0], v[1]);
+    for (uint32_t unit = warp + KEPT * warps; unit < units; unit += warps)
+        for (int k = 0; k < 2; k++) {
+            uint32_t at = unit * 64 + lane + 32 * k;
+            float v = at < d ? x[at] : 0;
+            sum = __fmaf_rn(v, v, sum);
+        }
+    const float by = 1 / sqrtf(sum_in_block(sum, shared) / (float)d + eps);
+#pragma unroll
+    for (int i = 0; i < KEPT; i++)
+        if (warp + i * warps < units)
+            normalise_unit(warp + i * warps, kept[i], by, w, add, d, y, h);
+    for (uint32_t unit = warp + KEPT * warps; unit < units; unit += warps) {
+        uint32_t at = unit * 64 + lane;
+        const float v[2] = {at < d ? x[at] : 0, at + 32 < d ? x[at + 32] : 0};
+        normalise_unit(unit, v, by, w, add, d, y, h);
     }
 }
 

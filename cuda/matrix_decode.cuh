@@ -88,11 +88,10 @@ template <qm_scale_type S, int GROUP> struct lane_scales {
             for (int r = 0; r < 2; r++) {
                 uint32_t row = (tile - p.first_tile) * QM_TILE_ROWS + g + 8 * r;
                 bool there = row < p.rows;
-#pragma unroll
-                for (int i = 0; i < EACH; i++) {
-                    uint32_t k = at + i * (PER_ROW - 1);
-                    super[r][i] = there && k < groups ? __ldg(p.nested + (((uint64_t)row * groups + k) >> 8)) : 0;
-                }
+                uint64_t k = (uint64_t)row * groups + at;
+                super[r][0] = there && at < groups ? __ldg(p.nested + (k >> 8)) : 0;
+                if (EACH == 2) /* only where a block of 256 ends between two */
+                    super[r][1] = (k & 255) == 255 && there && at + 1 < groups ? __ldg(p.nested + (k >> 8) + 1) : super[r][0];
             }
         }
     }
@@ -138,7 +137,7 @@ template <int GROUP> struct operand_b {
                     uint32_t *to = word + i * (RUN / 2) + 4 * part;
                     to[0] = v.x, to[1] = v.y, to[2] = v.z, to[3] = v.w;
                 } else {
-                    uint2 v = there ? load_fresh_half(x + at) : make_uint2(0, 0);
+                    uint2 v = there ? *(const uint2 *)(x + at) : make_uint2(0, 0);
                     word[2 * i] = v.x, word[2 * i + 1] = v.y;
                 }
             }
@@ -146,20 +145,27 @@ template <int GROUP> struct operand_b {
     }
 };
 
-/* What the columns that this lane owns are multiplied with: two tokens of the unit it owns in load q, or, of one token,
- * its two units. */
-template <int M> __device__ inline void load_x_scales(float by[2], const float *scale, uint32_t unit0, int q, uint32_t units, uint32_t t)
-{
-    if (M == 1) {
-        uint32_t u = unit0 + 2 * t;
-        by[0] = u < units ? load_fresh_one(scale + u * QM_HALF_TOKENS) : 0;
-        by[1] = u + 1 < units ? load_fresh_one(scale + (u + 1) * QM_HALF_TOKENS) : 0;
-    } else {
-        uint32_t u = unit0 + 2 * t / M * M + q;
-        uint2 two = u < units ? load_fresh_half(scale + u * QM_HALF_TOKENS + 2 * t % M) : make_uint2(0, 0);
-        by[0] = __uint_as_float(two.x), by[1] = __uint_as_float(two.y);
+/* What the columns that this lane owns are multiplied with, read an item ahead: token 2 t % M and the next, of the unit it
+ * owns in load q; of one token, the lane's two units. */
+template <int M> struct x_scales {
+    float by[M][2];
+
+    __device__ void load(const float *scale, uint32_t unit0, uint32_t units, uint32_t t)
+    {
+#pragma unroll
+        for (int q = 0; q < M; q++) {
+            if (M == 1) {
+                uint32_t u = unit0 + 2 * t;
+                by[0][0] = u < units ? scale[u * QM_HALF_TOKENS] : 0;
+                by[0][1] = u + 1 < units ? scale[(u + 1) * QM_HALF_TOKENS] : 0;
+            } else {
+                uint32_t u = unit0 + 2 * t / M * M + q;
+                float2 two = u < units ? *(const float2 *)(scale + u * QM_HALF_TOKENS + 2 * t % M) : make_float2(0, 0);
+                by[q][0] = two.x, by[q][1] = two.y;
+            }
+        }
     }
-}
+};
 
 /* ---- one unit ------------------------------------------------------------------------------------ */
 
@@ -171,7 +177,8 @@ template <int J> __device__ inline void multiply(float c[4], const uint4 &w, con
         pair_of<BYTE + 1>(second, pairs), b[2 * J], b[2 * J + 1]);
 }
 
-/* sum[r][i]: row g + 8 r, the lane's token i.  scale(r, i): of row g + 8 r, group i of this unit; by[i]: of x. */
+/* sum[r][i]: row g + 8 r, the lane's token i.  scale(r, i): of row g + 8 r, group i of this unit; by[i]: of x, which with one
+ * token is in the scale already. */
 template <int M, int GROUP, class F>
 __device__ inline void add_unit(float sum[2][2], const uint4 &w, const uint32_t b[8], uint32_t pairs, bool mine,
                                 int column, const float by[2], F scale)
@@ -192,8 +199,8 @@ __device__ inline void add_unit(float sum[2][2], const uint4 &w, const uint32_t 
         if (!mine)
             continue;
         if (M == 1) {
-            sum[0][0] = __fmaf_rn(s0, by[column] * c[column], sum[0][0]);
-            sum[1][0] = __fmaf_rn(s1, by[column] * c[2 + column], sum[1][0]);
+            sum[0][0] = __fmaf_rn(s0, c[column], sum[0][0]);
+            sum[1][0] = __fmaf_rn(s1, c[2 + column], sum[1][0]);
         } else {
             sum[0][0] = __fmaf_rn(s0, by[0] * c[0], sum[0][0]);
             sum[0][1] = __fmaf_rn(s0, by[1] * c[1], sum[0][1]);
@@ -254,6 +261,7 @@ __global__ void __launch_bounds__(DECODE_THREADS, DECODE_BLOCKS) matrix_decode(c
 {
     using scales = lane_scales<S, GROUP>;
     constexpr uint32_t SCALES = QM_ITEM_UNITS * QM_UNIT_BYTES, ITEM = SCALES + 32 * scales::BYTES, STEP = DECODE_WARPS;
+    constexpr bool AHEAD = M <= 2; /* registers for the next item's scales of x */
     extern __shared__ uint4 shared[];
     uint32_t *table = (uint32_t *)shared;
     float *sums = (float *)(table + PAIRS_BYTES / 4), *dynamic = sums + j.together * j.slices * M * QM_TILE_ROWS;
@@ -284,39 +292,58 @@ __global__ void __launch_bounds__(DECODE_THREADS, DECODE_BLOCKS) matrix_decode(c
 
     const __half *x = g % M < j.x.tokens ? (const __half *)j.x.half + (uint64_t)(g % M) * j.x.stride : NULL;
     const uint32_t more_slices = STEP % j.slices, more_tiles = STEP / j.slices, units = j.x.stride / QM_UNIT_COLS;
+    x_scales<M> next;
+    if (AHEAD && item < items)
+        next.load(j.x.scale, slice * QM_ITEM_UNITS, units, t);
     for (uint32_t done = 0; done < tiles; done += j.together) {
         uint32_t now = tiles - done < j.together ? tiles - done : j.together;
         for (uint32_t end = (done + now) * j.slices; item < end; item += STEP) {
             float scale[scales::COUNT], sum[2][2] = {{0, 0}, {0, 0}};
             raw.decode(scale, dynamic);
             const uint32_t unit0 = slice * QM_ITEM_UNITS;
+            if (!AHEAD)
+                next.load(j.x.scale, unit0, units, t);
+            const x_scales<M> by = next;
             const bool more = item + STEP < items;
             slice += more_slices, tile += more_tiles;
             if (slice >= j.slices)
                 slice -= j.slices, tile++;
+#if VARIANT == 1
+            const uint8_t *at = more ? item_at<ITEM>(j, tile, item0 + item + STEP) : j.part[0].origin;
+            raw.load(at + SCALES + (more ? lane * scales::BYTES : 0));
+            at += more ? lane * 16 : 0;
+#else
             const uint8_t *at = NULL;
             if (more) {
                 at = item_at<ITEM>(j, tile, item0 + item + STEP);
                 raw.load(at + SCALES + lane * scales::BYTES);
+                at += lane * 16;
+            }
+#endif
+            if (more) {
                 raw.load_nested(j, tile, slice, g, t);
+                if (AHEAD)
+                    next.load(j.x.scale, slice * QM_ITEM_UNITS, units, t);
             }
 #pragma unroll
             for (int q = 0; q < M; q++) {
                 operand_b<GROUP> b;
                 b.load(x, (unit0 + g / M * M + q) * QM_UNIT_COLS, j.x.stride, t);
-                float by[2];
-                load_x_scales<M>(by, j.x.scale, unit0, q, units, t);
 #pragma unroll
                 for (int p = 0; p < 8 / M; p++) {
                     constexpr int IN_UNIT = GROUP < 64 ? 64 / GROUP : 1;
                     const int u = p * M + q;
                     bool mine = M == 1 ? (int)t == u / 2 : (int)(2 * t) / M == p;
-                    add_unit<M, GROUP>(sum, w[u], b.word, pairs, mine, u % 2, by, [&](int r, int i) {
+                    add_unit<M, GROUP>(sum, w[u], b.word, pairs, mine, u % 2, by.by[q], [&](int r, int i) {
                         int own = GROUP < 128 ? r * scales::PER_ROW + u % 2 * IN_UNIT + i : r;
-                        return M <= 2 ? scale[own] : __shfl_sync(~0u, scale[own], u / 2, 4);
+                        return M == 1 ? scale[own] * by.by[0][u % 2] : M == 2 ? scale[own] : __shfl_sync(~0u, scale[own], u / 2, 4);
                     });
+#if VARIANT == 1
+                    w[u] = load_once(at + u * QM_UNIT_BYTES);
+#else
                     if (more)
-                        w[u] = load_once(at + u * QM_UNIT_BYTES + lane * 16);
+                        w[u] = load_once(at + u * QM_UNIT_BYTES);
+#endif
                 }
             }
             store_item<M>(sums + (uint64_t)(item - done * j.slices) * M * QM_TILE_ROWS, sum, g, t);

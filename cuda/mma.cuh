@@ -34,29 +34,7 @@ __device__ inline uint4 load_once(const void *p)
 }
 
 /* What an earlier kernel, perhaps one still running when this began, has written: not by way of the read-only cache. */
-__device__ inline uint4 load_fresh(const void *p)
-{
-    uint4 v;
-    asm volatile("ld.global.v4.u32 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                 : "l"(p)
-                 : "memory");
-    return v;
-}
-
-__device__ inline uint2 load_fresh_half(const void *p)
-{
-    uint2 v;
-    asm volatile("ld.global.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p) : "memory");
-    return v;
-}
-
-__device__ inline float load_fresh_one(const float *p)
-{
-    float v;
-    asm volatile("ld.global.f32 %0, [%1];" : "=f"(v) : "l"(p) : "memory");
-    return v;
-}
+__device__ inline uint4 load_fresh(const void *p) { return *(const uint4 *)p; }
 
 /* Programmatic dependent launch: the next kernel may begin; and what came before this one is done. */
 __device__ inline void let_next_begin()
@@ -70,6 +48,43 @@ __device__ inline void wait_for_previous()
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
+}
+
+/* ---- shared memory -------------------------------------------------------------------------------
+ *
+ * 16 bytes from memory into shared memory while other things are done, or zeros where there is nothing. */
+
+__device__ inline void copy_async(uint32_t to, const void *from, bool there)
+{
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(there ? 16 : 0) : "memory");
+#else
+    uint4 v = there ? *(const uint4 *)from : make_uint4(0, 0, 0, 0);
+    asm volatile("st.shared.v4.u32 [%0], {%1,%2,%3,%4};" ::"r"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+#endif
+}
+__device__ inline void copies_begun()
+{
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+template <int LEFT> __device__ inline void copies_done()
+{
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
+#endif
+}
+
+/* Four 8 x 8 matrices of f16: lanes 8 i ... 8 i + 7 give the addresses of matrix i's rows; lane 4 g + t receives row g,
+ * columns 2 t and 2 t + 1, of each (turned: column g, rows 2 t and 2 t + 1). */
+__device__ inline void load_matrices(uint32_t v[4], uint32_t at)
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(v[0]), "=r"(v[1]), "=r"(v[2]), "=r"(v[3]) : "r"(at));
+}
+__device__ inline void load_matrices_turned(uint32_t v[4], uint32_t at)
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(v[0]), "=r"(v[1]), "=r"(v[2]), "=r"(v[3]) : "r"(at));
 }
 
 /* ---- pairs ---------------------------------------------------------------------------------------

@@ -85,7 +85,7 @@ tests["linear of odd shapes"] = function()
             local exact, packed = w:dequantize(), core.prepare(w:to(gpu))
             for _, tokens in ipairs { 1, 2, 7 } do
                 local x = random { tokens, cols }
-                near_product(x, exact, ops.linear(x:to(gpu), packed), 4e-4, ("%d x %d, %d tokens"):format(rows, cols, tokens))
+                near_product(x, exact, ops.linear(x:to(gpu), packed), rows * tokens < 16 and 1e-3 or 4e-4, ("%d x %d, %d tokens"):format(rows, cols, tokens))
             end
         end
     end
@@ -190,7 +190,8 @@ end
 
 tests["attention, in one call and in many"] = function()
     for _, o in ipairs { { heads = 4, kv_heads = 2, dim = 64 }, { heads = 14, kv_heads = 1, dim = 128 }, { heads = 3, kv_heads = 3, dim = 80, window = 5 },
-                         { heads = 8, kv_heads = 4, dim = 32, softcap = 5, scale = 0.2 }, { heads = 2, kv_heads = 2, dim = 256 } } do
+                         { heads = 8, kv_heads = 4, dim = 32, softcap = 5, scale = 0.2 },
+                         { heads = 8, kv_heads = 4, dim = 64, softcap = 5, scale = 0.2, window = 100 }, { heads = 2, kv_heads = 2, dim = 256 } } do
         for _, dtype in ipairs { "f32", "f16" } do
             local function caches(device)
                 return qm.kv_cache { layers = 1, kv_heads = o.kv_heads, head_dim = o.dim, context = 900, dtype = dtype, device = device }
@@ -199,7 +200,7 @@ tests["attention, in one call and in many"] = function()
             local options = { heads = o.heads, kv_heads = o.kv_heads, window = o.window, softcap = o.softcap, scale = o.scale }
             for _, tokens in ipairs { 7, 1, 1, 300, 1, 20, 1 } do
                 local q, k, v = random { tokens, o.heads * o.dim }, random { tokens, o.kv_heads * o.dim }, random { tokens, o.kv_heads * o.dim }
-                near(ops.attention(q, k, v, here, 0, options), ops.attention(q:to(gpu), k:to(gpu), v:to(gpu), there, 0, options), 2e-5,
+                near(ops.attention(q, k, v, here, 0, options), ops.attention(q:to(gpu), k:to(gpu), v:to(gpu), there, 0, options), tokens > 8 and dtype == "f16" and 1e-3 or 2e-5,
                     ("%s, heads of %d, %d tokens"):format(dtype, o.dim, tokens))
                 assert(there:length() == here:length())
             end
