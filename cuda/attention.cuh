@@ -56,7 +56,7 @@ cudaError_t qm_rope(const qm_rotation *r, int n, uint32_t tokens, uint32_t head_
  * a position), the largest, and the sum of values weighed by e^(score - largest), every warp its own.  The last of a
  * token's blocks to finish puts the parts together, in their order. */
 
-enum { ATTEND_THREADS = 256, ATTEND_WARPS = ATTEND_THREADS / 32, ATTEND_GROUP = 8, ATTEND_CHUNK = 256, MOST_SPLITS = 32, LEAST_PART = 64 };
+enum { ATTEND_THREADS = 256, ATTEND_WARPS = ATTEND_THREADS / 32, ATTEND_GROUP = 8, ATTEND_CHUNK = 64, MOST_SPLITS = 32, LEAST_PART = 64 };
 
 struct attend_job {
     qm_attention a;
@@ -130,9 +130,36 @@ __device__ inline void join_parts(const attend_job &j, uint32_t token, uint32_t 
     }
 }
 
-/* DIMS: how many times 128 values a head has, at most. */
+/* Eight f16 or four f32 in a row, in 16 bytes. */
+template <qm_dtype D> struct kv_bytes {
+    static constexpr int N = D == QM_F32 ? 4 : 8;
+    uint4 v;
+
+    __device__ void load(const void *p, uint64_t i) { v = __ldcg((const uint4 *)((const char *)p + i * (16 / N))); }
+    __device__ float dot(const float *q, float sum) const /* q on 16 bytes */
+    {
+#pragma unroll
+        for (int k = 0; k < N / 4; k++) {
+            float4 x = *(const float4 *)(q + 4 * k);
+            if constexpr (D == QM_F32) {
+                sum = __fmaf_rn(x.x, __uint_as_float(v.x), __fmaf_rn(x.y, __uint_as_float(v.y), sum));
+                sum = __fmaf_rn(x.z, __uint_as_float(v.z), __fmaf_rn(x.w, __uint_as_float(v.w), sum));
+            } else {
+                float2 a = __half22float2(((const __half2 *)&v)[2 * k]), b = __half22float2(((const __half2 *)&v)[2 * k + 1]);
+                sum = __fmaf_rn(x.x, a.x, __fmaf_rn(x.y, a.y, sum));
+                sum = __fmaf_rn(x.z, b.x, __fmaf_rn(x.w, b.y, sum));
+            }
+        }
+        return sum;
+    }
+};
+
+/* DIMS: how many times 128 values a head has, at most.  All that a chunk of positions needs is under way before any of it
+ * is used: what decoding waits for is memory. */
 template <qm_dtype D, int DIMS> __global__ void __launch_bounds__(ATTEND_THREADS) attend(const __grid_constant__ attend_job j)
 {
+    constexpr int N = kv_bytes<D>::N, PIECES = DIMS * 128 / (8 * N); /* of a position's keys that a lane reads */
+    constexpr int TURNS = ATTEND_CHUNK / (4 * ATTEND_WARPS), MINE = ATTEND_CHUNK / ATTEND_WARPS;
     extern __shared__ float4 shared4[];
     const qm_attention &a = j.a;
     const uint32_t d = a.head_dim, kv = blockIdx.x, split = blockIdx.y, token = blockIdx.z;
@@ -152,35 +179,55 @@ template <qm_dtype D, int DIMS> __global__ void __launch_bounds__(ATTEND_THREADS
         return;
     const int32_t each = (count + (int32_t)parts - 1) / (int32_t)parts;
     const int32_t begin = from + (int32_t)split * each, end = begin + each < seen ? begin + each : seen;
-    if (a.tokens == 1 && begin <= position && position < end) { /* nobody else reads it */
-        uint64_t to = ((uint64_t)kv * a.context + position) * d;
-        for (uint32_t i = threadIdx.x; i < d; i += ATTEND_THREADS) {
-            kv_store<D>(a.keys, to + i, a.k[kv * d + i]);
-            kv_store<D>(a.values, to + i, a.v[kv * d + i]);
-        }
-    }
     const uint64_t base = (uint64_t)kv * a.context * d;
+    if (a.tokens == 1 && begin <= position && position < end) { /* nobody else reads it */
+        for (uint32_t i = threadIdx.x; i < d; i += ATTEND_THREADS) {
+            kv_store<D>(a.keys, base + (uint64_t)position * d + i, a.k[kv * d + i]);
+            kv_store<D>(a.values, base + (uint64_t)position * d + i, a.v[kv * d + i]);
+        }
+        __syncthreads();
+    }
     for (uint32_t round = 0; round < j.rounds; round++) {
         const uint32_t q0 = round * ATTEND_GROUP, here = j.group - q0 < ATTEND_GROUP ? j.group - q0 : ATTEND_GROUP;
-        for (uint32_t i = threadIdx.x; i < ATTEND_GROUP * d; i += ATTEND_THREADS) {
-            uint32_t q = i / d;
-            queries[i] = q < here ? a.q[((uint64_t)token * a.heads + kv * j.group + q0 + q) * d + i % d] * a.scale : 0;
-        }
-        if (threadIdx.x < ATTEND_GROUP)
-            most[threadIdx.x] = -INFINITY, most[ATTEND_GROUP + threadIdx.x] = 0, most[2 * ATTEND_GROUP + threadIdx.x] = 0;
         float4 sum[DIMS][ATTEND_GROUP] = {};
-        __syncthreads();
         for (int32_t first = begin; first < end; first += ATTEND_CHUNK) {
             const int32_t n = end - first < ATTEND_CHUNK ? end - first : ATTEND_CHUNK;
-            for (int32_t p = (int32_t)(warp * 4 + lane / 8); p < (n + 3) / 4 * 4; p += ATTEND_WARPS * 4) {
-                float dot[ATTEND_GROUP] = {};
-                for (uint32_t c = lane % 8 * 4; p < n && c < d; c += 32) {
-                    float4 k = kv_four<D>(a.keys, base + (uint64_t)(first + p) * d + c);
+            kv_bytes<D> keys[TURNS][PIECES];
+            float4 values[MINE][DIMS];
 #pragma unroll
-                    for (int q = 0; q < ATTEND_GROUP; q++) {
-                        float4 x = *(const float4 *)(queries + q * d + c);
-                        dot[q] = __fmaf_rn(x.x, k.x, __fmaf_rn(x.y, k.y, __fmaf_rn(x.z, k.z, __fmaf_rn(x.w, k.w, dot[q]))));
-                    }
+            for (int turn = 0; turn < TURNS; turn++)
+#pragma unroll
+                for (int piece = 0; piece < PIECES; piece++) {
+                    int32_t p = (int32_t)(turn * ATTEND_WARPS + warp) * 4 + (int32_t)lane / 8;
+                    uint32_t c = (piece * 8 + lane % 8) * N;
+                    if (p < n && c < d)
+                        keys[turn][piece].load(a.keys, base + (uint64_t)(first + p) * d + c);
+                }
+            if (DIMS == 1)
+#pragma unroll
+                for (int i = 0; i < MINE; i++)
+                    if ((int32_t)(i * ATTEND_WARPS + warp) < n && lane * 4 < d)
+                        values[i][0] = kv_four<D>(a.values, base + (uint64_t)(first + i * ATTEND_WARPS + warp) * d + lane * 4);
+            if (first == begin) {
+                for (uint32_t i = threadIdx.x; i < ATTEND_GROUP * d; i += ATTEND_THREADS) {
+                    uint32_t q = i / d;
+                    queries[i] = q < here ? a.q[((uint64_t)token * a.heads + kv * j.group + q0 + q) * d + i % d] * a.scale : 0;
+                }
+                if (threadIdx.x < ATTEND_GROUP)
+                    most[threadIdx.x] = -INFINITY, most[ATTEND_GROUP + threadIdx.x] = 0, most[2 * ATTEND_GROUP + threadIdx.x] = 0;
+                __syncthreads();
+            }
+#pragma unroll
+            for (int turn = 0; turn < TURNS; turn++) {
+                int32_t p = (int32_t)(turn * ATTEND_WARPS + warp) * 4 + (int32_t)lane / 8;
+                float dot[ATTEND_GROUP] = {};
+#pragma unroll
+                for (int piece = 0; piece < PIECES; piece++) {
+                    uint32_t c = (piece * 8 + lane % 8) * N;
+                    if (p < n && c < d)
+#pragma unroll
+                        for (int q = 0; q < ATTEND_GROUP; q++)
+                            dot[q] = keys[turn][piece].dot(queries + q * d + c, dot[q]);
                 }
 #pragma unroll
                 for (int q = 0; q < ATTEND_GROUP; q++) {
@@ -221,9 +268,12 @@ template <qm_dtype D, int DIMS> __global__ void __launch_bounds__(ATTEND_THREADS
                     float by = most[2 * ATTEND_GROUP + q];
                     sum[i][q] = make_float4(sum[i][q].x * by, sum[i][q].y * by, sum[i][q].z * by, sum[i][q].w * by);
                 }
-#pragma unroll 4
-                for (int32_t p = (int32_t)warp; p < n; p += ATTEND_WARPS) {
-                    float4 v = kv_four<D>(a.values, base + (uint64_t)(first + p) * d + c);
+#pragma unroll
+                for (int k = 0; k < MINE; k++) {
+                    int32_t p = k * ATTEND_WARPS + (int32_t)warp;
+                    if (p >= n)
+                        break;
+                    float4 v = DIMS == 1 ? values[k][0] : kv_four<D>(a.values, base + (uint64_t)(first + p) * d + c);
 #pragma unroll
                     for (int q = 0; q < ATTEND_GROUP; q++) {
                         float by = scores[q * ATTEND_CHUNK + p];

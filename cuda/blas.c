@@ -77,13 +77,13 @@ void qm_cuda_blas_close(qm_cuda *d)
 
 /* In the library's columns: y (rows x tokens) = w^T (rows x cols) x (cols x tokens). */
 bool qm_cuda_blas(qm_cuda *d, const void *w, qm_dtype dtype, uint32_t rows, uint32_t cols, const void *x, uint32_t tokens,
-                  const float *alpha, bool accumulate, float *y, qm_err *e)
+                  const float *alpha, bool accumulate, float *y, uint32_t stride, qm_err *e)
 {
     if (!qm_cuda_has_blas(d))
         return qm_fail(e, QM_EUNSUPPORTED, "%s: cuBLAS is not installed", d->device.name);
     blas *b = d->ops->blas;
     int type = dtype == QM_F32 ? R_32F : dtype == QM_F16 ? R_16F : R_16BF;
     int r = b->gemm(b->handle, OP_T, OP_N, (int)rows, (int)tokens, (int)cols, alpha ? alpha : b->one + 1, w, type, (int)cols, x, type,
-                    (int)cols, b->one + accumulate, y, R_32F, (int)rows, COMPUTE_32F, DEFAULT_ALGORITHM);
+                    (int)cols, b->one + accumulate, y, R_32F, (int)stride, COMPUTE_32F, DEFAULT_ALGORITHM);
     return r == 0 || qm_fail(e, QM_EFAIL, "%s: cuBLAS failed with %d multiplying %u x %u by %u tokens", d->device.name, r, rows, cols, tokens);
 }

@@ -128,13 +128,13 @@ __global__ void to_half(const float *x, uint32_t tokens, uint32_t cols, const __
 
 /* ---- norm ------------------------------------------------------------------------------------------ */
 
-__device__ inline void normalise_unit(uint32_t unit, const float x[2], float by, const float *w, float add, uint32_t d, float *y, const qm_half &h)
+__device__ inline void normalise_unit(uint32_t unit, const float x[2], const float w[2], float by, uint32_t d, float *y, const qm_half &h)
 {
     float v[2];
 #pragma unroll
     for (int k = 0; k < 2; k++) {
         uint32_t i = unit * 64 + threadIdx.x % 32 + 32 * k;
-        v[k] = i < d ? x[k] * by * (w[i] + add) : 0;
+        v[k] = x[k] * by * w[k];
         if (i < d)
             y[i] = v[k];
     }
@@ -144,13 +144,21 @@ __device__ inline void normalise_unit(uint32_t unit, const float x[2], float by,
 
 /* A warp has every so many units of 64; the first KEPT of them stay in registers between the sum and the product. */
 __global__ void __launch_bounds__(NORM_THREADS)
-    rmsnorm(const float *__restrict__ x, const float *__restrict__ w, float add, float eps, uint32_t d, float *__restrict__ y,
+    rmsnorm(const float *x, const float *__restrict__ w, float add, float eps, uint32_t d, float *y,
             const __grid_constant__ qm_half h)
 {
     constexpr int KEPT = 8;
     __shared__ float shared[32];
     const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32, units = (d + 63) / 64;
     let_next_begin();
+    float weight[KEPT][2];
+#pragma unroll
+    for (int i = 0; i < KEPT; i++)
+#pragma unroll
+        for (int k = 0; k < 2; k++) {
+            uint32_t at = (warp + i * warps) * 64 + lane + 32 * k;
+            weight[i][k] = at < d ? w[at] + add : 0; /* no kernel writes it: it need not be waited for */
+        }
     wait_for_previous();
     x += (uint64_t)blockIdx.x * d, y += (uint64_t)blockIdx.x * d;
     float kept[KEPT][2], sum = 0;
@@ -172,11 +180,12 @@ __global__ void __launch_bounds__(NORM_THREADS)
 #pragma unroll
     for (int i = 0; i < KEPT; i++)
         if (warp + i * warps < units)
-            normalise_unit(warp + i * warps, kept[i], by, w, add, d, y, h);
+            normalise_unit(warp + i * warps, kept[i], weight[i], by, d, y, h);
     for (uint32_t unit = warp + KEPT * warps; unit < units; unit += warps) {
         uint32_t at = unit * 64 + lane;
         const float v[2] = {at < d ? x[at] : 0, at + 32 < d ? x[at + 32] : 0};
-        normalise_unit(unit, v, by, w, add, d, y, h);
+        const float f[2] = {at < d ? w[at] + add : 0, at + 32 < d ? w[at + 32] + add : 0};
+        normalise_unit(unit, v, f, by, d, y, h);
     }
 }
 

@@ -4,6 +4,7 @@
 
 #include "matrix.h"
 
+#include "launch.cuh"
 #include "mma.cuh"
 
 #include "matrix_decode.cuh"

@@ -134,6 +134,9 @@ enum { QM_TOGETHER = 3 };
  * matrices must have been written earlier than that. */
 cudaError_t qm_matrix_decode(const qm_matrix *w, const qm_product *p, int n, const qm_half *x, cudaStream_t s);
 
+/* Benchmarks: reads `size` bytes, a multiple of 16, and does nothing with them. */
+cudaError_t qm_read_only(const void *p, uint64_t size, float *nothing, cudaStream_t s);
+
 #ifdef __cplusplus
 }
 #endif

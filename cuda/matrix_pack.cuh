@@ -118,31 +118,52 @@ __global__ void unpack_scales(const __grid_constant__ qm_matrix m, const __grid_
         to[b] = from[b];
 }
 
-/* Rows of f16, row-major, for a library's matrix product: level * scale, rounded once more. */
-__global__ void unpack_values(const __grid_constant__ qm_matrix m, __half *y, uint32_t first, uint64_t pairs)
+__device__ inline float packed_scale(const qm_matrix &m, uint32_t row, uint32_t col)
 {
-    uint64_t i = (uint64_t)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= pairs)
-        return;
-    uint32_t row = first + (uint32_t)(2 * i / m.cols), col = (uint32_t)(2 * i % m.cols);
-    place p = place_of(m, row, col);
-    uint32_t byte = m.items[p.code];
-    float scale;
+    const uint8_t *at = m.items + place_of(m, row, col).scale;
     switch (m.scale) {
-    case QM_SCALE_F32: scale = *(const float *)(m.items + p.scale); break;
-    case QM_SCALE_F16: scale = __half2float(*(const __half *)(m.items + p.scale)); break;
-    case QM_SCALE_E8M0: {
-        uint32_t e = m.items[p.scale];
-        scale = __uint_as_float(e < 2 ? 0x00200000u << e : (e - 1) << 23);
-        break;
+    case QM_SCALE_F32: return *(const float *)at;
+    case QM_SCALE_F16: return __half2float(*(const __half *)at);
+    case QM_SCALE_E8M0: return __uint_as_float(*at < 2 ? 0x00200000u << *at : (uint32_t)(*at - 1) << 23);
+    case QM_SCALE_NESTED: break;
     }
-    default: {
-        uint64_t group = ((uint64_t)row * m.cols + col) / m.group;
-        scale = __fadd_rn(__fmul_rn(m.dynamic[m.items[p.scale]], m.nested[group / 256]), m.offset);
+    uint64_t group = ((uint64_t)row * m.cols + col) / m.group;
+    return __fadd_rn(__fmul_rn(m.dynamic[*at], m.nested[group / 256]), m.offset);
+}
+
+/* Rows of f16, row-major, for a library's matrix product: level * scale, rounded once more.  A thread has what a lane of
+ * the other kernels has of one row: 16 columns of a unit, in runs.  cols is a multiple of 16. */
+template <int GROUP>
+__global__ void unpack_values(const __grid_constant__ qm_matrix m, __half *y, uint32_t first, uint64_t threads)
+{
+    constexpr int WIDTH = GROUP < QM_UNIT_COLS ? GROUP : QM_UNIT_COLS, RUN = WIDTH / 4;
+    __shared__ float level[16];
+    if (threadIdx.x < 16)
+        level[threadIdx.x] = m.level[threadIdx.x] * m.factor;
+    __syncthreads();
+    const uint64_t i = (uint64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= threads)
+        return;
+    const uint32_t t = i % 4, units = (m.cols + QM_UNIT_COLS - 1) / QM_UNIT_COLS;
+    const uint32_t unit = (uint32_t)(i / 4 % units), r = (uint32_t)(i / 4 / units), row = first + r;
+    const uint8_t *at = m.items + item_of(m, row, unit * QM_UNIT_COLS) + unit % QM_ITEM_UNITS * QM_UNIT_BYTES
+                        + (4 * (row % 8) + t) * 16 + row % QM_TILE_ROWS / 8 * 8;
+    const uint2 codes = *(const uint2 *)at;
+#pragma unroll
+    for (int run = 0; run < 16 / RUN; run++) {
+        const uint32_t col = unit * QM_UNIT_COLS + run * WIDTH + t * RUN;
+        if (col >= m.cols)
+            return;
+        const float scale = packed_scale(m, row, col);
+        uint32_t *to = (uint32_t *)(y + (uint64_t)r * m.cols + col);
+#pragma unroll
+        for (int k = 0; k < RUN / 2; k++) {
+            int byte = run * RUN / 2 + k;
+            uint32_t code = (byte < 4 ? codes.x >> 8 * byte : codes.y >> 8 * (byte - 4)) & 255;
+            __half2 two = __floats2half2_rn(level[code >> 4] * scale, level[code & 15] * scale);
+            to[k] = *(uint32_t *)&two;
+        }
     }
-    }
-    scale *= m.factor;
-    ((__half2 *)y)[i] = __floats2half2_rn(m.level[byte >> 4] * scale, m.level[byte & 15] * scale);
 }
 
 /* ---- launching ----------------------------------------------------------------------------------- */
@@ -176,8 +197,12 @@ cudaError_t qm_matrix_unpack(const qm_matrix *m, const qm_matrix_source *to, cud
 
 cudaError_t qm_matrix_values(const qm_matrix *m, void *y, uint32_t first, uint32_t rows, cudaStream_t s)
 {
-    uint64_t pairs = (uint64_t)rows * m->cols / 2;
-    unpack_values<<<blocks_for(pairs), 256, 0, s>>>(*m, (__half *)y, first, pairs);
+    uint64_t threads = (uint64_t)rows * ((m->cols + QM_UNIT_COLS - 1) / QM_UNIT_COLS) * 4;
+    switch (m->group) {
+    case 16: unpack_values<16><<<blocks_for(threads), 256, 0, s>>>(*m, (__half *)y, first, threads); break;
+    case 32: unpack_values<32><<<blocks_for(threads), 256, 0, s>>>(*m, (__half *)y, first, threads); break;
+    default: unpack_values<64><<<blocks_for(threads), 256, 0, s>>>(*m, (__half *)y, first, threads); break;
+    }
     return cudaGetLastError();
 }
 

@@ -159,7 +159,7 @@ static bool add_product(qm_cuda *d, const qm_matrix *w, const qm_product *p, con
 /* ---- linear -------------------------------------------------------------------------------------- */
 
 enum { FEW = 8, SOME = 40 }; /* tokens: at once by our kernels; and from where on cuBLAS is faster than those in turns */
-enum { SLICE = 64 << 20 };   /* bytes of f16 that a matrix is decoded to at a time: about what the second-level cache holds */
+enum { SLICE = 128 << 20, SLICE_ROWS = 256 }; /* bytes of f16 that a matrix is decoded to at a time, in so many rows */
 
 /* x of eight tokens at a time as f16, made where its producer did not. */
 static bool half_of(qm_cuda *d, const activation *x, uint32_t from, uint32_t n, qm_half *h, void **taken, qm_err *e)
@@ -193,24 +193,20 @@ static bool packed_few(qm_cuda *d, const qm_matrix *m, const activation *x, uint
 static bool packed_many(qm_cuda *d, const qm_matrix *m, const activation *x, const qm_product *p, qm_err *e)
 {
     uint64_t n = (uint64_t)x->rows * x->cols;
-    uint32_t most = SLICE / 2 / m->cols > 16 ? SLICE / 2 / m->cols : 16;
+    uint32_t most = SLICE / 2 / m->cols / SLICE_ROWS * SLICE_ROWS;
+    most = most < SLICE_ROWS ? SLICE_ROWS : most;
     most = most < m->rows ? most : m->rows;
-    char *taken = qm_cuda_take(d, whole(n * 2) + whole((uint64_t)most * m->cols * 2) + 512 + (uint64_t)most * x->rows * 4, e);
+    char *taken = qm_cuda_take(d, whole(n * 2) + whole((uint64_t)most * m->cols * 2) + 512, e);
     if (!taken)
         return false;
     char *weights = taken + whole(n * 2);
     float *alpha = (float *)(void *)(weights + whole((uint64_t)most * m->cols * 2));
     cudaError_t r = qm_to_half_plain(x->x, n, taken, alpha, (uint32_t *)(void *)(alpha + 64), d->stream);
     bool ok = qm_cuda_check(d, r, "converting", e);
-    bool one = most == m->rows; /* then its columns are the result's */
-    float *y = one ? p->y : alpha + 128;
     for (uint32_t at = 0; ok && at < m->rows; at += most) {
         uint32_t rows = m->rows - at < most ? m->rows - at : most;
         ok = qm_cuda_check(d, qm_matrix_values(m, weights, at, rows, d->stream), "decoding a weight", e)
-             && qm_cuda_blas(d, weights, QM_F16, rows, m->cols, taken, x->rows, alpha, false, y, e);
-        if (ok && !one)
-            ok = qm_cuda_check(d, cudaMemcpy2DAsync(p->y + at, (size_t)m->rows * 4, y, (size_t)rows * 4, (size_t)rows * 4, x->rows,
-                                                    cudaMemcpyDeviceToDevice, d->stream), "multiplying", e);
+             && qm_cuda_blas(d, weights, QM_F16, rows, m->cols, taken, x->rows, alpha, false, p->y + at, m->rows, e);
     }
     if (ok && (p->bias || p->add))
         ok = qm_cuda_check(d, qm_finish_product(p->y, x->rows, m->rows, p, d->stream), "multiplying", e);
@@ -234,7 +230,7 @@ static bool plain_many(qm_cuda *d, const void *w, qm_dtype t, uint32_t rows, con
     uint64_t n = (uint64_t)x->rows * x->cols;
     bool ok;
     if (t == QM_F32) {
-        ok = qm_cuda_blas(d, w, t, rows, x->cols, x->x, x->rows, NULL, false, p->y, e);
+        ok = qm_cuda_blas(d, w, t, rows, x->cols, x->x, x->rows, NULL, false, p->y, rows, e);
     } else {
         char *taken = qm_cuda_take(d, 2 * whole(n * 2) + 512, e);
         float *alpha = (float *)(void *)(taken + 2 * whole(n * 2));
@@ -243,8 +239,8 @@ static bool plain_many(qm_cuda *d, const void *w, qm_dtype t, uint32_t rows, con
         cudaError_t r = t == QM_F16 ? qm_to_half_plain(x->x, n, taken, alpha, (uint32_t *)(void *)(alpha + 64), d->stream)
                                     : qm_split_bf16(x->x, n, taken, taken + whole(n * 2), d->stream);
         ok = qm_cuda_check(d, r, "converting", e)
-             && qm_cuda_blas(d, w, t, rows, x->cols, taken, x->rows, t == QM_F16 ? alpha : NULL, false, p->y, e)
-             && (t == QM_F16 || qm_cuda_blas(d, w, t, rows, x->cols, taken + whole(n * 2), x->rows, NULL, true, p->y, e));
+             && qm_cuda_blas(d, w, t, rows, x->cols, taken, x->rows, t == QM_F16 ? alpha : NULL, false, p->y, rows, e)
+             && (t == QM_F16 || qm_cuda_blas(d, w, t, rows, x->cols, taken + whole(n * 2), x->rows, NULL, true, p->y, rows, e));
         qm_cuda_give(d, taken);
     }
     if (ok && (p->bias || p->add))
@@ -580,8 +576,8 @@ static bool attention(qm_cuda *d, qm_call *c, qm_err *e)
     vector sinks;
     if (kv->device != &d->device)
         return qm_call_fail(c, e, "queries are on %s and the cache is not; give kv_cache its device", d->device.name);
-    if (kv->head_dim % 4 || kv->head_dim > 512)
-        return qm_call_fail(c, e, "heads of %d values run on the CPU only: here they are a multiple of 4, up to 512", kv->head_dim);
+    if (kv->head_dim % 8 || kv->head_dim > 512)
+        return qm_call_fail(c, e, "heads of %d values run on the CPU only: here they are a multiple of 8, up to 512", kv->head_dim);
     if (!make_out(d, c, kv->head_dim % 64 == 0, &y, e) || !read_vector(d, &c->arg[SINKS], &sinks, e) || !qm_cuda_flush(d, e))
         return false;
     qm_attention a = {.q = q.x, .k = arg(c, K).x, .v = arg(c, V).x, .keys = qm_kv_keys(kv, layer, 0), .values = qm_kv_values(kv, layer, 0),

@@ -76,10 +76,10 @@ void *qm_cuda_take(qm_cuda *d, uint64_t size, qm_err *e);
 void qm_cuda_give(qm_cuda *d, void *p); /* NULL is fine */
 void qm_cuda_give_later(qm_cuda *d, void *p);
 
-/* y[tokens][rows] = alpha x W^T, all row-major on the GPU: w f16, bf16 or f32; x as w; y f32.  alpha is on the GPU.  Fails
+/* y[tokens][stride] = alpha x W^T (or y + that), all row-major on the GPU: w f16, bf16 or f32; x as w; y f32.  alpha is on the GPU.  Fails
  * with QM_EUNSUPPORTED when there is no cuBLAS (blas.c). */
 bool qm_cuda_blas(qm_cuda *d, const void *w, qm_dtype dtype, uint32_t rows, uint32_t cols, const void *x, uint32_t tokens,
-                  const float *alpha, bool accumulate, float *y, qm_err *e);
+                  const float *alpha, bool accumulate, float *y, uint32_t stride, qm_err *e);
 bool qm_cuda_has_blas(qm_cuda *d);
 void qm_cuda_blas_close(qm_cuda *d);
 

@@ -158,6 +158,7 @@ typedef struct turns {
     qm_product p;
     qm_half x;
     uint8_t **items;
+    uint64_t size;
 } turns;
 
 static void many(void *arg)
@@ -180,6 +181,14 @@ static void upload_half(void *to, const uint16_t *x, uint32_t cols)
     must(cudaMemcpy(h.half, x, 16 * cols, cudaMemcpyDefault), "upload");
     must(cudaMemcpy(h.scale, ones, cols / 8 * sizeof *ones, cudaMemcpyDefault), "upload");
     free(ones);
+}
+
+/* How fast as many bytes can be read at all, by kernels that are launched in the same way. */
+static void read_many(void *arg)
+{
+    const turns *t = arg;
+    for (int i = 0; i < t->launches; i++)
+        must(qm_read_only(t->items[i % t->copies], t->size, t->p.y, stream), "reading");
 }
 
 static const char *const type_names[] = {"f32", "f16", "e8m0", "dq"};
@@ -206,12 +215,15 @@ static void shape(uint32_t rows, uint32_t cols, qm_scale_type type, uint32_t gro
     must(cudaMalloc((void **)&dy, 8ull * rows * sizeof *y), "memory");
     for (uint32_t tokens = 1; tokens <= most_tokens; tokens *= 2) {
         cudaMemset(dy, 255, 8ull * rows * sizeof *y);
-        turns t = {&m.w, copies, copies > LAUNCHES ? copies : LAUNCHES, {.y = dy, .y_stride = rows}, qm_half_at(dx, 8, cols), items};
+        turns t = {&m.w, copies, copies > LAUNCHES ? copies : LAUNCHES, {.y = dy, .y_stride = rows}, qm_half_at(dx, 8, cols), items, m.size};
         t.x.tokens = tokens;
-        double us = graph_time(many, &t) / t.launches;
+        double us = graph_time(many, &t) / t.launches, roof = tokens == 1 ? graph_time(read_many, &t) / t.launches : 0;
         must(cudaMemcpy(y, dy, 8ull * rows * sizeof *y, cudaMemcpyDefault), "download");
-        printf("%6u x %-6u %4s g%-3u M=%u %8.2f us %7.0f GB/s  error %.2e\n", rows, cols, type_names[type], group, tokens, us,
+        printf("%6u x %-6u %4s g%-3u M=%u %8.2f us %7.0f GB/s  error %.2e", rows, cols, type_names[type], group, tokens, us,
                (double)m.size / us * 1e-3, error_of(&m, y, x, tokens, dyn));
+        if (roof > 0)
+            printf("  reading alone %.2f us, %.0f GB/s", roof, (double)m.size / roof * 1e-3);
+        printf("\n");
         fflush(stdout);
     }
     for (int i = 0; i < copies; i++)
