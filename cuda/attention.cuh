@@ -154,6 +154,20 @@ template <qm_dtype D> struct kv_bytes {
     }
 };
 
+/* The one token of a call goes into the cache: by the block whose part it is in, which alone reads it. */
+template <qm_dtype D>
+__device__ inline void append_own(const qm_attention &a, uint32_t kv, int32_t position, int32_t begin, int32_t end)
+{
+    if (position < begin || position >= end)
+        return;
+    const uint64_t to = ((uint64_t)kv * a.context + position) * a.head_dim;
+    for (uint32_t i = threadIdx.x; i < a.head_dim; i += ATTEND_THREADS) {
+        kv_store<D>(a.keys, to + i, a.k[kv * a.head_dim + i]);
+        kv_store<D>(a.values, to + i, a.v[kv * a.head_dim + i]);
+    }
+    __syncthreads();
+}
+
 /* DIMS: how many times 128 values a head has, at most.  All that a chunk of positions needs is under way before any of it
  * is used: what decoding waits for is memory. */
 template <qm_dtype D, int DIMS> __global__ void __launch_bounds__(ATTEND_THREADS) attend(const __grid_constant__ attend_job j)
@@ -170,7 +184,10 @@ template <qm_dtype D, int DIMS> __global__ void __launch_bounds__(ATTEND_THREADS
     float *most = sums + ATTEND_WARPS * ATTEND_GROUP * d; /* [GROUP]; then the sums of weights; then what sums shrink by */
     __shared__ bool last;
     let_next_begin();
-    wait_for_previous();
+    /* In a captured step, the cache was written by steps before, and is not waited for: only the token itself is new. */
+    const bool early = a.at.passed && a.tokens == 1;
+    if (!early)
+        wait_for_previous();
 
     const int32_t position = place_of(a.at) + (int32_t)token, seen = position + 1;
     const int32_t from = a.window && seen > (int32_t)a.window ? seen - (int32_t)a.window : 0, count = seen - from;
@@ -180,13 +197,8 @@ template <qm_dtype D, int DIMS> __global__ void __launch_bounds__(ATTEND_THREADS
     const int32_t each = (count + (int32_t)parts - 1) / (int32_t)parts;
     const int32_t begin = from + (int32_t)split * each, end = begin + each < seen ? begin + each : seen;
     const uint64_t base = (uint64_t)kv * a.context * d;
-    if (a.tokens == 1 && begin <= position && position < end) { /* nobody else reads it */
-        for (uint32_t i = threadIdx.x; i < d; i += ATTEND_THREADS) {
-            kv_store<D>(a.keys, base + (uint64_t)position * d + i, a.k[kv * d + i]);
-            kv_store<D>(a.values, base + (uint64_t)position * d + i, a.v[kv * d + i]);
-        }
-        __syncthreads();
-    }
+    if (a.tokens == 1 && !early)
+        append_own<D>(a, kv, position, begin, end);
     for (uint32_t round = 0; round < j.rounds; round++) {
         const uint32_t q0 = round * ATTEND_GROUP, here = j.group - q0 < ATTEND_GROUP ? j.group - q0 : ATTEND_GROUP;
         float4 sum[DIMS][ATTEND_GROUP] = {};
@@ -208,6 +220,26 @@ template <qm_dtype D, int DIMS> __global__ void __launch_bounds__(ATTEND_THREADS
                 for (int i = 0; i < MINE; i++)
                     if ((int32_t)(i * ATTEND_WARPS + warp) < n && lane * 4 < d)
                         values[i][0] = kv_four<D>(a.values, base + (uint64_t)(first + i * ATTEND_WARPS + warp) * d + lane * 4);
+            if (early && first == begin && round == 0) {
+                wait_for_previous();
+                append_own<D>(a, kv, position, begin, end);
+            }
+            if (early && first <= position && position < first + n) { /* what was read of the token itself was too early */
+#pragma unroll
+                for (int turn = 0; turn < TURNS; turn++)
+#pragma unroll
+                    for (int piece = 0; piece < PIECES; piece++) {
+                        int32_t p = (int32_t)(turn * ATTEND_WARPS + warp) * 4 + (int32_t)lane / 8;
+                        uint32_t c = (piece * 8 + lane % 8) * N;
+                        if (first + p == position && c < d)
+                            keys[turn][piece].load(a.keys, base + (uint64_t)position * d + c);
+                    }
+                if (DIMS == 1)
+#pragma unroll
+                    for (int i = 0; i < MINE; i++)
+                        if (first + (int32_t)(i * ATTEND_WARPS + warp) == position && lane * 4 < d)
+                            values[i][0] = kv_four<D>(a.values, base + (uint64_t)position * d + lane * 4);
+            }
             if (first == begin) {
                 for (uint32_t i = threadIdx.x; i < ATTEND_GROUP * d; i += ATTEND_THREADS) {
                     uint32_t q = i / d;

@@ -145,7 +145,7 @@ template <int GROUP> struct operand_b {
     }
 };
 
-/* What the columns that this lane owns are multiplied with, read an item ahead: token 2 t % M and the next, of the unit it
+/* What the columns that this lane owns are multiplied with: token 2 t % M and the next, of the unit it
  * owns in load q; of one token, the lane's two units. */
 template <int M> struct x_scales {
     float by[M][2];
@@ -261,7 +261,6 @@ __global__ void __launch_bounds__(DECODE_THREADS, DECODE_BLOCKS) matrix_decode(c
 {
     using scales = lane_scales<S, GROUP>;
     constexpr uint32_t SCALES = QM_ITEM_UNITS * QM_UNIT_BYTES, ITEM = SCALES + 32 * scales::BYTES, STEP = DECODE_WARPS;
-    constexpr bool AHEAD = M <= 2; /* registers for the next item's scales of x */
     extern __shared__ uint4 shared[];
     uint32_t *table = (uint32_t *)shared;
     float *sums = (float *)(table + PAIRS_BYTES / 4), *dynamic = sums + j.together * j.slices * M * QM_TILE_ROWS;
@@ -274,8 +273,8 @@ __global__ void __launch_bounds__(DECODE_THREADS, DECODE_BLOCKS) matrix_decode(c
     let_next_begin();
     uint4 w[QM_ITEM_UNITS];
     scales raw;
+    const uint8_t *at = item_at<ITEM>(j, tile, item0 + item);
     if (item < items) {
-        const uint8_t *at = item_at<ITEM>(j, tile, item0 + item);
 #pragma unroll
         for (int u = 0; u < QM_ITEM_UNITS; u++)
             w[u] = load_once(at + u * QM_UNIT_BYTES + lane * 16);
@@ -292,38 +291,25 @@ __global__ void __launch_bounds__(DECODE_THREADS, DECODE_BLOCKS) matrix_decode(c
 
     const __half *x = g % M < j.x.tokens ? (const __half *)j.x.half + (uint64_t)(g % M) * j.x.stride : NULL;
     const uint32_t more_slices = STEP % j.slices, more_tiles = STEP / j.slices, units = j.x.stride / QM_UNIT_COLS;
-    x_scales<M> next;
-    if (AHEAD && item < items)
-        next.load(j.x.scale, slice * QM_ITEM_UNITS, units, t);
     for (uint32_t done = 0; done < tiles; done += j.together) {
         uint32_t now = tiles - done < j.together ? tiles - done : j.together;
         for (uint32_t end = (done + now) * j.slices; item < end; item += STEP) {
             float scale[scales::COUNT], sum[2][2] = {{0, 0}, {0, 0}};
             raw.decode(scale, dynamic);
             const uint32_t unit0 = slice * QM_ITEM_UNITS;
-            if (!AHEAD)
-                next.load(j.x.scale, unit0, units, t);
-            const x_scales<M> by = next;
+            x_scales<M> by;
+            by.load(j.x.scale, unit0, units, t);
             const bool more = item + STEP < items;
             slice += more_slices, tile += more_tiles;
             if (slice >= j.slices)
                 slice -= j.slices, tile++;
-#if VARIANT == 1
-            const uint8_t *at = more ? item_at<ITEM>(j, tile, item0 + item + STEP) : j.part[0].origin;
-            raw.load(at + SCALES + (more ? lane * scales::BYTES : 0));
-            at += more ? lane * 16 : 0;
-#else
-            const uint8_t *at = NULL;
-            if (more) {
+            at += STEP * ITEM;
+            if (j.part[1].rows) /* there are several: their items are not one after the other */
                 at = item_at<ITEM>(j, tile, item0 + item + STEP);
+            if (more)
                 raw.load(at + SCALES + lane * scales::BYTES);
-                at += lane * 16;
-            }
-#endif
             if (more) {
                 raw.load_nested(j, tile, slice, g, t);
-                if (AHEAD)
-                    next.load(j.x.scale, slice * QM_ITEM_UNITS, units, t);
             }
 #pragma unroll
             for (int q = 0; q < M; q++) {
@@ -338,12 +324,8 @@ __global__ void __launch_bounds__(DECODE_THREADS, DECODE_BLOCKS) matrix_decode(c
                         int own = GROUP < 128 ? r * scales::PER_ROW + u % 2 * IN_UNIT + i : r;
                         return M == 1 ? scale[own] * by.by[0][u % 2] : M == 2 ? scale[own] : __shfl_sync(~0u, scale[own], u / 2, 4);
                     });
-#if VARIANT == 1
-                    w[u] = load_once(at + u * QM_UNIT_BYTES);
-#else
                     if (more)
-                        w[u] = load_once(at + u * QM_UNIT_BYTES);
-#endif
+                        w[u] = load_once(at + u * QM_UNIT_BYTES + lane * 16);
                 }
             }
             store_item<M>(sums + (uint64_t)(item - done * j.slices) * M * QM_TILE_ROWS, sum, g, t);
