@@ -1,7 +1,7 @@
 /* blas.c: cuBLAS, opened at run time where it is installed: products with many tokens are its trade.
  *
- * Its interface is NVIDIA's cublas_v2.h: the few declarations that are used are made here, so that nothing of it is needed
- * to build. */
+ * Its interface is NVIDIA's cublas_v2.h: the few declarations that are used are made here, so that nothing of
+ * it is needed to build. */
 #include <dlfcn.h>
 #include <stdlib.h>
 
@@ -10,14 +10,15 @@
 typedef struct blas {
     void *library, *handle;
     int (*destroy)(void *);
-    int (*gemm)(void *handle, int transa, int transb, int m, int n, int k, const void *alpha, const void *a, int atype, int lda,
-                const void *b, int btype, int ldb, const void *beta, void *c, int ctype, int ldc, int compute, int algorithm);
+    int (*gemm)(void *handle, int transa, int transb, int m, int n, int k, const void *alpha, const void *a,
+                int atype, int lda, const void *b, int btype, int ldb, const void *beta, void *c, int ctype,
+                int ldc, int compute, int algorithm);
     float *one; /* 0 and 1, on the GPU */
 } blas;
 
-enum { OP_N, OP_T };                                            /* cublasOperation_t */
-enum { R_32F = 0, R_16F = 2, R_16BF = 14, COMPUTE_32F = 68 };   /* cudaDataType, cublasComputeType_t */
-enum { POINTERS_ON_DEVICE = 1, DEFAULT_ALGORITHM = -1 };        /* cublasPointerMode_t, cublasGemmAlgo_t */
+enum { OP_N, OP_T };                                          /* cublasOperation_t */
+enum { R_32F = 0, R_16F = 2, R_16BF = 14, COMPUTE_32F = 68 }; /* cudaDataType, cublasComputeType_t */
+enum { POINTERS_ON_DEVICE = 1, DEFAULT_ALGORITHM = -1 };      /* cublasPointerMode_t, cublasGemmAlgo_t */
 
 static void *open_library(void)
 {
@@ -32,7 +33,8 @@ static void *open_library(void)
 
 static bool open_blas(qm_cuda *d, blas *b)
 {
-    int (*create)(void **), (*set_stream)(void *, cudaStream_t), (*set_mode)(void *, int), (*workspace)(void *, void *, size_t);
+    int (*create)(void **), (*set_stream)(void *, cudaStream_t), (*set_mode)(void *, int),
+        (*workspace)(void *, void *, size_t);
     if (!(b->library = open_library()))
         return false;
     *(void **)&create = dlsym(b->library, "cublasCreate_v2");
@@ -76,14 +78,17 @@ void qm_cuda_blas_close(qm_cuda *d)
 }
 
 /* In the library's columns: y (rows x tokens) = w^T (rows x cols) x (cols x tokens). */
-bool qm_cuda_blas(qm_cuda *d, const void *w, qm_dtype dtype, uint32_t rows, uint32_t cols, const void *x, uint32_t tokens,
-                  const float *alpha, bool accumulate, float *y, uint32_t stride, qm_err *e)
+bool qm_cuda_blas(qm_cuda *d, const void *w, qm_dtype dtype, uint32_t rows, uint32_t cols, const void *x,
+                  uint32_t tokens, const float *alpha, bool accumulate, float *y, uint32_t stride, qm_err *e)
 {
     if (!qm_cuda_has_blas(d))
         return qm_fail(e, QM_EUNSUPPORTED, "%s: cuBLAS is not installed", d->device.name);
     blas *b = d->ops->blas;
     int type = dtype == QM_F32 ? R_32F : dtype == QM_F16 ? R_16F : R_16BF;
-    int r = b->gemm(b->handle, OP_T, OP_N, (int)rows, (int)tokens, (int)cols, alpha ? alpha : b->one + 1, w, type, (int)cols, x, type,
-                    (int)cols, b->one + accumulate, y, R_32F, (int)stride, COMPUTE_32F, DEFAULT_ALGORITHM);
-    return r == 0 || qm_fail(e, QM_EFAIL, "%s: cuBLAS failed with %d multiplying %u x %u by %u tokens", d->device.name, r, rows, cols, tokens);
+    int r = b->gemm(b->handle, OP_T, OP_N, (int)rows, (int)tokens, (int)cols, alpha ? alpha : b->one + 1, w,
+                    type, (int)cols, x, type, (int)cols, b->one + accumulate, y, R_32F, (int)stride,
+                    COMPUTE_32F, DEFAULT_ALGORITHM);
+    return r == 0
+           || qm_fail(e, QM_EFAIL, "%s: cuBLAS failed with %d multiplying %u x %u by %u tokens",
+                      d->device.name, r, rows, cols, tokens);
 }

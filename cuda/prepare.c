@@ -22,14 +22,18 @@ static bool is_flat(const qm_format *f)
            && f->decode && f->tensor_range == 0;
 }
 
-static qm_scale_type block_scale(const qm_format *f) { return strcmp(f->name, "mxfp4") ? QM_SCALE_F16 : QM_SCALE_E8M0; }
+static qm_scale_type block_scale(const qm_format *f)
+{
+    return strcmp(f->name, "mxfp4") ? QM_SCALE_F16 : QM_SCALE_E8M0;
+}
 
 /* What codes 0 ... 15 decode to with a scale of one. */
 static void read_levels(const qm_format *f, float level[16])
 {
     float value[32];
     if (is_block32(f)) {
-        uint8_t block[18] = {0}, *pair = block + f->plane[0].bytes; /* 1.0 as f16; 2^(128 - 128) as mxfp4 has it */
+        uint8_t block[18] = {0},
+                *pair = block + f->plane[0].bytes; /* 1.0 as f16; 2^(128 - 128) as mxfp4 has it */
         block[0] = f->plane[0].bytes == 1 ? 128 : 0x00;
         block[1] = f->plane[0].bytes == 1 ? block[1] : 0x3c;
         for (int i = 0; i < 16; i++)
@@ -63,8 +67,8 @@ static float bring_to_one(float level[16])
     return factor;
 }
 
-/* The tensor cores take levels as f16.  Of the factors from 1 to 2, that with which they lose least by it: none at all for
- * FP4, which are twelfths, and for whole numbers; NF4 loses a third less than as it is. */
+/* The tensor cores take levels as f16.  Of the factors from 1 to 2, that with which they lose least by it:
+ * none at all for FP4, which are twelfths, and for whole numbers; NF4 loses a third less than as it is. */
 static float round_well(float level[16])
 {
     enum { STEPS = 4096 };
@@ -94,7 +98,8 @@ static bool describe(const qm_tensor *t, qm_matrix *m)
     if (t->shape.ndim != 2 || cols == 0 || cols > UINT32_MAX || count / cols > UINT32_MAX
         || !(is_flat(f) || is_block32(f)) || block < 16 || cols % block)
         return false;
-    *m = (qm_matrix){.rows = (uint32_t)(count / cols), .cols = (uint32_t)cols, .group = block > 128 ? 128 : block};
+    *m = (qm_matrix){
+        .rows = (uint32_t)(count / cols), .cols = (uint32_t)cols, .group = block > 128 ? 128 : block};
     m->scale = is_block32(f) ? block_scale(f) : QM_SCALE_F32;
     if (t->double_quant && block >= 32 && block <= 128 && cols / m->group % (128 / m->group) == 0)
         m->scale = QM_SCALE_NESTED;
@@ -119,8 +124,10 @@ bool qm_cuda_matrix_of(const qm_cuda *d, const qm_tensor *t, qm_matrix *m)
 
 static qm_matrix_source source_of(const qm_tensor *t)
 {
-    qm_matrix_source s = {.codes = (uint8_t *)(uintptr_t)t->plane[0].data, .scales = (uint8_t *)(uintptr_t)t->plane[1].data,
-                          .cols = (uint32_t)qm_tensor_cols(t), .block = t->codec.block};
+    qm_matrix_source s = {.codes = (uint8_t *)(uintptr_t)t->plane[0].data,
+                          .scales = (uint8_t *)(uintptr_t)t->plane[1].data,
+                          .cols = (uint32_t)qm_tensor_cols(t),
+                          .block = t->codec.block};
     if (is_block32(t->format))
         s.block_bytes = 16 + t->format->plane[0].bytes;
     return s;
@@ -143,8 +150,11 @@ static qm_tensor *like(const qm_tensor *t, qm_err *e)
 static bool copy_nested(qm_cuda *d, const qm_tensor *t, qm_tensor *out, qm_err *e)
 {
     uint8_t *to = qm_tensor_plane_new(out, 2, t->plane[2].size, &d->device, e);
-    return to && qm_cuda_check(d, cudaMemcpyAsync(to, t->plane[2].data, t->plane[2].size, cudaMemcpyDeviceToDevice, d->stream),
-                               "laying out a weight", e);
+    return to
+           && qm_cuda_check(
+               d,
+               cudaMemcpyAsync(to, t->plane[2].data, t->plane[2].size, cudaMemcpyDeviceToDevice, d->stream),
+               "laying out a weight", e);
 }
 
 /* Scales of a second level that the kernels do not take: decoded, into *scratch. */
@@ -154,16 +164,22 @@ static bool single_scales(qm_cuda *d, const qm_tensor *t, qm_matrix_source *s, v
     *scratch = qm_cuda_scratch(d, d->stream, groups * sizeof(float), e);
     s->scales = *scratch;
     return *scratch
-           && qm_cuda_check(d, qm_nested_decode(t->plane[1].data, (const float *)(const void *)t->plane[2].data, groups, t->offset,
-                                                *scratch, d->stream), "laying out a weight", e);
+           && qm_cuda_check(d,
+                            qm_nested_decode(t->plane[1].data, (const float *)(const void *)t->plane[2].data,
+                                             groups, t->offset, *scratch, d->stream),
+                            "laying out a weight", e);
 }
 
 static bool pack(qm_cuda *d, const qm_tensor *t, const qm_matrix *m, qm_tensor *out, qm_err *e)
 {
     qm_matrix_source s = source_of(t);
     void *scratch = NULL;
-    uint8_t *items = qm_tensor_plane_new(out, 0, qm_matrix_bytes(m->scale, m->group, m->rows, m->cols), &d->device, e);
-    bool ok = items && (!t->double_quant || (m->scale == QM_SCALE_NESTED ? copy_nested(d, t, out, e) : single_scales(d, t, &s, &scratch, e)));
+    uint8_t *items = qm_tensor_plane_new(out, 0, qm_matrix_bytes(m->scale, m->group, m->rows, m->cols),
+                                         &d->device, e);
+    bool ok = items
+              && (!t->double_quant
+                  || (m->scale == QM_SCALE_NESTED ? copy_nested(d, t, out, e)
+                                                  : single_scales(d, t, &s, &scratch, e)));
     ok = ok && qm_cuda_check(d, qm_matrix_pack(m, items, &s, d->stream), "laying out a weight", e);
     qm_cuda_unscratch(scratch, d->stream);
     out->laid_out = true;
@@ -208,14 +224,16 @@ qm_tensor *qm_cuda_restore(qm_device *device, const qm_tensor *t, qm_err *e)
     qm_matrix m;
     qm_cuda_enter(d);
     if (!qm_cuda_matrix_of(d, t, &m)) {
-        qm_fail(e, QM_EFAIL, "tensor '%s' is not laid out as %s has it", t->name ? t->name : "", device->name);
+        qm_fail(e, QM_EFAIL, "tensor '%s' is not laid out as %s has it", t->name ? t->name : "",
+                device->name);
         return NULL;
     }
     uint64_t n = (uint64_t)m.rows * m.cols;
     qm_tensor *out = like(t, e);
     bool ok = out != NULL;
     for (int i = 0; ok && i < qm_format_planes(t->format); i++) {
-        uint64_t size = i == 1 && t->double_quant ? n / t->codec.block : qm_plane_size(t->format, &t->codec, i, n);
+        uint64_t size = i == 1 && t->double_quant ? n / t->codec.block
+                                                  : qm_plane_size(t->format, &t->codec, i, n);
         ok = qm_tensor_plane_new(out, i, size, device, e) != NULL;
     }
     ok = ok && (!t->double_quant || copy_nested(d, t, out, e));

@@ -7,8 +7,8 @@
 #include "kernels.h"
 #include "ops.h"
 
-/* Products that share their right-hand side are launched together, and so are the two turns of queries and keys.  What
- * came last waits here for the call after it (run.c). */
+/* Products that share their right-hand side are launched together, and so are the two turns of queries and
+ * keys.  What came last waits here for the call after it (run.c). */
 typedef struct qm_waiting {
     int products, rotations;
     qm_matrix w[QM_TOGETHER];
@@ -39,12 +39,13 @@ typedef struct qm_cuda_ops {
     qm_waiting waiting;
     qm_rope_table rope[QM_ROPE_TABLES];
     int ropes;
-    float *dynamic;     /* the 256 values of the 8-bit map */
-    uint8_t *counters;  /* QM_COUNTERS bytes, zero between kernels */
-    void *blas;         /* cuBLAS and its handle, or NULL: not there */
+    float *dynamic;    /* the 256 values of the 8-bit map */
+    uint8_t *counters; /* QM_COUNTERS bytes, zero between kernels */
+    void *blas;        /* cuBLAS and its handle, or NULL: not there */
     bool blas_sought;
 
-    /* While a step is being captured: its memory comes from the arena, its ids and its position from the GPU. */
+    /* While a step is being captured: its memory comes from the arena, its ids and its position from the GPU.
+     */
     bool capturing;
     uint8_t *arena;
     uint64_t arena_used;
@@ -66,7 +67,8 @@ qm_tensor *qm_cuda_restore(qm_device *d, const qm_tensor *t, qm_err *e);
 bool qm_cuda_flush(qm_cuda *d, qm_err *e);
 
 /* Values first ... first + n - 1 of a tensor, whole groups of it, into y. */
-bool qm_cuda_decode_tensor(qm_cuda *d, const qm_tensor *t, int64_t first, int64_t n, void *y, qm_dtype dtype, qm_err *e);
+bool qm_cuda_decode_tensor(qm_cuda *d, const qm_tensor *t, int64_t first, int64_t n, void *y, qm_dtype dtype,
+                           qm_err *e);
 
 bool qm_cuda_ops_open(qm_cuda *d, qm_err *e);
 void qm_cuda_ops_close(qm_cuda *d);
@@ -76,10 +78,10 @@ void *qm_cuda_take(qm_cuda *d, uint64_t size, qm_err *e);
 void qm_cuda_give(qm_cuda *d, void *p); /* NULL is fine */
 void qm_cuda_give_later(qm_cuda *d, void *p);
 
-/* y[tokens][stride] = alpha x W^T (or y + that), all row-major on the GPU: w f16, bf16 or f32; x as w; y f32.  alpha is on the GPU.  Fails
- * with QM_EUNSUPPORTED when there is no cuBLAS (blas.c). */
-bool qm_cuda_blas(qm_cuda *d, const void *w, qm_dtype dtype, uint32_t rows, uint32_t cols, const void *x, uint32_t tokens,
-                  const float *alpha, bool accumulate, float *y, uint32_t stride, qm_err *e);
+/* y[tokens][stride] = alpha x W^T (or y + that), all row-major on the GPU: w f16, bf16 or f32; x as w; y f32.
+ * alpha is on the GPU.  Fails with QM_EUNSUPPORTED when there is no cuBLAS (blas.c). */
+bool qm_cuda_blas(qm_cuda *d, const void *w, qm_dtype dtype, uint32_t rows, uint32_t cols, const void *x,
+                  uint32_t tokens, const float *alpha, bool accumulate, float *y, uint32_t stride, qm_err *e);
 bool qm_cuda_has_blas(qm_cuda *d);
 void qm_cuda_blas_close(qm_cuda *d);
 

@@ -1,7 +1,7 @@
 /* step.c: the step from one token to the next, captured once in a graph and replayed.
  *
- * While it is recorded, every op launches as always, but into the graph; ids and positions are those on the GPU
- * (qm_cuda_ops), which the step itself moves on, so that a replay needs nothing from here. */
+ * While it is recorded, every op launches as always, but into the graph; ids and positions are those on the
+ * GPU (qm_cuda_ops), which the step itself moves on, so that a replay needs nothing from here. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -66,11 +66,13 @@ static bool capture(qm_cuda_step *s, bool (*record)(void *, qm_err *), void *arg
     qm_cuda_ops *o = d->ops;
     cudaGraph_t graph = NULL;
     if (!qm_cuda_flush(d, e)
-        || !qm_cuda_check(d, cudaStreamBeginCapture(d->stream, cudaStreamCaptureModeThreadLocal), "capturing a step", e))
+        || !qm_cuda_check(d, cudaStreamBeginCapture(d->stream, cudaStreamCaptureModeThreadLocal),
+                          "capturing a step", e))
         return false;
     o->capturing = true;
     bool ok = record(arg, e) && qm_cuda_flush(d, e)
-              && qm_cuda_check(d, qm_step_done(o->ids, o->history, o->passed, d->stream), "capturing a step", e);
+              && qm_cuda_check(d, qm_step_done(o->ids, o->history, o->passed, d->stream), "capturing a step",
+                               e);
     o->capturing = false;
     memset(&o->waiting, 0, sizeof o->waiting);
     cudaError_t r = cudaStreamEndCapture(d->stream, &graph);
@@ -98,7 +100,8 @@ static bool capture_and_undo(qm_cuda_step *s, bool (*record)(void *, qm_err *), 
     return ok;
 }
 
-qm_cuda_step *qm_cuda_step_new(qm_cuda *d, qm_kv *kv, bool (*record)(void *arg, qm_err *e), void *arg, qm_err *e)
+qm_cuda_step *qm_cuda_step_new(qm_cuda *d, qm_kv *kv, bool (*record)(void *arg, qm_err *e), void *arg,
+                               qm_err *e)
 {
     qm_cuda_enter(d);
     if (kv->device != &d->device) {
@@ -143,18 +146,22 @@ bool qm_cuda_step_run(qm_cuda_step *s, int32_t id, int n, int32_t *ids, qm_err *
     int length = qm_kv_length(s->kv), passed = length - s->begun;
     qm_cuda_enter(d);
     if (n > s->kv->context - length)
-        return qm_fail(e, QM_EUSAGE, "%d tokens more than the %d there are do not fit a cache of %d; give it a larger context", n,
-                       length, s->kv->context);
+        return qm_fail(
+            e, QM_EUSAGE,
+            "%d tokens more than the %d there are do not fit a cache of %d; give it a larger context", n,
+            length, s->kv->context);
     if (passed < 0 || passed + n > QM_STEP_HISTORY)
-        return qm_fail(e, QM_EUSAGE, "the cache holds %d tokens, and held %d when the step was captured; capture it again", length,
-                       s->begun);
+        return qm_fail(e, QM_EUSAGE,
+                       "the cache holds %d tokens, and held %d when the step was captured; capture it again",
+                       length, s->begun);
     const int32_t start[2] = {id, passed};
     if (!qm_cuda_flush(d, e) || !qm_cuda_upload(d, o->ids, start, sizeof start, e))
         return false;
     cudaError_t r = cudaSuccess;
     for (int i = 0; i < n && !r; i++)
         r = cudaGraphLaunch(s->graph, d->stream);
-    if (!qm_cuda_check(d, r, "running a step", e) || !qm_cuda_download(d, ids, o->history + passed, (uint64_t)n * sizeof *ids, e))
+    if (!qm_cuda_check(d, r, "running a step", e)
+        || !qm_cuda_download(d, ids, o->history + passed, (uint64_t)n * sizeof *ids, e))
         return false;
     for (int layer = 0; layer < s->kv->layers; layer++)
         s->kv->count[layer] += n;

@@ -123,23 +123,6 @@ static int device(lua_State *L)
     return 1;
 }
 
-/* prepare(t) -> t as its device multiplies by it best; t itself when that is so already, or it is here. */
-static int prepare(lua_State *L)
-{
-    qm_tensor *t = qml_check(L, 1, QML_TENSOR), *out = NULL;
-    qm_device *d = qm_tensor_device(t);
-    qm_err e = {0};
-    lua_settop(L, 1);
-    if (!d || !d->prepare)
-        return 1;
-    void **box = qml_box(L, QML_TENSOR);
-    if (!d->prepare(d, t, &out, &e))
-        return qml_raise(L, &e);
-    *box = out;
-    lua_settop(L, out ? 2 : 1);
-    return 1;
-}
-
 /* ---- steps ---------------------------------------------------------------------------------------- */
 
 typedef struct recording {
@@ -210,7 +193,8 @@ void qml_open_cuda(lua_State *L)
     static const luaL_Reg methods[] = {
         {"info", info}, {"memory", memory}, {"close", device_gc}, {NULL, NULL}};
     static const luaL_Reg of_tensors[] = {{"to", to}, {"device", device}, {NULL, NULL}};
-    static const luaL_Reg functions[] = {{"cuda", cuda}, {"cuda_count", cuda_count}, {"prepare", prepare}, {"cuda_step", cuda_step}, {NULL, NULL}};
+    static const luaL_Reg functions[] = {
+        {"cuda", cuda}, {"cuda_count", cuda_count}, {"cuda_step", cuda_step}, {NULL, NULL}};
     static const luaL_Reg of_steps[] = {{"run", step_run}, {"close", step_gc}, {NULL, NULL}};
     qml_class(L, QML_STEP, of_steps, step_gc);
     qml_class(L, QML_DEVICE, methods, device_gc);

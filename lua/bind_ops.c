@@ -20,8 +20,9 @@
 
 static char pool_key; /* its address is the registry's key of the ops' pool */
 
-/* Activations of a long prompt are made and dropped by the hundred, some of many megabytes.  Left to itself malloc
- * gives their memory back to the system every time, and getting it again takes longer than computing what is in it. */
+/* Activations of a long prompt are made and dropped by the hundred, some of many megabytes.  Left to itself
+ * malloc gives their memory back to the system every time, and getting it again takes longer than computing
+ * what is in it. */
 static void keep_memory(void)
 {
 #ifdef M_TRIM_THRESHOLD
@@ -268,16 +269,22 @@ static int call_op(lua_State *L)
     return 1;
 }
 
-/* prepare(weight) -> the same weight with a copy of its codes beside it, laid out for speed. */
+/* prepare(weight) -> the same weight with a copy of its codes beside it, laid out for speed; on a device, as
+ * that multiplies by it best, which may be what it is. */
 static int prepare(lua_State *L)
 {
     const qm_tensor *t = qml_check(L, 1, QML_TENSOR);
+    qm_device *d = qm_tensor_device(t);
+    qm_tensor *out = NULL;
     qm_err e = {0};
+    lua_settop(L, 1);
     void **box = qml_box(L, QML_TENSOR);
-    qm_tensor *out = qm_tensor_prepare(t, ops_pool(L), &e);
-    if (!out)
+    bool ok = d ? !d->prepare || d->prepare(d, t, &out, &e)
+                : (out = qm_tensor_prepare(t, ops_pool(L), &e)) != NULL;
+    if (!ok)
         return qml_raise(L, &e);
     *box = out;
+    lua_settop(L, out ? 2 : 1);
     return 1;
 }
 

@@ -5,6 +5,8 @@ local ops = require "qmoon.ops"
 
 local generate = {}
 
+local AHEAD = 16 -- tokens of a captured step before anybody looks
+
 ---@class qmoon.Generated
 ---@field prompt_ids integer[]
 ---@field ids integer[] what was generated, without the token that ended it
@@ -93,6 +95,24 @@ local function check_ids(lm, ids)
     end
 end
 
+--- The tokens after `logits`, one by one: from single calls, or, where a GPU picks the likeliest ones itself, from a
+--- captured step, AHEAD at a time.
+local function tokens_after(lm, cache, prompt, ids, logits, most, o)
+    local pick, greedy = picker(o), not o.temperature or o.temperature == 0
+    local step, ready = nil, {}
+    return function()
+        if #ids == 0 then
+            return pick(logits, 0)
+        elseif not greedy or not lm.options.device or lm:turns(cache:length(), #prompt + most) then
+            return pick(advance(lm, cache, prompt, ids), #ids)
+        elseif not ready[1] then
+            step = step or lm:greedy_step(cache)
+            ready = step:run(ids[#ids], math.min(AHEAD, most - #ids))
+        end
+        return table.remove(ready, 1)
+    end
+end
+
 --- Generates after a prompt (text, messages for the chat template, or ids).
 ---
 --- options: prompt | messages | ids, chat, system, tokens = 128, temperature (none or 0: greedy), top_k, top_p, seed,
@@ -106,14 +126,15 @@ function generate.run(lm, o)
     lm:check_length(#prompt)
     local most = math.min(o.tokens or 128, lm.context - #prompt)
     local t = tokenizer_of(lm, o)
-    local ends, pick = ends_of(t, o), picker(o)
+    local ends = ends_of(t, o)
     local cache = lm:cache(#prompt + most)
     local started = core.now()
     local logits = most > 0 and lm:forward(prompt, cache) or nil
     local began = core.now()
-    local ids, steps, stopped = {}, 0, most < (o.tokens or 128) and "context" or "tokens"
+    local ids, stopped = {}, most < (o.tokens or 128) and "context" or "tokens"
+    local next_token = tokens_after(lm, cache, prompt, ids, logits, most, o)
     while #ids < most do
-        local id = pick(logits, #ids)
+        local id = next_token()
         if ends[id] then
             stopped = "end"
             break
@@ -122,16 +143,12 @@ function generate.run(lm, o)
         if o.each then
             o.each(id, #ids)
         end
-        if #ids < most then
-            logits = advance(lm, cache, prompt, ids)
-            steps = steps + 1
-        end
     end
     local seconds = core.now() - began
     return { prompt_ids = prompt, ids = ids, stopped = stopped, prompt_seconds = began - started, seconds = seconds,
              text = t and t:decode(ids),
              prompt_tokens_per_second = #prompt / math.max(began - started, 1e-9),
-             tokens_per_second = steps > 0 and steps / math.max(seconds, 1e-9) or 0 }
+             tokens_per_second = #ids > 1 and (#ids - 1) / math.max(seconds, 1e-9) or 0 }
 end
 
 return generate

@@ -28,6 +28,8 @@ local weights = require "qmoon.graph.weights"
 ---@field layers integer
 local Runner = {}
 
+local PLAIN = { f32 = true, f16 = true, bf16 = true }
+
 -- Tokens of a prompt that go through the layers at once: enough to keep the processor busy.
 local BATCH = 512
 
@@ -102,10 +104,11 @@ local function base_of(self)
     local f, graph = self.fields, self.graph
     local act = graph.act and graph.act(f) or f.hidden_act or f.hidden_activation or "silu"
     return { fields = f, heads = f.num_attention_heads, kv_heads = f.num_key_value_heads, head_dim = self.head_dim,
-             glu = Step.activation(act, self.model.path) }
+             glu = Step.activation(act, self.model.path), there = self.there }
 end
 
 local function rope_options(base, r, factors, dim, kind)
+    factors = base.there(factors)
     return { head_dim = base.head_dim, rotary_dim = dim, base = r.base, kind = kind, factors = factors, scale = r.scale }
 end
 
@@ -135,15 +138,20 @@ local function build_steps(self, w)
     end
 end
 
---- Linear weights in the layout that the ops compute with; an int8 one that is computed with as LLM.int8 stays.
+--- Linear weights in the layout that the ops compute with, and everything on the device that computes; an int8 one that is
+--- computed with as LLM.int8 stays as it is.  One after the other: a device never holds more than one weight twice.
 local function prepare(self, w)
-    local copied = 0
+    local copied, there = 0, self.there
     local function one(t)
+        local d = there(t)
         if self.options.exact then
-            return t
+            return d
         end
-        local p = ops.prepare(t)
+        local p = ops.prepare(d)
         copied = copied + (p ~= t and p:info().bytes or 0)
+        if p ~= d and d ~= t then
+            d:close()
+        end
         return p
     end
     for _, modules in pairs(w.layers) do
@@ -152,14 +160,26 @@ local function prepare(self, w)
             m.llm_int8 = self.options.llm_int8 and info and info.format == "int8"
             if info and #info.shape > 1 and not m.llm_int8 then
                 m.weight = one(m.weight)
+            else
+                m.weight = there(m.weight)
+            end
+            m.bias = there(m.bias)
+            for _, l in ipairs(m.lora or {}) do
+                l.A, l.B = there(l.A), there(l.B)
             end
             for e, t in ipairs(m.experts or {}) do
                 m.experts[e] = one(t)
             end
         end
     end
-    local head = w.top.output or w.top.token_embd
-    self.head, self.head_bias = one(head.weight), head.bias
+    self.embedding, self.norm = self.there(w.top.token_embd.weight), there(w.top.output_norm.weight)
+    if self.options.device and not PLAIN[self.embedding:info().format] then
+        self.embedding = self.embedding:quantize "f16" -- rows are looked up there by ids that only the device knows
+    end
+    self.norm_add = w.top.output_norm.add or 0
+    local head = w.top.output
+    self.head = head and one(head.weight) or one(self.embedding)
+    self.head_bias = head and there(head.bias)
     self.copied = copied
 end
 
@@ -174,8 +194,10 @@ end
 
 --- Makes a model ready to run.
 ---@param source string|qmoon.Model
----@param options? {adapter: string|string[]|nil, context: integer?, kv: "f32"|"f16"|nil, llm_int8: boolean?, exact: boolean?}
----  exact: compute with weights as they are decoded, instead of laid out for speed (where activations are rounded, too)
+---@param options? {adapter: string|string[]|nil, context: integer?, kv: "f32"|"f16"|nil, llm_int8: boolean?, exact: boolean?,
+---  device: qmoon.Device?}
+---  exact: compute with weights as they are decoded, instead of laid out for speed (where activations are rounded, too);
+---  device: what computes, from qm.cuda (default: this machine's processors)
 ---@return qmoon.Runner
 function Runner.load(source, options)
     options = options or {}
@@ -186,11 +208,13 @@ function Runner.load(source, options)
     local a, name, fields = facts_of(model)
     local self = setmetatable({ model = model, options = options, arch = a, graph = graph_of(a, model.path, name) }, Runner)
     check_fields(fields, model.path)
+    self.there = function(t)
+        return options.device and t and t:device() == "cpu" and t:to(options.device) or t
+    end
     self.fields, self.layers, self.context = fields, fields.num_hidden_layers, context_of(fields, options.context)
     self.head_dim = fields.head_dim or math.floor(fields.hidden_size / fields.num_attention_heads)
     local w = weights.read(model, a, fields, self.head_dim)
     self.vocab_size = (w.top.output or w.top.token_embd).weight:info().shape[1]
-    self.embedding, self.norm = w.top.token_embd.weight, w.top.output_norm
     self.embed_scale = self.graph.embed and self.graph.embed(fields)
     build_steps(self, w)
     prepare(self, w)
@@ -215,7 +239,8 @@ end
 ---@return userdata
 function Runner:cache(tokens, dtype)
     return core.kv_cache { layers = self.layers, kv_heads = self.fields.num_key_value_heads, head_dim = self.head_dim,
-                          context = tokens or self.context, dtype = dtype or self.options.kv or "f32" }
+                          context = tokens or self.context, device = self.options.device,
+                          dtype = dtype or self.options.kv or (self.options.device and "f16" or "f32") }
 end
 
 function Runner:check_length(tokens)
@@ -277,7 +302,7 @@ end
 ---@return qmoon.Tensor
 function Runner:logits(x)
     local cap = self.fields.final_logit_softcapping
-    x = ops.rmsnorm(x, self.norm.weight, self.fields.rms_norm_eps, self.norm.add or 0)
+    x = ops.rmsnorm(x, self.norm, self.fields.rms_norm_eps, self.norm_add)
     local y = ops.linear(x, self.head, self.head_bias)
     return cap and ops.softcap(y, cap) or y
 end
@@ -312,6 +337,17 @@ function Runner:forward(ids, cache, options)
     end
     local rows = x:info().shape[1]
     return self:logits(rows > 1 and ops.rows(x, rows - 1, 1) or x)
+end
+
+--- On a GPU: the step from one token to the likeliest next, captured once.  step:run(id, n) gives n tokens; the cache goes on
+--- with them.  nil on the CPU, where nothing is gained by it.
+---@param cache userdata from lm:cache, after one token at least
+---@return userdata?
+function Runner:greedy_step(cache)
+    local device = self.options.device
+    return device and core.cuda_step(device, cache, function()
+        ops.argmax(self:forward({ 0 }, cache))
+    end)
 end
 
 --- Bytes of weights in the mapped files, and of copies made to compute with.

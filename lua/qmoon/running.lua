@@ -2,6 +2,7 @@
 
 local core = require "qmoon.core"
 local qm = require "qmoon"
+local devices = require "qmoon.devices"
 local files = require "qmoon.files"
 
 local running = {}
@@ -18,6 +19,7 @@ function running.options(more)
         { "kv", kind = "text", value = "TYPE", choices = { "f32", "f16" }, default = "f32", doc = "type of cached keys and values" },
         { "exact", doc = "compute with weights as they decode, not laid out for speed (where activations are rounded, too)" },
         { "llm-int8", doc = "int8 weights as LLM.int8 runs them: activations in 8 bits, outlier columns in 16" },
+        { "device", kind = "text", value = "D", default = "cpu", doc = "what computes: cpu, cuda:0 …, or auto (a GPU where there is one)" },
         { "threads", kind = "integer", value = "N", doc = "threads (default: all processors); results never depend on it" },
     } do
         options[#options + 1] = o
@@ -32,7 +34,8 @@ function running.load(path, o)
     if o.threads then
         require("qmoon.ops").threads(o.threads)
     end
-    return qm.load(path, { adapter = o.adapter or nil, context = o.context, kv = o.kv, llm_int8 = o.llm_int8, exact = o.exact })
+    return qm.load(path, { adapter = o.adapter or nil, context = o.context, kv = o.kv, llm_int8 = o.llm_int8, exact = o.exact,
+                           device = devices.choose(o.device)[1] })
 end
 
 --- A text file's tokens: all, or the first `most`.

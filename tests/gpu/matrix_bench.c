@@ -1,8 +1,9 @@
 /* matrix_bench.c: the speed of multiplying by 4-bit matrices, beside reading as many bytes.
  *
- * Launches are edges of one graph; matrices go round over copies of SPREAD bytes in all, so that the second-level cache
- * does not serve them, and nothing writes in between.  Codes, scales and x are random.  Each figure is the median of
- * RUNS replays, divided by the launches; the results of the first copy are compared with a sum in double. */
+ * Launches are edges of one graph; matrices go round over copies of SPREAD bytes in all, so that the
+ * second-level cache does not serve them, and nothing writes in between.  Codes, scales and x are random.
+ * Each figure is the median of RUNS replays, divided by the launches; the results of the first copy are
+ * compared with a sum in double. */
 #include <cuda_fp16.h>
 #include <cuda_runtime_api.h>
 #include <math.h>
@@ -16,8 +17,9 @@
 enum { RUNS = 9, LAUNCHES = 20, CHECKED_ROWS = 48 };
 #define SPREAD 600e6
 
-static const float nf4[16] = {-1.0f, -0.69619280f, -0.52507305f, -0.39491749f, -0.28444138f, -0.18477343f, -0.09105004f, 0.0f,
-                              0.07958030f, 0.16093020f, 0.24611230f, 0.33791524f, 0.44070983f, 0.56261700f, 0.72295684f, 1.0f};
+static const float nf4[16] = {
+    -1.0f,       -0.69619280f, -0.52507305f, -0.39491749f, -0.28444138f, -0.18477343f, -0.09105004f, 0.0f,
+    0.07958030f, 0.16093020f,  0.24611230f,  0.33791524f,  0.44070983f,  0.56261700f,  0.72295684f,  1.0f};
 
 static void must(cudaError_t r, const char *what)
 {
@@ -52,7 +54,14 @@ typedef struct matrix {
 /* Random items: codes of any kind, scales 0.02 ... 0.05. */
 static matrix random_matrix(uint32_t rows, uint32_t cols, qm_scale_type type, uint32_t group)
 {
-    matrix m = {.w = {.rows = rows, .cols = cols, .group = group, .scale = type, .factor = 1, .offset = 0.035f, .nested = nested, .dynamic = dynamic_map}};
+    matrix m = {.w = {.rows = rows,
+                      .cols = cols,
+                      .group = group,
+                      .scale = type,
+                      .factor = 1,
+                      .offset = 0.035f,
+                      .nested = nested,
+                      .dynamic = dynamic_map}};
     memcpy(m.w.level, nf4, sizeof nf4);
     m.size = qm_matrix_bytes(type, group, rows, cols);
     m.here = malloc(m.size);
@@ -80,27 +89,39 @@ static matrix random_matrix(uint32_t rows, uint32_t cols, qm_scale_type type, ui
 static double scale_at(const matrix *m, uint32_t row, uint32_t col, const float *dyn)
 {
     const qm_matrix *w = &m->w;
-    uint32_t tile = row / 16, slice = col / 512, slices = qm_matrix_slices(w->cols), item = qm_item_bytes(w->scale, w->group);
-    uint32_t per_row = 128 / w->group, t = col % 512 / 128, i = col % 128 / w->group, g = row % 8, r = row % 16 / 8;
+    uint32_t tile = row / 16, slice = col / 512, slices = qm_matrix_slices(w->cols),
+             item = qm_item_bytes(w->scale, w->group);
+    uint32_t per_row = 128 / w->group, t = col % 512 / 128, i = col % 128 / w->group, g = row % 8,
+             r = row % 16 / 8;
     uint32_t lane_bytes = 2 * per_row * qm_scale_bytes(w->scale);
-    const uint8_t *p = m->here + ((uint64_t)tile * slices + slice) * item + 4096 + (4 * g + t) * lane_bytes + (r * per_row + i) * qm_scale_bytes(w->scale);
+    const uint8_t *p = m->here + ((uint64_t)tile * slices + slice) * item + 4096 + (4 * g + t) * lane_bytes
+                       + (r * per_row + i) * qm_scale_bytes(w->scale);
     float f;
     uint16_t h;
     switch (w->scale) {
-    case QM_SCALE_F32: memcpy(&f, p, 4); return (double)f;
-    case QM_SCALE_F16: memcpy(&h, p, 2); return (double)qm_f16_to_f32(h);
-    case QM_SCALE_E8M0: return ldexp(1, *p - 128);
-    default: return (double)dyn[*p] * 0.01 + (double)w->offset;
+    case QM_SCALE_F32:
+        memcpy(&f, p, 4);
+        return (double)f;
+    case QM_SCALE_F16:
+        memcpy(&h, p, 2);
+        return (double)qm_f16_to_f32(h);
+    case QM_SCALE_E8M0:
+        return ldexp(1, *p - 128);
+    default:
+        return (double)dyn[*p] * 0.01 + (double)w->offset;
     }
 }
 
 static int code_at(const matrix *m, uint32_t row, uint32_t col)
 {
     const qm_matrix *w = &m->w;
-    uint32_t tile = row / 16, slice = col / 512, slices = qm_matrix_slices(w->cols), item = qm_item_bytes(w->scale, w->group);
+    uint32_t tile = row / 16, slice = col / 512, slices = qm_matrix_slices(w->cols),
+             item = qm_item_bytes(w->scale, w->group);
     uint32_t unit = col % 512 / 64, in = col % 64, width = w->group < 64 ? w->group : 64, run = width / 4;
-    uint32_t group = in / width, t = in % width / run, k = group * run + in % run; /* the lane's k-th of 16 codes */
-    const uint8_t *p = m->here + ((uint64_t)tile * slices + slice) * item + unit * 512 + (4 * (row % 8) + t) * 16 + row % 16 / 8 * 8;
+    uint32_t group = in / width, t = in % width / run,
+             k = group * run + in % run; /* the lane's k-th of 16 codes */
+    const uint8_t *p = m->here + ((uint64_t)tile * slices + slice) * item + unit * 512
+                       + (4 * (row % 8) + t) * 16 + row % 16 / 8 * 8;
     return k % 2 ? p[k / 2] & 15 : p[k / 2] >> 4;
 }
 
@@ -112,7 +133,8 @@ static double error_of(const matrix *m, const float *y, const uint16_t *x, uint3
         for (uint32_t t = 0; t < tokens; t++) {
             double sum = 0;
             for (uint32_t k = 0; k < m->w.cols; k++)
-                sum += (double)nf4[code_at(m, row, k)] * scale_at(m, row, k, dyn) * (double)qm_f16_to_f32(x[t * m->w.cols + k]);
+                sum += (double)nf4[code_at(m, row, k)] * scale_at(m, row, k, dyn)
+                       * (double)qm_f16_to_f32(x[t * m->w.cols + k]);
             double d = (double)y[t * m->w.rows + row] - sum;
             num += d * d, den += sum * sum;
         }
@@ -215,12 +237,19 @@ static void shape(uint32_t rows, uint32_t cols, qm_scale_type type, uint32_t gro
     must(cudaMalloc((void **)&dy, 8ull * rows * sizeof *y), "memory");
     for (uint32_t tokens = 1; tokens <= most_tokens; tokens *= 2) {
         cudaMemset(dy, 255, 8ull * rows * sizeof *y);
-        turns t = {&m.w, copies, copies > LAUNCHES ? copies : LAUNCHES, {.y = dy, .y_stride = rows}, qm_half_at(dx, 8, cols), items, m.size};
+        turns t = {&m.w,
+                   copies,
+                   copies > LAUNCHES ? copies : LAUNCHES,
+                   {.y = dy, .y_stride = rows},
+                   qm_half_at(dx, 8, cols),
+                   items,
+                   m.size};
         t.x.tokens = tokens;
-        double us = graph_time(many, &t) / t.launches, roof = tokens == 1 ? graph_time(read_many, &t) / t.launches : 0;
+        double us = graph_time(many, &t) / t.launches,
+               roof = tokens == 1 ? graph_time(read_many, &t) / t.launches : 0;
         must(cudaMemcpy(y, dy, 8ull * rows * sizeof *y, cudaMemcpyDefault), "download");
-        printf("%6u x %-6u %4s g%-3u M=%u %8.2f us %7.0f GB/s  error %.2e", rows, cols, type_names[type], group, tokens, us,
-               (double)m.size / us * 1e-3, error_of(&m, y, x, tokens, dyn));
+        printf("%6u x %-6u %4s g%-3u M=%u %8.2f us %7.0f GB/s  error %.2e", rows, cols, type_names[type],
+               group, tokens, us, (double)m.size / us * 1e-3, error_of(&m, y, x, tokens, dyn));
         if (roof > 0)
             printf("  reading alone %.2f us, %.0f GB/s", roof, (double)m.size / roof * 1e-3);
         printf("\n");
@@ -249,21 +278,25 @@ static void run_chain(void *arg)
     }
 }
 
-static void whole(const char *name, int layers, const uint32_t (*shapes)[2], int each, uint32_t head_rows, uint32_t head_cols, qm_scale_type type)
+static void whole(const char *name, int layers, const uint32_t (*shapes)[2], int each, uint32_t head_rows,
+                  uint32_t head_cols, qm_scale_type type)
 {
     chain c = {.layers = layers, .n = layers * each + (head_rows != 0)};
     double bytes = 0;
     c.w = malloc((size_t)c.n * sizeof *c.w);
     matrix big = random_matrix(40000, 4096, type, 64);
     for (int i = 0; i < c.n; i++) {
-        uint32_t rows = i < layers * each ? shapes[i % each][0] : head_rows, cols = i < layers * each ? shapes[i % each][1] : head_cols;
+        uint32_t rows = i < layers * each ? shapes[i % each][0] : head_rows,
+                 cols = i < layers * each ? shapes[i % each][1] : head_cols;
         c.w[i] = big.w;
         c.w[i].rows = rows, c.w[i].cols = cols;
         uint64_t size = qm_matrix_bytes(type, 64, rows, cols);
         uint8_t *items;
         must(cudaMalloc((void **)&items, size), "memory");
         for (uint64_t at = 0; at < size; at += big.size) /* items are all of one size */
-            must(cudaMemcpyAsync(items + at, big.here, size - at < big.size ? size - at : big.size, cudaMemcpyDefault, stream), "upload");
+            must(cudaMemcpyAsync(items + at, big.here, size - at < big.size ? size - at : big.size,
+                                 cudaMemcpyDefault, stream),
+                 "upload");
         c.w[i].items = items;
         bytes += (double)size;
     }
@@ -271,7 +304,8 @@ static void whole(const char *name, int layers, const uint32_t (*shapes)[2], int
     cudaMemset(c.x, 0x3c, 1 << 18);
     must(cudaMalloc((void **)&c.y, 1 << 20), "memory");
     double us = graph_time(run_chain, &c);
-    printf("%-32s %3d products %7.0f MB %9.1f us  %7.0f GB/s  %7.0f tokens/s\n", name, c.n, bytes * 1e-6, us, bytes / us * 1e-3, 1e6 / us);
+    printf("%-32s %3d products %7.0f MB %9.1f us  %7.0f GB/s  %7.0f tokens/s\n", name, c.n, bytes * 1e-6, us,
+           bytes / us * 1e-3, 1e6 / us);
     fflush(stdout);
     for (int i = 0; i < c.n; i++)
         cudaFree((void *)(uintptr_t)c.w[i].items);
@@ -293,7 +327,8 @@ int main(void)
     must(cudaMalloc((void **)&nested, NESTED * sizeof *n), "memory");
     cudaMemcpy(nested, n, NESTED * sizeof *n, cudaMemcpyDefault);
 
-    static const uint32_t shapes[][2] = {{4096, 4096}, {14336, 4096}, {4096, 14336}, {28672, 8192}, {18944, 3584}, {3584, 18944}, {8960, 1536}, {1536, 8960}};
+    static const uint32_t shapes[][2] = {{4096, 4096},  {14336, 4096}, {4096, 14336}, {28672, 8192},
+                                         {18944, 3584}, {3584, 18944}, {8960, 1536},  {1536, 8960}};
     for (unsigned i = 0; i < sizeof shapes / sizeof *shapes; i++)
         shape(shapes[i][0], shapes[i][1], QM_SCALE_F32, 64, 8);
     for (unsigned i = 0; i < 4; i++)
