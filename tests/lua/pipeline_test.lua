@@ -331,8 +331,9 @@ T["Ctrl-C ends with 130 and removes what was begun"] = function()
         :format(arg[-1], base, dir))
     status = status > 255 and math.floor(status / 256) or status
     assert(status == 130 or status == 0, "exit status " .. status)
-    if status == 130 then
-        support.equal(count_files(dir), 0, "files left")
+    for _, name in ipairs(core.stat(dir) and core.list(dir) or {}) do -- it may come when outputs get their final names
+        assert(not name:find "%.part$", name .. " was left behind")
+        assert(name ~= "merged-fp16" or #qm.open(dir .. "/" .. name).items > 0)
     end
 end
 
