@@ -49,8 +49,9 @@ ifndef V
 endif
 SAY = @printf '  %-6s %s\n'
 
+# With the GPU's kernels where there is a compiler for them, unless CUDA= says otherwise; see cuda/build.mk.
 all: deps
-	@$(MAKE) --no-print-directory $(BUILD)/qmoon
+	@$(MAKE) --no-print-directory $(if $(filter command environment,$(firstword $(origin CUDA))),,CUDA=$(CUDA_HERE)) $(BUILD)/qmoon
 
 include cuda/build.mk
 

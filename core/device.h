@@ -13,6 +13,8 @@ struct qm_errsum;
 struct qm_format;
 struct qm_quantize_options;
 struct qm_tensor;
+struct qm_job;
+typedef struct qm_courier qm_courier;
 
 typedef struct qm_device qm_device;
 struct qm_device {
@@ -38,6 +40,13 @@ struct qm_device {
 
     /* Runs a call whose tensors are all here and whose arguments are checked (op.h).  NULL: no ops here. */
     bool (*op)(qm_device *d, struct qm_call *c, qm_err *e);
+
+    /* Couriers (courier.h): whether a job can go through one; a new one; and what one takes of the device's
+     * memory and, in *pinned, of this machine's, for chunks of n values. */
+    bool (*courier_takes)(const struct qm_job *job);
+    qm_courier *(*courier_new)(qm_device *d, qm_err *e);
+    uint64_t (*courier_memory)(const struct qm_job *job, uint64_t n, uint64_t *pinned);
+    bool (*memory)(qm_device *d, uint64_t *free, uint64_t *total, qm_err *e);
 };
 
 static inline qm_device *qm_device_ref(qm_device *d)

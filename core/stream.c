@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "double_quant.h"
+#include "courier.h"
 
 /* Values per chunk, about.  256 K f32 of values and as much again of scratch stay within a core's L2,
  * and a chunk's writes (64 KiB of 4-bit codes) are still long enough for the kernel. */
@@ -23,19 +24,22 @@ typedef struct nested_piece {
     uint8_t code[PIECE];
 } nested_piece;
 
+/* On a courier: long enough for a copy to run at full speed, short enough that few are under way at the end.
+ * Shorter jobs than a courier is worth waking for stay here. */
+enum { COURIER_CHUNK = 4 << 20, COURIER_LEAST = 64 * 1024 };
+
 /* One sink while a job runs. */
 typedef struct sink_run {
     uint64_t buffer_size[QM_MAX_PLANES]; /* of a chunk */
     uint64_t groups; /* double_quant: of the tensor; what is known of each when all have been seen: */
     float *absmax;   /*   the first-level scale */
     qm_groupsum *sum;
-    qm_errsum *chunk_error; /* one per chunk, added up in chunk order: the sum must not depend on threads */
+    qm_errsum *part_error; /* one per part, added up in their order: the sum must not depend on threads */
     bool lossless;
 } sink_run;
 
 typedef struct buffers { /* of one thread */
-    uint8_t *raw;        /* source bytes of the chunk, planes back to back */
-    float *absmax;       /* double_quant source: the chunk's first-level scales */
+    uint8_t *raw;        /* the chunk's source, laid out by raw_layout; on a courier, memory of that */
     float *x, *y;        /* values; scratch for deltas and decoded values */
     uint8_t *plane;      /* encoded planes of one sink, back to back */
     uint8_t *rows;       /* a plane with its rows in another order */
@@ -48,14 +52,22 @@ typedef struct chunk_sums {
     uint64_t beyond, nonfinite;
 } chunk_sums;
 
+typedef struct sizes { /* of buffers */
+    uint64_t raw, values, plane, rows;
+} sizes;
+
 typedef struct stream {
     qm_job *job;
+    bool by_courier;
     int64_t chunk_rows, chunks;
-    uint64_t raw_total, absmax_total, plane_total, rows_total;
+    int64_t part_rows,
+        parts; /* chunks as they are here, for which errors are added up, wherever the work is done */
+    sizes size;
     sink_run *sink;
-    chunk_sums *sums; /* one per chunk */
+    chunk_sums *sums; /* one per part */
     buffers *buf;     /* one per thread */
     int threads;
+    atomic_llong left;  /* chunks that are not finished */
     atomic_ullong done; /* source values finished */
     double **norm_sums; /* column-norm pass: cols sums per chunk */
     int nstep;
@@ -100,7 +112,7 @@ static int64_t source_step(const qm_source *s, int64_t step)
     return step;
 }
 
-static int64_t chunk_rows(const qm_job *job)
+static int64_t chunk_rows(const qm_job *job, int64_t values)
 {
     const qm_source *s = &job->source;
     if (s->rows == 0 || s->cols == 0)
@@ -114,8 +126,15 @@ static int64_t chunk_rows(const qm_job *job)
         if (k->interleave_heads) /* whole heads */
             step = lcm(step, s->rows / k->interleave_heads, s->rows);
     }
-    int64_t fit = CHUNK / s->cols / step * step;
+    int64_t fit = values / s->cols / step * step;
     return fit > step ? fit : step;
+}
+
+/* A courier takes whole chunks as they would be here, several at once. */
+static int64_t courier_rows(const qm_job *job)
+{
+    int64_t rows = chunk_rows(job, CHUNK), fit = COURIER_CHUNK / (rows * job->source.cols);
+    return fit > 1 ? fit * rows : rows;
 }
 
 static bool is_lossless(const qm_job *job, const qm_sink *k)
@@ -125,63 +144,98 @@ static bool is_lossless(const qm_job *job, const qm_sink *k)
            || (job->round == QM_ROUND_BF16 && strcmp(name, "bf16") == 0);
 }
 
-/* What it takes to read n values of a source. */
-static void measure_source(stream *st, const qm_source *s, uint64_t n)
+/* The source of n values in a thread's raw buffer: planes, then, of a double-quantised one, the first-level
+ * scales and the nested ones. */
+typedef struct raw_layout {
+    uint64_t at[QM_MAX_PLANES], absmax, nested, total;
+} raw_layout;
+
+static uint64_t place(uint64_t *total, uint64_t size)
 {
-    uint64_t raw = 0, absmax = s->double_quant ? qm_plane_size(s->format, &s->codec, 1, n) : 0;
+    uint64_t at = *total;
+    *total += (size + QM_COURIER_ALIGN - 1) / QM_COURIER_ALIGN * QM_COURIER_ALIGN;
+    return at;
+}
+
+static raw_layout raw_of(const qm_source *s, uint64_t n)
+{
+    raw_layout r = {.total = 0};
+    uint64_t groups = (n + s->codec.block - 1) / s->codec.block;
     for (int i = 0; i < qm_format_planes(s->format); i++)
-        raw += qm_plane_size(s->format, &s->codec, i, n);
-    st->raw_total = raw > st->raw_total ? raw : st->raw_total;
-    st->absmax_total = absmax > st->absmax_total ? absmax : st->absmax_total;
+        r.at[i] = place(&r.total,
+                        s->double_quant && i == 1 ? groups : qm_plane_size(s->format, &s->codec, i, n));
+    if (s->double_quant) {
+        r.absmax = place(&r.total, groups * sizeof(float));
+        r.nested = place(&r.total,
+                         (groups + QM_DOUBLE_QUANT_BLOCK - 1) / QM_DOUBLE_QUANT_BLOCK * sizeof(float));
+    }
+    return r;
+}
+
+/* What it takes to read n values of a source. */
+static void measure_source(sizes *z, const qm_source *s, uint64_t n)
+{
+    uint64_t raw = raw_of(s, n).total;
+    z->raw = raw > z->raw ? raw : z->raw;
     if (s->interleaved_heads)
-        st->rows_total = n * sizeof(float);
+        z->rows = n * sizeof(float);
 }
 
 /* Sizes of everything; allocates nothing. */
-static void measure(stream *st, qm_job *job, int threads, sink_run *sinks)
+static void measure(stream *st, qm_job *job, int threads, sink_run *sinks, bool by_courier)
 {
     const qm_source *s = &job->source;
-    *st = (stream){.job = job, .threads = threads, .sink = sinks};
-    st->chunk_rows = chunk_rows(job);
-    st->chunks = s->cols ? (s->rows + st->chunk_rows - 1) / st->chunk_rows : 0;
+    *st = (stream){.job = job, .threads = threads, .sink = sinks, .by_courier = by_courier};
+    st->part_rows = st->chunk_rows = chunk_rows(job, CHUNK);
+    st->parts = st->chunks = s->cols ? (s->rows + st->chunk_rows - 1) / st->chunk_rows : 0;
+    if (by_courier) {
+        st->chunk_rows = courier_rows(job);
+        st->chunks = (s->rows + st->chunk_rows - 1) / st->chunk_rows;
+    }
+    atomic_store(&st->left, st->chunks);
     int64_t rows = s->rows < st->chunk_rows ? s->rows : st->chunk_rows;
     uint64_t n = (uint64_t)(rows * s->cols);
-    measure_source(st, s, n);
+    st->size = (sizes){.values = n};
+    measure_source(&st->size, s, n);
     if (job->against)
-        measure_source(st, &job->against->source, n);
+        measure_source(&st->size, &job->against->source, n);
     for (int k = 0; k < job->nsink; k++) {
         const qm_sink *sink = &job->sink[k];
         uint64_t total = 0;
         for (int i = 0; i < qm_format_planes(sink->format); i++)
             total += sinks[k].buffer_size[i] = qm_plane_size(sink->format, &sink->codec, i, n);
-        st->plane_total = total > st->plane_total ? total : st->plane_total;
-        if (sink->interleave_heads && total > st->rows_total)
-            st->rows_total = total;
+        st->size.plane = total > st->size.plane ? total : st->size.plane;
+        if (sink->interleave_heads && total > st->size.rows)
+            st->size.rows = total;
         sinks[k].lossless = is_lossless(job, sink);
         if (sink->double_quant)
             sinks[k].groups = (uint64_t)(s->rows * s->cols + sink->codec.block - 1) / sink->codec.block;
     }
+    if (by_courier) /* the rest is the courier's */
+        st->size = (sizes){.rows = st->size.rows};
 }
 
-static uint64_t chunk_values(const stream *st)
+static uint64_t bytes_of(const sizes *z)
 {
-    const qm_source *s = &st->job->source;
-    int64_t rows = s->rows < st->chunk_rows ? s->rows : st->chunk_rows;
-    return (uint64_t)(rows * s->cols);
+    return z->raw + 2 * sizeof(float) * z->values + z->plane + z->rows;
 }
 
-static uint64_t memory_of(const stream *st)
+/* Beside the threads' buffers. */
+static uint64_t sums_of(const stream *st)
 {
-    uint64_t per_thread = st->raw_total + st->absmax_total + 2 * sizeof(float) * chunk_values(st)
-                          + st->plane_total + st->rows_total;
-    uint64_t total = (uint64_t)st->threads * per_thread + (uint64_t)st->chunks * sizeof(chunk_sums);
+    uint64_t total = (uint64_t)st->parts * sizeof(chunk_sums);
     if (st->job->source.strided.shape.ndim) /* read through the map */
         total += (uint64_t)qm_strided_span(&st->job->source.strided)
                  * (st->job->source.format->plane[0].bits / 8);
     for (int k = 0; k < st->job->nsink; k++)
         total += st->sink[k].groups * (sizeof(qm_groupsum) + sizeof(float))
-                 + (st->sink[k].groups ? sizeof(nested_piece) : 0) + (uint64_t)st->chunks * sizeof(qm_errsum);
+                 + (st->sink[k].groups ? sizeof(nested_piece) : 0) + (uint64_t)st->parts * sizeof(qm_errsum);
     return total;
+}
+
+static uint64_t memory_of(const stream *st)
+{
+    return (uint64_t)st->threads * bytes_of(&st->size) + sums_of(st);
 }
 
 uint64_t qm_stream_memory(const qm_job *job, int threads)
@@ -190,69 +244,114 @@ uint64_t qm_stream_memory(const qm_job *job, int threads)
     stream st;
     qm_job copy = *job;
     copy.nsink = copy.nsink > QM_MAX_SINKS ? QM_MAX_SINKS : copy.nsink;
-    measure(&st, &copy, threads, sinks);
+    measure(&st, &copy, threads, sinks, false);
     return memory_of(&st);
 }
 
-static void release(stream *st)
+static bool goes_by_courier(const qm_job *job, const qm_device *d)
 {
-    for (int t = 0; st->buf && t < st->threads; t++) {
-        free(st->buf[t].raw);
-        free(st->buf[t].x);
-        free(st->buf[t].y);
-        free(st->buf[t].plane);
-        free(st->buf[t].absmax);
-        free(st->buf[t].rows);
+    return !job->against && job->source.rows * job->source.cols >= COURIER_LEAST && d->courier_takes(job);
+}
+
+uint64_t qm_stream_courier_memory(const qm_job *job, qm_device *d, uint64_t *pinned)
+{
+    *pinned = 0;
+    if (!goes_by_courier(job, d))
+        return 0;
+    int64_t rows = courier_rows(job);
+    rows = rows < job->source.rows ? rows : job->source.rows;
+    return d->courier_memory(job, (uint64_t)(rows * job->source.cols), pinned);
+}
+
+static void buffers_free(buffers *b, int threads)
+{
+    for (int t = 0; b && t < threads; t++) {
+        free(b[t].raw);
+        free(b[t].x);
+        free(b[t].y);
+        free(b[t].plane);
+        free(b[t].rows);
     }
-    free(st->buf);
+    free(b);
+}
+
+static buffers *buffers_new(const sizes *z, int threads)
+{
+    buffers *buf = calloc((size_t)threads, sizeof *buf);
+    bool ok = buf != NULL;
+    for (int t = 0; ok && t < threads; t++) {
+        buffers *b = &buf[t];
+        ok = (b->raw = malloc(z->raw + 1)) && (b->x = malloc(z->values * sizeof *b->x + 1))
+             && (b->y = malloc(z->values * sizeof *b->y + 1)) && (b->plane = malloc(z->plane + 1))
+             && (b->rows = malloc(z->rows + 1));
+    }
+    if (ok)
+        return buf;
+    buffers_free(buf, threads);
+    return NULL;
+}
+
+static void sums_free(stream *st)
+{
     free(st->sums);
     for (int k = 0; st->sink && k < st->job->nsink; k++) {
         free(st->sink[k].absmax);
         free(st->sink[k].sum);
-        free(st->sink[k].chunk_error);
+        free(st->sink[k].part_error);
     }
 }
 
-static bool allocate(stream *st, qm_err *e)
+static bool sums_new(stream *st)
 {
-    uint64_t n = chunk_values(st);
-    bool ok = (st->buf = calloc((size_t)st->threads, sizeof *st->buf))
-              && (st->sums = calloc((size_t)st->chunks + 1, sizeof *st->sums));
-    for (int t = 0; ok && t < st->threads; t++) {
-        buffers *b = &st->buf[t];
-        ok = (b->raw = malloc(st->raw_total + 1)) && (b->x = malloc(n * sizeof *b->x + 1))
-             && (b->y = malloc(n * sizeof *b->y + 1)) && (b->plane = malloc(st->plane_total + 1))
-             && (b->absmax = malloc(st->absmax_total + 1)) && (b->rows = malloc(st->rows_total + 1));
-    }
+    bool ok = (st->sums = calloc((size_t)st->parts + 1, sizeof *st->sums));
     for (int k = 0; ok && k < st->job->nsink; k++) {
         sink_run *r = &st->sink[k];
-        ok = (r->chunk_error = calloc((size_t)st->chunks + 1, sizeof *r->chunk_error))
+        ok = (r->part_error = calloc((size_t)st->parts + 1, sizeof *r->part_error))
              && (!r->groups
                  || ((r->absmax = malloc(r->groups * sizeof *r->absmax))
                      && (r->sum = malloc(r->groups * sizeof *r->sum))));
     }
-    if (!ok) {
-        qm_fail(e, QM_ENOFIT,
-                "%s: out of memory: %" PRIu64 " bytes to work on this tensor; try fewer --threads",
-                st->job->source.name, memory_of(st));
-        release(st);
-    }
     return ok;
+}
+
+static bool no_memory(const stream *st, uint64_t bytes, qm_err *e)
+{
+    return qm_fail(e, QM_ENOFIT,
+                   "%s: out of memory: %" PRIu64 " bytes to work on this tensor; try fewer --threads",
+                   st->job->source.name, bytes);
+}
+
+static void release(stream *st)
+{
+    buffers_free(st->buf, st->threads);
+    sums_free(st);
+}
+
+static bool allocate(stream *st, qm_err *e)
+{
+    st->buf = buffers_new(&st->size, st->threads);
+    if (st->buf && sums_new(st))
+        return true;
+    release(st);
+    return no_memory(st, memory_of(st), e);
 }
 
 /* ---- stages of one chunk ---------------------------------------------------------------------- */
 
 typedef struct chunk {
-    int64_t index, row, rows;
-    uint64_t first, n; /* flat index of the first value; how many */
+    int64_t index, row, rows, part; /* part: the first */
+    uint64_t first, n;              /* flat index of the first value; how many */
     buffers *b;
     qm_errsum same; /* of the values against themselves, for all exact sinks; n == 0 until it is known */
+    const qm_job *job;
+    const qm_parcel *far; /* what came back from a courier; NULL here */
 } chunk;
 
 static chunk chunk_at(const stream *st, int64_t index, int thread)
 {
     const qm_source *s = &st->job->source;
-    chunk c = {.index = index, .row = index * st->chunk_rows, .b = &st->buf[thread]};
+    chunk c = {.index = index, .row = index * st->chunk_rows, .b = &st->buf[thread], .job = st->job};
+    c.part = c.row / st->part_rows;
     c.rows = s->rows - c.row < st->chunk_rows ? s->rows - c.row : st->chunk_rows;
     c.first = (uint64_t)(c.row * s->cols);
     c.n = (uint64_t)(c.rows * s->cols);
@@ -265,30 +364,27 @@ static const qm_infile *plane_file(const qm_source *s, int i)
 }
 
 /* First-level scales of a double-quantised chunk, which begins with a nested group. */
-static bool load_absmax(const qm_source *s, const chunk *c, uint8_t *codes, qm_err *e)
+static bool load_absmax(const qm_source *s, const chunk *c, const raw_layout *r, qm_err *e)
 {
     uint64_t first = c->first / s->codec.block, n = (c->n + s->codec.block - 1) / s->codec.block;
     uint64_t nested = (n + QM_DOUBLE_QUANT_BLOCK - 1) / QM_DOUBLE_QUANT_BLOCK;
-    float *scales = c->b->y; /* free until the steps */
+    uint8_t *codes = c->b->raw + r->at[1];
+    float *scales = (float *)(void *)(c->b->raw + r->nested);
     const qm_infile *nested_file = s->nested_file ? s->nested_file : s->file;
     if (!qm_infile_read(plane_file(s, 1), s->at[1] + first, codes, n, e)
         || !qm_infile_read(nested_file, s->nested_at + first / QM_DOUBLE_QUANT_BLOCK * sizeof *scales, scales,
                            nested * sizeof *scales, e))
         return false;
-    qm_double_dequant(codes, scales, n, s->offset, c->b->absmax);
+    qm_double_dequant(codes, scales, n, s->offset, (float *)(void *)(c->b->raw + r->absmax));
     return true;
 }
 
 /* Where the chunk's source planes lie in memory once they are read. */
 static void raw_planes(const qm_source *s, const chunk *c, const uint8_t *plane[QM_MAX_PLANES])
 {
-    uint8_t *raw = c->b->raw;
-    for (int i = 0; i < qm_format_planes(s->format); i++) {
-        plane[i] = raw;
-        raw += qm_plane_size(s->format, &s->codec, i, c->n);
-    }
-    if (s->double_quant)
-        plane[1] = (const uint8_t *)c->b->absmax;
+    raw_layout r = raw_of(s, c->n);
+    for (int i = 0; i < qm_format_planes(s->format); i++)
+        plane[i] = c->b->raw + (s->double_quant && i == 1 ? r.absmax : r.at[i]);
 }
 
 /* Where row i of a chunk of whole heads goes: a head's first half to the even places, its second to the odd.
@@ -316,24 +412,28 @@ static void decode_source(const qm_source *s, const chunk *c, float *values)
                (size_t)s->cols * sizeof *values);
 }
 
-static bool load(const qm_source *s, const chunk *c, float *values, qm_err *e)
+/* The source as it lies in the file. */
+static bool load_raw(const qm_source *s, const chunk *c, qm_err *e)
 {
-    uint8_t *raw = c->b->raw;
-    if (s->strided.shape.ndim) {
-        if (!qm_strided_read(&s->strided, s->file, s->at[0], s->format->plane[0].bits / 8, c->first, c->n,
-                             raw, e))
-            return false;
-        decode_source(s, c, values);
-        return true;
-    }
+    if (s->strided.shape.ndim)
+        return qm_strided_read(&s->strided, s->file, s->at[0], s->format->plane[0].bits / 8, c->first, c->n,
+                               c->b->raw, e);
+    raw_layout r = raw_of(s, c->n);
     for (int i = 0; i < qm_format_planes(s->format); i++) {
         uint64_t before = qm_plane_size(s->format, &s->codec, i, c->first);
         uint64_t size = qm_plane_size(s->format, &s->codec, i, c->n);
-        if (s->double_quant && i == 1 ? !load_absmax(s, c, raw, e)
-                                      : !qm_infile_read(plane_file(s, i), s->at[i] + before, raw, size, e))
+        if (s->double_quant && i == 1
+                ? !load_absmax(s, c, &r, e)
+                : !qm_infile_read(plane_file(s, i), s->at[i] + before, c->b->raw + r.at[i], size, e))
             return false;
-        raw += size;
     }
+    return true;
+}
+
+static bool load(const qm_source *s, const chunk *c, float *values, qm_err *e)
+{
+    if (!load_raw(s, c, e))
+        return false;
     decode_source(s, c, values);
     return true;
 }
@@ -407,23 +507,27 @@ static void measure_steps(const stream *st, const chunk *c)
     qm_errsum sum = {0};
     decode_source(&st->job->source, c, c->b->y);
     qm_vec_get()->errors(c->b->y, c->b->x, c->n, &sum);
-    st->sums[c->index].ww = sum.sum_xx;
-    st->sums[c->index].dd = sum.sum_dd;
+    st->sums[c->part].ww = sum.sum_xx;
+    st->sums[c->part].dd = sum.sum_dd;
 }
 
-static bool check_finite(const stream *st, const chunk *c, qm_err *e)
+/* A value that is not finite, the i-th of the chunk. */
+static bool not_finite(const stream *st, const chunk *c, uint64_t i, float value, qm_err *e)
 {
     const qm_source *s = &st->job->source;
-    size_t i = qm_vec_get()->first_nonfinite(c->b->x, c->n);
-    if (i == c->n)
-        return true;
-    const char *what = isnan(c->b->x[i]) ? "NaN" : "infinite";
-    bool narrow = st->job->round == QM_ROUND_F16 && !isnan(c->b->x[i]);
+    const char *what = isnan(value) ? "NaN" : "infinite";
+    bool narrow = st->job->round == QM_ROUND_F16 && !isnan(value);
     return qm_fail(
         e, QM_EFAIL, "%s: tensor '%s' is %s at row %" PRId64 ", column %" PRId64 "%s", s->file->path, s->name,
         what, c->row + (int64_t)i / s->cols, (int64_t)i % s->cols,
         narrow ? " once rounded to f16 (largest value 65504); write bf16 or f32 instead (--dtype bf16)"
                : "; mend the model, or pass --keep-nonfinite to carry it over");
+}
+
+static bool check_finite(const stream *st, const chunk *c, qm_err *e)
+{
+    size_t i = qm_vec_get()->first_nonfinite(c->b->x, c->n);
+    return i == c->n || not_finite(st, c, i, c->b->x[i], e);
 }
 
 /* ---- sinks --------------------------------------------------------------------------------------- */
@@ -441,7 +545,10 @@ static void keep_groups(const sink_run *r, const qm_sink *k, const chunk *c, con
 {
     uint64_t block = k->codec.block, g = c->first / block, n = (c->n + block - 1) / block;
     memcpy(r->absmax + g, absmax, n * sizeof *r->absmax);
-    qm_vec_get()->group_sums(c->b->x, c->b->y, c->n, block, r->sum + g);
+    if (!c->far)
+        qm_vec_get()->group_sums(c->b->x, c->b->y, c->n, block, r->sum + g);
+    else
+        memcpy(r->sum + g, c->far->group[k - c->job->sink], n * sizeof *r->sum);
 }
 
 static void exact_errors(chunk *c, qm_errsum *sum)
@@ -497,6 +604,26 @@ static bool is_exact(const stream *st, int index)
     return st->sink[index].lossless || st->job->sink[index].add != 0;
 }
 
+/* A sink's planes, where they belong. */
+static bool put(const stream *st, const chunk *c, int index, const uint8_t *const plane[], qm_err *e)
+{
+    const qm_sink *k = &st->job->sink[index];
+    for (int i = 0; i < qm_format_planes(k->format); i++) {
+        uint64_t before = qm_plane_size(k->format, &k->codec, i, c->first);
+        uint64_t size = qm_plane_size(k->format, &k->codec, i, c->n);
+        bool later = k->double_quant && i == 1;
+        const uint8_t *bytes = plane[i];
+        if (k->interleave_heads)
+            bytes = interleave(c, bytes, size, st->job->source.rows / k->interleave_heads);
+        if (!later && k->file && !qm_outfile_write(k->file, k->at[i] + before, bytes, size, e))
+            return false;
+        if (i == 1 && k->format->over_rows)
+            st->sums[c->part].zero_groups[index] = count_zero_groups((const float *)(const void *)plane[1],
+                                                                     size / sizeof(float));
+    }
+    return true;
+}
+
 static bool drain(const stream *st, chunk *c, int index, qm_err *e)
 {
     const qm_sink *k = &st->job->sink[index];
@@ -516,27 +643,15 @@ static bool drain(const stream *st, chunk *c, int index, qm_err *e)
         x = c->b->y;
     }
     encode(k, c, x, st->job->source.cols, plane);
-
-    for (int i = 0; i < planes; i++) {
-        uint64_t before = qm_plane_size(f, &k->codec, i, c->first);
-        uint64_t size = qm_plane_size(f, &k->codec, i, c->n);
-        bool later = k->double_quant && i == 1;
-        const uint8_t *bytes = plane[i];
-        if (k->interleave_heads)
-            bytes = interleave(c, bytes, size, st->job->source.rows / k->interleave_heads);
-        if (!later && k->file && !qm_outfile_write(k->file, k->at[i] + before, bytes, size, e))
-            return false;
-        if (i == 1 && f->over_rows)
-            st->sums[c->index].zero_groups[index] = count_zero_groups((const float *)(const void *)plane[1],
-                                                                      size / sizeof(float));
-    }
+    if (!put(st, c, index, (const uint8_t *const *)plane, e))
+        return false;
     if ((!st->job->want_errors && !k->double_quant) || is_exact(st, index))
         return true;
     qm_decode(f, (const uint8_t *const *)plane, c->n, &k->codec, c->b->y);
     if (k->double_quant)
         keep_groups(r, k, c, plane[1]);
-    qm_vec_get()->errors(c->b->x, c->b->y, c->n, &r->chunk_error[c->index]);
-    learn_same(c, &r->chunk_error[c->index]);
+    qm_vec_get()->errors(c->b->x, c->b->y, c->n, &r->part_error[c->part]);
+    learn_same(c, &r->part_error[c->part]);
     return true;
 }
 
@@ -661,7 +776,7 @@ static uint64_t count_beyond(const qm_against *a, const float *x, const float *y
 static bool hold_against(const stream *st, const chunk *c, qm_err *e)
 {
     const qm_against *a = st->job->against;
-    chunk_sums *sums = &st->sums[c->index];
+    chunk_sums *sums = &st->sums[c->part];
     float *y = c->b->y;
     if (!load(&a->source, c, y, e))
         return false;
@@ -676,49 +791,117 @@ static bool hold_against(const stream *st, const chunk *c, qm_err *e)
 
 /* ---- running --------------------------------------------------------------------------------------- */
 
-static bool work(void *arg, int64_t index, int thread, qm_err *e)
+/* Many jobs, one after another in the numbers of their chunks. */
+typedef struct batch {
+    stream *st;
+    int n;
+    qm_courier *const *courier;
+} batch;
+
+static bool work_here(const stream *st, chunk *c, qm_err *e)
 {
-    stream *st = arg;
-    qm_job *job = st->job;
-    chunk c = chunk_at(st, index, thread);
-    if (!load(&st->job->source, &c, c.b->x, e))
+    const qm_job *job = st->job;
+    if (!load(&job->source, c, c->b->x, e))
         return false;
     if (job->nstep) {
-        apply(st, &c, job->nstep);
+        apply(st, c, job->nstep);
         if (job->want_errors)
-            measure_steps(st, &c);
+            measure_steps(st, c);
     }
-    qm_round_values(job->round, c.b->x, c.n);
-    if (!job->keep_nonfinite && !check_finite(st, &c, e))
+    qm_round_values(job->round, c->b->x, c->n);
+    if (!job->keep_nonfinite && !check_finite(st, c, e))
         return false;
-    if (job->against && !hold_against(st, &c, e))
+    if (job->against && !hold_against(st, c, e))
         return false;
     for (int i = 0; i < job->nsink; i++)
-        if (!drain(st, &c, i, e))
+        if (!drain(st, c, i, e))
             return false;
     for (int i = 0; job->want_errors && i < job->nsink; i++)
         if (is_exact(st, i))
-            exact_errors(&c, &st->sink[i].chunk_error[c.index]);
-    atomic_fetch_add(&st->done, c.n);
+            exact_errors(c, &st->sink[i].part_error[c->part]);
     return true;
+}
+
+/* The same by way of a device. */
+static bool work_there(const stream *st, const chunk *here, qm_courier *courier, qm_err *e)
+{
+    const qm_job *job = st->job;
+    raw_layout r = raw_of(&job->source, here->n);
+    buffers there = {.raw = courier->memory(courier, r.total, e), .rows = here->b->rows};
+    qm_parcel l = {.job = job, .row = here->row, .rows = here->rows, .n = here->n, .raw = r.total};
+    l.each = (uint64_t)(st->part_rows * job->source.cols);
+    chunk far = *here, *c = &far;
+    c->b = &there;
+    c->far = &l;
+    if (!there.raw || !load_raw(&job->source, c, e))
+        return false;
+    memcpy(l.at, r.at, sizeof l.at);
+    if (job->source.double_quant)
+        l.at[1] = r.absmax;
+    if (!courier->run(courier, &l, e)
+        || (l.first_nonfinite < c->n && !not_finite(st, c, l.first_nonfinite, l.nonfinite, e)))
+        return false;
+    int64_t parts = (c->rows + st->part_rows - 1) / st->part_rows;
+    for (int64_t i = 0; l.moved && i < parts; i++) {
+        st->sums[c->part + i].ww = l.moved[i].sum_xx;
+        st->sums[c->part + i].dd = l.moved[i].sum_dd;
+    }
+    for (int i = 0; i < job->nsink; i++) {
+        const qm_sink *k = &job->sink[i];
+        if (!put(st, c, i, l.plane[i], e))
+            return false;
+        if (k->double_quant)
+            keep_groups(&st->sink[i], k, c, l.plane[i][1]);
+        if (job->want_errors || k->double_quant)
+            memcpy(&st->sink[i].part_error[c->part], l.error[i], (size_t)parts * sizeof *l.error[i]);
+    }
+    return true;
+}
+
+static bool finish(stream *st, qm_err *e);
+
+static bool work(void *arg, int64_t index, int thread, qm_err *e)
+{
+    const batch *b = arg;
+    stream *st = b->st;
+    for (; index >= st->chunks; st++)
+        index -= st->chunks;
+    chunk c = chunk_at(st, index, thread);
+    if (!(st->by_courier ? work_there(st, &c, b->courier[thread], e) : work_here(st, &c, e)))
+        return false;
+    atomic_fetch_add(&st->done, c.n);
+    return atomic_fetch_sub(&st->left, 1) > 1 || finish(st, e);
+}
+
+static uint64_t source_bytes(const qm_source *s)
+{
+    uint64_t bytes = 0;
+    for (int i = 0; i < qm_format_planes(s->format); i++)
+        bytes += qm_plane_size(s->format, &s->codec, i, (uint64_t)(s->rows * s->cols));
+    return bytes;
 }
 
 static void tick(void *arg)
 {
-    stream *st = arg;
-    qm_job *job = st->job;
-    uint64_t total = (uint64_t)(job->source.rows * job->source.cols), bytes = 0;
-    for (int i = 0; i < qm_format_planes(job->source.format); i++)
-        bytes += qm_plane_size(job->source.format, &job->source.codec, i, total);
-    if (job->progress && total)
-        job->progress(job->progress_arg,
-                      (uint64_t)((double)bytes * ((double)atomic_load(&st->done) / (double)total)));
+    const batch *b = arg;
+    qm_job *first = b->st->job;
+    uint64_t bytes = 0;
+    if (!first->progress)
+        return;
+    for (int i = 0; i < b->n; i++) {
+        const qm_source *s = &b->st[i].job->source;
+        uint64_t total = (uint64_t)(s->rows * s->cols);
+        if (total)
+            bytes += (uint64_t)((double)source_bytes(s)
+                                * ((double)atomic_load(&b->st[i].done) / (double)total));
+    }
+    first->progress(first->progress_arg, bytes);
 }
 
 static void collect(stream *st)
 {
     qm_job *job = st->job;
-    for (int64_t i = 0; i < st->chunks; i++) {
+    for (int64_t i = 0; i < st->parts; i++) {
         job->sum_ww += st->sums[i].ww;
         job->sum_dd += st->sums[i].dd;
         if (job->against) {
@@ -727,7 +910,7 @@ static void collect(stream *st)
             job->against->nonfinite += st->sums[i].nonfinite;
         }
         for (int k = 0; k < job->nsink; k++) {
-            qm_errsum_add(&job->sink[k].error, &st->sink[k].chunk_error[i]);
+            qm_errsum_add(&job->sink[k].error, &st->sink[k].part_error[i]);
             job->sink[k].zero_groups += st->sums[i].zero_groups[k];
         }
     }
@@ -758,32 +941,94 @@ static bool check_source(const qm_source *s, qm_err *e)
     return !s->double_quant || lies_in(s, s->nested_file ? s->nested_file : s->file, s->nested_at, nested, e);
 }
 
-bool qm_stream(qm_pool *pool, qm_job *job, qm_err *e)
+/* When the last chunk is done. */
+static bool finish(stream *st, qm_err *e)
 {
-    stream st;
-    sink_run sinks[QM_MAX_SINKS] = {0};
-    if (!check_source(&job->source, e) || (job->against && !check_source(&job->against->source, e)))
-        return false;
+    qm_job *job = st->job;
+    bool ok = true;
+    collect(st);
+    for (int k = 0; ok && k < job->nsink; k++)
+        if (job->sink[k].double_quant)
+            ok = finish_double_quant(&job->sink[k], &st->sink[k],
+                                     (uint64_t)(job->source.rows * job->source.cols), e);
+    sums_free(st);
+    st->sums = NULL;
+    memset(st->sink, 0, sizeof *st->sink * (size_t)job->nsink);
+    return ok;
+}
+
+static void larger_sizes(sizes *z, const sizes *than)
+{
+    z->raw = than->raw > z->raw ? than->raw : z->raw;
+    z->values = than->values > z->values ? than->values : z->values;
+    z->plane = than->plane > z->plane ? than->plane : z->plane;
+    z->rows = than->rows > z->rows ? than->rows : z->rows;
+}
+
+static bool can_begin(const qm_job *job, qm_err *e)
+{
     if (job->nsink > QM_MAX_SINKS)
         return qm_fail(e, QM_EFAIL, "%s: %d outputs in one pass; %d at most", job->source.name, job->nsink,
                        QM_MAX_SINKS);
-    measure(&st, job, qm_pool_threads(pool), sinks);
-    if (!allocate(&st, e))
-        return false;
-    bool ok = qm_pool_run(pool, st.chunks, work, tick, &st, e);
-    if (ok)
-        collect(&st);
-    for (int k = 0; ok && k < job->nsink; k++)
-        if (job->sink[k].double_quant)
-            ok = finish_double_quant(&job->sink[k], &sinks[k],
-                                     (uint64_t)(job->source.rows * job->source.cols), e);
-    if (job->source.strided.shape.ndim)
-        qm_infile_release(job->source.file);
-    if (job->against && job->against->source.strided.shape.ndim)
-        qm_infile_release(job->against->source.file);
-    release(&st);
+    return check_source(&job->source, e) && (!job->against || check_source(&job->against->source, e));
+}
+
+static bool run_batch(qm_pool *pool, batch *b, qm_err *e)
+{
+    int threads = qm_pool_threads(pool);
+    int64_t chunks = 0;
+    uint64_t memory = 0;
+    sizes most = {0};
+    bool ok = true;
+    for (int i = 0; i < b->n; i++) {
+        chunks += b->st[i].chunks;
+        memory += sums_of(&b->st[i]);
+        larger_sizes(&most, &b->st[i].size);
+    }
+    buffers *buf = buffers_new(&most, threads);
+    for (int i = 0; buf && ok && i < b->n; i++) {
+        b->st[i].buf = buf;
+        ok = sums_new(&b->st[i]);
+    }
+    if (!buf || !ok)
+        ok = no_memory(&b->st[0], memory + (uint64_t)threads * bytes_of(&most), e);
+    for (int i = 0; ok && i < b->n; i++)
+        if (b->st[i].chunks == 0)
+            ok = finish(&b->st[i], e);
+    ok = ok && qm_pool_run(pool, chunks, work, tick, b, e);
+    for (int i = 0; i < b->n; i++) {
+        sums_free(&b->st[i]);
+        const qm_job *job = b->st[i].job;
+        if (job->source.strided.shape.ndim)
+            qm_infile_release(job->source.file);
+        if (job->against && job->against->source.strided.shape.ndim)
+            qm_infile_release(job->against->source.file);
+    }
+    buffers_free(buf, threads);
     return ok;
 }
+
+bool qm_streams(qm_pool *pool, qm_courier *const *courier, qm_job *const *job, int n, qm_err *e)
+{
+    typedef sink_run sinks[QM_MAX_SINKS];
+    for (int i = 0; i < n; i++)
+        if (!can_begin(job[i], e))
+            return false;
+    batch b = {.st = calloc((size_t)n + 1, sizeof *b.st), .n = n, .courier = courier};
+    sinks *sink = calloc((size_t)n + 1, sizeof *sink);
+    bool ok = b.st && sink;
+    if (!ok)
+        qm_fail(e, QM_ENOFIT, "out of memory for %d tensors at once", n);
+    for (int i = 0; ok && i < n; i++)
+        measure(&b.st[i], job[i], qm_pool_threads(pool), sink[i],
+                courier && goes_by_courier(job[i], courier[0]->device));
+    ok = ok && (n == 0 || run_batch(pool, &b, e));
+    free(b.st);
+    free(sink);
+    return ok;
+}
+
+bool qm_stream(qm_pool *pool, qm_job *job, qm_err *e) { return qm_streams(pool, NULL, &job, 1, e); }
 
 /* ---- column norms ------------------------------------------------------------------------------------ */
 
@@ -811,7 +1056,7 @@ bool qm_stream_column_norms(qm_pool *pool, const qm_job *job, int nstep, float *
     copy.nsink = 0;
     if (!check_source(&job->source, e))
         return false;
-    measure(&st, &copy, qm_pool_threads(pool), sinks);
+    measure(&st, &copy, qm_pool_threads(pool), sinks, false);
     st.nstep = nstep;
     if (!allocate(&st, e))
         return false;
@@ -863,7 +1108,7 @@ bool qm_stream_values(qm_pool *pool, const qm_job *job, float *values, float *mo
     copy.nsink = 0;
     if (!check_source(&job->source, e))
         return false;
-    measure(&st, &copy, qm_pool_threads(pool), sinks);
+    measure(&st, &copy, qm_pool_threads(pool), sinks, false);
     st.values = values;
     if (!allocate(&st, e))
         return false;

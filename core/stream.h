@@ -6,10 +6,14 @@
  * Chunks are independent, so threads take them in any order and the bytes are the same.
  * Memory: threads x one chunk, plus 16 bytes per group of each double-quantised sink
  * (its offset is the mean of all scales, so they wait until the last is known).
+ *
+ * Several jobs can be run as one, so that threads go on with the next tensor while others finish the last,
+ * and on devices, by way of couriers (courier.h), where chunks are longer.  The bytes are the same again.
  */
 #ifndef QM_STREAM_H
 #define QM_STREAM_H
 
+#include "device.h"
 #include "file.h"
 #include "format.h"
 #include "pool.h"
@@ -111,7 +115,8 @@ typedef struct qm_against {
     uint64_t nonfinite;
 } qm_against;
 
-typedef struct qm_job {
+typedef struct qm_job qm_job;
+struct qm_job {
     qm_source source;
     qm_against *against; /* or NULL */
     const qm_step *step;
@@ -129,9 +134,17 @@ typedef struct qm_job {
     /* Out: how far the steps moved the tensor. */
     double sum_ww; /* sum of squares of the source values */
     double sum_dd; /* sum of squares of (merged before rounding - source) */
-} qm_job;
+};
 
 bool qm_stream(qm_pool *pool, qm_job *job, qm_err *e);
+
+/* All of them, in any order.  courier: one for each thread of the pool, which take the jobs that they can; or
+ * NULL.  progress of the first is called with the bytes of all. */
+bool qm_streams(qm_pool *pool, qm_courier *const *courier, qm_job *const *job, int n, qm_err *e);
+
+/* What a courier of this device takes for a job, of its memory and of this machine's; 0 when it does not go
+ * there. */
+uint64_t qm_stream_courier_memory(const qm_job *job, qm_device *d, uint64_t *pinned);
 
 /* Bytes of working memory that qm_stream will take for this job on this many threads: the same
  * function that allocates them, so that a plan cannot drift from the run. */

@@ -24,6 +24,14 @@ struct q8_0_code {
     }
 
     __device__ static int code(float v) { return __float2int_rz(v + copysignf(0x1.fffffep-2f, v)); }
+
+    /* Decoding: where, in pairs of bytes behind the scale, the lane's eight begin; what of them is its own; a value. */
+    __device__ static uint32_t place(uint32_t lane) { return 4 * lane; }
+    __device__ static uint32_t pick(uint32_t w, uint32_t) { return w ^ 0x80808080u; }
+    __device__ static float value(uint32_t code_and_2_to_23, float scale)
+    {
+        return (__uint_as_float(code_and_2_to_23) - 8388736.0f) * scale;
+    }
 };
 
 struct q4_0_code {
@@ -51,8 +59,11 @@ struct q4_0_code {
     {
         uint32_t word[2] = {0, 0};
 #pragma unroll
-        for (int i = 7; i >= 0; i--)
-            word[i / 4] = word[i / 4] << 8 | min(__float2int_rz(x[i] * inverse + 8.5f), 15);
+        for (int i = 7; i >= 0; i--) { /* 0.5 ... 16.5: in a sum with 2^23, rounded down, the low bits are the whole number */
+            float whole = __fadd_rz(fminf(x[i] * inverse + 8.5f, 15), 8388608.0f);
+            word[i / 4] = word[i / 4] * 256 + __float_as_uint(whole);
+        }
+        word[0] -= 0x4b000000, word[1] -= 0x4b000000; /* the upper bits of the last */
         word[0] |= __shfl_down_sync(~0u, word[0], 2) << 4;
         word[1] |= __shfl_down_sync(~0u, word[1], 2) << 4;
         if (lane < 2) {
@@ -60,6 +71,13 @@ struct q4_0_code {
             to[0] = (uint16_t)word[0], to[1] = (uint16_t)(word[0] >> 16);
             to[2] = (uint16_t)word[1], to[3] = (uint16_t)(word[1] >> 16);
         }
+    }
+
+    __device__ static uint32_t place(uint32_t lane) { return 4 * (lane % 2); }
+    __device__ static uint32_t pick(uint32_t w, uint32_t lane) { return w >> (lane < 2 ? 0 : 4) & 0x0f0f0f0fu; }
+    __device__ static float value(uint32_t code_and_2_to_23, float scale)
+    {
+        return (__uint_as_float(code_and_2_to_23) - 8388616.0f) * scale;
     }
 };
 

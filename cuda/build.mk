@@ -1,6 +1,7 @@
 # The CUDA part of the build; included by the Makefile.
 #
-#   CUDA=1 or 0        with or without; left out, with, where nvcc is found
+#   CUDA=1 or 0        with or without; left out, `make` builds it where nvcc is found, and other targets go on with
+#                      what was built last
 #   ARCH="90 75-ptx"   GPUs to make machine code for; -ptx: code that the driver compiles for later ones
 #   make cuda-all      machine code for all GPUs from sm_75 to sm_90
 #   make test-gpu      tests/gpu, on a machine with a GPU          make bench-gpu   their speed
@@ -9,7 +10,8 @@
 #                      there, `sh run.sh` in that folder
 
 NVCC     ?= $(firstword $(shell command -v nvcc 2>/dev/null) $(wildcard /usr/local/cuda/bin/nvcc))
-CUDA     ?= 0
+CUDA_HERE := $(if $(NVCC),1,0)
+CUDA     ?= $(or $(shell cat $(BUILD)/gen/cuda_mode 2>/dev/null),0)
 ARCH     ?= 90 75-ptx
 ARCH_ALL  = 75 80 86 89 90 90-ptx
 
@@ -18,8 +20,8 @@ CUDA_HOME := $(abspath $(dir $(shell readlink -f $(NVCC)))/..)
 CUDA_INC  := $(firstword $(wildcard $(CUDA_HOME)/include $(CUDA_HOME)/targets/x86_64-linux/include))
 CUDA_LIB  := $(firstword $(wildcard $(addsuffix /libcudart_static.a,$(CUDA_HOME)/lib64 $(CUDA_HOME)/lib \
                $(CUDA_HOME)/targets/x86_64-linux/lib)))
-CUDA_C     = $(wildcard cuda/device.c cuda/codec.c cuda/tensor.c cuda/run.c cuda/prepare.c cuda/blas.c cuda/step.c)
-CUDA_OBJ   = $(call obj,$(CUDA_C)) $(BUILD)/cuda/kernels.o $(BUILD)/cuda/matrix.o $(BUILD)/cuda/ops.o
+CUDA_C     = $(addprefix cuda/,device.c codec.c tensor.c courier.c run.c prepare.c blas.c step.c)
+CUDA_OBJ   = $(call obj,$(CUDA_C)) $(addprefix $(BUILD)/cuda/,kernels.o steps.o matrix.o ops.o)
 CUDA_LIBS  = $(CUDA_LIB) -lrt -ldl
 else
 CUDA_OBJ  = $(BUILD)/cuda/absent.o
@@ -49,7 +51,8 @@ $(BUILD)/gen/cuda_mode: FORCE
 	@mkdir -p $(@D)
 	@echo $(CUDA) | cmp -s - $@ || echo $(CUDA) >$@
 $(BUILD)/qmoon $(BUILD)/dist_qmoon: $(BUILD)/gen/cuda_mode
-$(BUILD)/cuda/kernels.o: cuda/kernels.cu $(BUILD)/gen/cuda_formats.cuh $(BUILD)/gen/cuda_arch
+$(BUILD)/cuda/kernels.o: $(BUILD)/gen/cuda_formats.cuh
+$(BUILD)/cuda/%.o: cuda/%.cu $(BUILD)/gen/cuda_arch
 	@mkdir -p $(@D)
 	$(SAY) NVCC '$< for $(ARCH)'
 	$(NVCC) $(NVCC_FLAGS) -MD -MP -MF $(@:.o=.d) -c -o $@ $<
@@ -67,7 +70,7 @@ cuda-all:
 
 GPU_TEST_OBJ = $(call obj,$(wildcard tests/gpu/*_test.c) tests/gpu/gpu.c tests/unit/unit.c)
 GPU_LINK     = $(CC) $(CFLAGS) -pie -Wl,-rpath,'$$ORIGIN/lib' -o $@ $(filter %.o,$^) $(CUDA_LIBS) \
-               -Wl,-Bstatic -lpcre2-8 -Wl,-Bdynamic -lcjson -lm
+               -Wl,-Bstatic -lpcre2-8 -lutf8proc -Wl,-Bdynamic -lcjson -lm -ldl
 
 $(BUILD)/gpu_test: $(CORE_OBJ) $(CUDA_OBJ) $(GPU_TEST_OBJ)
 	$(GPU_LINK)
@@ -95,7 +98,7 @@ $(BUILD)/dist_qmoon: $(CORE_OBJ) $(HOST_OBJ) $(CUDA_OBJ)
 	$(CC) $(CFLAGS) -pie -Wl,-E -static-libgcc -Wl,-rpath,'$$ORIGIN/lib' -o $@ $(CORE_OBJ) $(HOST_OBJ) $(CUDA_OBJ) $(CUDA_LIBS) $(LIBS)
 
 dist: deps
-	@$(MAKE) --no-print-directory CUDA=$(if $(NVCC),1,0) ARCH='$(ARCH_ALL)' $(BUILD)/dist_qmoon
+	@$(MAKE) --no-print-directory CUDA=$(CUDA_HERE) ARCH='$(ARCH_ALL)' $(BUILD)/dist_qmoon
 	@sh cuda/dist.sh $(BUILD)/dist_qmoon $(DIST)
 
 gpu-kit: deps

@@ -49,6 +49,8 @@ static uint32_t group_of(const run *r) { return r->format->block == 1 ? SINGLE_V
 
 static const char *kernel_name(const qm_format *f) { return f->table ? "codebook" : f->name; }
 
+bool qm_cuda_can_code(const qm_format *f, const qm_codec *c) { return (!f->made || f->table) && c->block <= LARGEST_GROUP; }
+
 static bool can_run(const qm_cuda *d, const run *r, qm_err *e)
 {
     const qm_format *f = r->format;
@@ -127,14 +129,73 @@ static run rest_of(const run *r, uint64_t done)
     return rest;
 }
 
-static bool encode_nibbles(qm_cuda_stream *s, bool fp4, const run *r, qm_err *e)
+/* Whether there are kernels for this format's two codes a byte, and for which kind. */
+static bool nibble_kind(const qm_format *f, qm_nibble_kind *kind)
 {
+    static const struct {
+        const char *name;
+        qm_nibble_kind kind;
+    } known[] = {{"nf4", QM_NIBBLES_NF4}, {"fp4", QM_NIBBLES_FP4}, {"int4", QM_NIBBLES_INT4}, {"uint4", QM_NIBBLES_UINT4}};
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
+        if (is(f, known[i].name)) {
+            *kind = known[i].kind;
+            return true;
+        }
+    *kind = QM_NIBBLES_TABLE;
+    return f->table && f->table->bits == 4;
+}
+
+/* The search tree of a codebook, back in order; see table.h.  Where both sides of a threshold mean the same code, it is
+ * left out. */
+static void ranks_of_table(const qm_table *t, qm_nibble_ranks *ranks)
+{
+    ranks->code[0] = t->code[0];
+    for (uint32_t r = 1; r < t->count; r++) {
+        uint32_t node = (1u << t->bits | r) >> 1; /* between rank r and the one below: the lowest node above both */
+        for (uint32_t k = r; k % 2 == 0; k /= 2)
+            node /= 2;
+        if (t->code[r] == ranks->code[ranks->thresholds])
+            continue;
+        ranks->threshold[ranks->thresholds++] = t->tree[node];
+        ranks->code[ranks->thresholds] = t->code[r];
+    }
+}
+
+/* NULL for integers. */
+static const qm_nibble_ranks *ranks_of(const qm_format *f, qm_nibble_kind kind, qm_nibble_ranks *ranks)
+{
+    *ranks = (qm_nibble_ranks){0};
+    switch (kind) {
+    case QM_NIBBLES_NF4:
+        ranks->thresholds = 15;
+        memcpy(ranks->threshold, qm_nf4_threshold, sizeof qm_nf4_threshold);
+        for (int i = 0; i < 16; i++)
+            ranks->code[i] = (uint8_t)i;
+        return ranks;
+    case QM_NIBBLES_FP4:
+        ranks->thresholds = 7;
+        memcpy(ranks->threshold, qm_fp4_threshold, sizeof qm_fp4_threshold);
+        memcpy(ranks->code, qm_fp4_code, sizeof qm_fp4_code);
+        return ranks;
+    case QM_NIBBLES_TABLE:
+        ranks_of_table(f->table, ranks);
+        return ranks;
+    default:
+        return NULL;
+    }
+}
+
+static bool encode_nibbles(qm_cuda_stream *s, qm_nibble_kind kind, const run *r, qm_err *e)
+{
+    qm_nibble_ranks ranks;
     uint64_t done = aligned(r->plane[0], 4) ? qm_nibbles_encodes(r->codec.block, r->n) : 0;
-    cudaError_t x = qm_nibbles_encode(fp4, fp4 ? qm_fp4_threshold : qm_nf4_threshold, r->values, r->dtype, done,
-                                      r->codec.block, r->codec.exact_zero, r->plane[0],
-                                      (float *)(void *)r->plane[1], s->handle);
+    cudaError_t x = qm_nibbles_encode(kind, ranks_of(r->format, kind, &ranks), r->values, r->dtype, done, r->codec.block,
+                                      r->codec.exact_zero, r->plane[0], (float *)(void *)r->plane[1], r->plane[2],
+                                      s->handle);
+    if (x == cudaErrorNotSupported)
+        done = 0;
     run rest = rest_of(r, done);
-    return qm_cuda_check(s->gpu, x, "encoding", e) && run_generic(s, true, &rest, e);
+    return (x == cudaErrorNotSupported || qm_cuda_check(s->gpu, x, "encoding", e)) && run_generic(s, true, &rest, e);
 }
 
 static bool encode_run(qm_cuda_stream *s, const run *r, qm_err *e)
@@ -142,10 +203,11 @@ static bool encode_run(qm_cuda_stream *s, const run *r, qm_err *e)
     const qm_format *f = r->format;
     uint32_t cols = r->codec.block;
     cudaError_t x;
-    bool fast = !s->gpu->generic_only && !r->codec.importance && aligned(r->values, 16)
+    bool fast = !s->gpu->generic_only && !r->codec.importance && !r->codec.nearest && aligned(r->values, 16)
                 && known_values(s->gpu, r->dtype, &(qm_err){0});
-    if (fast && r->n && (is(f, "nf4") || is(f, "fp4")) && aligned(r->plane[1], 4))
-        return encode_nibbles(s, is(f, "fp4"), r, e);
+    qm_nibble_kind kind;
+    if (fast && r->n && nibble_kind(f, &kind) && aligned(r->plane[1], 4))
+        return encode_nibbles(s, kind, r, e);
     if (fast && r->n && is(f, "int8") && cols % 8 == 0 && r->n / cols <= INT32_MAX && aligned(r->plane[0], 8))
         x = qm_int8_encode(r->values, r->dtype, r->n / cols, cols, r->plane[0], (float *)(void *)r->plane[1],
                            s->handle);
@@ -236,11 +298,17 @@ bool qm_cuda_measure(qm_cuda_stream *s, qm_codec *codec, const qm_format *f, con
 static bool as_nibbles(const qm_cuda *d, const qm_cuda_coded *c, qm_nibbles *q)
 {
     const qm_format *f = c->format;
-    const float *level = is(f, "nf4") ? qm_nf4_value : is(f, "fp4") ? qm_fp4_value : NULL;
-    if (d->generic_only || !level || !aligned(c->plane[0], 4) || (!c->double_quant && !aligned(c->plane[1], 4)))
+    qm_nibble_kind kind;
+    uint32_t block = c->codec.block;
+    if (d->generic_only || !nibble_kind(f, &kind) || block < 32 || (block & (block - 1)) || !aligned(c->plane[0], 4)
+        || (!c->double_quant && !aligned(c->plane[1], 4)))
         return false;
-    *q = (qm_nibbles){.codes = c->plane[0], .absmax = c->plane[1], .block = c->codec.block};
-    memcpy(q->level, level, sizeof q->level);
+    *q = (qm_nibbles){.codes = c->plane[0], .scales = c->plane[1], .block = block};
+    q->flush = kind == QM_NIBBLES_NF4 || kind == QM_NIBBLES_FP4;
+    q->zeros = kind == QM_NIBBLES_UINT4 ? c->plane[2] : NULL;
+    const float *level = kind == QM_NIBBLES_NF4 ? qm_nf4_value : kind == QM_NIBBLES_FP4 ? qm_fp4_value : NULL;
+    for (int i = 0; i < 16; i++)
+        q->level[i] = level ? level[i] : f->table ? f->table->level[i] : (float)(kind == QM_NIBBLES_INT4 ? i - 8 : i);
     if (c->double_quant) {
         q->nested = c->nested;
         q->offset = c->offset;
@@ -280,6 +348,10 @@ bool qm_cuda_decode(qm_cuda_stream *s, const qm_cuda_coded *from, uint64_t n, vo
     if (fast && is(c.format, "int8") && c.codec.block % 8 == 0 && aligned(c.plane[0], 8))
         x = qm_int8_decode(c.plane[0], (const float *)(void *)c.plane[1], n / c.codec.block, c.codec.block, y, dtype,
                            s->handle);
+    else if (fast && is(c.format, "q8_0") && aligned(c.plane[0], 2))
+        x = qm_q8_0_decode(c.plane[0], n, y, dtype, s->handle);
+    else if (fast && is(c.format, "q4_0") && aligned(c.plane[0], 2))
+        x = qm_q4_0_decode(c.plane[0], n, y, dtype, s->handle);
     else if (fast && plain_type(c.format) != QM_DTYPE_COUNT && aligned(c.plane[0], 16))
         x = qm_convert(c.plane[0], plain_type(c.format), n, y, dtype, s->handle);
     if (x != cudaErrorNotSupported)
@@ -335,8 +407,15 @@ static bool partial_errors(qm_cuda_stream *s, const void *x, qm_dtype dtype, con
     qm_nibbles q;
     qm_dtype other = plain_type(b->format);
     cudaError_t r;
-    if (as_nibbles(s->gpu, b, &q))
+    if (as_nibbles(s->gpu, b, &q) && q.block <= QM_SUMS_NIBBLES_BLOCK)
         r = qm_sums_nibbles(x, dtype, &q, n, partial, s->handle);
+    else if (!s->gpu->generic_only && is(b->format, "int8") && b->codec.block % 8 == 0 && b->codec.block <= QM_SUMS_INT8_COLS
+             && aligned(b->plane[0], 8))
+        r = qm_sums_int8(x, dtype, b->plane[0], (const float *)(void *)b->plane[1], b->codec.block, n, partial, s->handle);
+    else if (!s->gpu->generic_only && is(b->format, "q8_0") && aligned(b->plane[0], 2))
+        r = qm_sums_q8_0(x, dtype, b->plane[0], n, partial, s->handle);
+    else if (!s->gpu->generic_only && is(b->format, "q4_0") && aligned(b->plane[0], 2))
+        r = qm_sums_q4_0(x, dtype, b->plane[0], n, partial, s->handle);
     else if (other != QM_DTYPE_COUNT && aligned(b->plane[0], 16))
         r = qm_sums_plain(x, dtype, b->plane[0], other, n, partial, s->handle);
     else
@@ -344,31 +423,34 @@ static bool partial_errors(qm_cuda_stream *s, const void *x, qm_dtype dtype, con
     return qm_cuda_check(s->gpu, r, "adding up errors", e);
 }
 
-bool qm_cuda_errors(qm_cuda_stream *s, const void *x, qm_dtype dtype, const qm_cuda_coded *b, uint64_t n,
-                    qm_errsum *sum, qm_err *e)
+bool qm_cuda_errors_start(qm_cuda_stream *s, const void *x, qm_dtype dtype, const qm_cuda_coded *b, uint64_t n,
+                          qm_errsum *there, qm_err *e)
 {
     qm_cuda *d = s->gpu;
-    uint64_t size = qm_sums_scratch(n);
-    qm_cuda_enter(d);
     if (!known_values(d, dtype, e))
         return false;
     if (!aligned(x, 16))
         return qm_fail(e, QM_EFAIL, "%s: errors of values that do not begin on 16 bytes", d->device.name);
-    *sum = (qm_errsum){0};
     if (n == 0)
-        return true;
-    char *partial = qm_cuda_scratch(d, s->handle, size + sizeof *sum, e);
-    if (!partial)
-        return false;
-    bool ok = partial_errors(s, x, dtype, b, n, partial, e);
-    cudaError_t r = cudaSuccess;
-    if (ok) {
-        qm_errsum *all = (qm_errsum *)(void *)(partial + size);
-        r = qm_sums_finish(partial, n, all, s->handle);
-        if (!r)
-            r = cudaMemcpyAsync(sum, all, sizeof *sum, cudaMemcpyDeviceToHost, s->handle);
-    }
+        return qm_cuda_check(d, cudaMemsetAsync(there, 0, sizeof *there, s->handle), "adding up errors", e);
+    void *partial = qm_cuda_scratch(d, s->handle, qm_sums_scratch(n), e);
+    bool ok = partial && partial_errors(s, x, dtype, b, n, partial, e)
+              && qm_cuda_check(d, qm_sums_finish(partial, n, there, s->handle), "adding up errors", e);
     qm_cuda_unscratch(partial, s->handle);
+    return ok;
+}
+
+bool qm_cuda_errors(qm_cuda_stream *s, const void *x, qm_dtype dtype, const qm_cuda_coded *b, uint64_t n,
+                    qm_errsum *sum, qm_err *e)
+{
+    qm_cuda *d = s->gpu;
+    qm_cuda_enter(d);
+    qm_errsum *there = qm_cuda_scratch(d, s->handle, sizeof *there, e);
+    if (!there)
+        return false;
+    bool ok = qm_cuda_errors_start(s, x, dtype, b, n, there, e);
+    cudaError_t r = cudaMemcpyAsync(sum, there, sizeof *sum, cudaMemcpyDeviceToHost, s->handle);
+    qm_cuda_unscratch(there, s->handle);
     cudaError_t last = cudaStreamSynchronize(s->handle);
     return ok && qm_cuda_check(d, r ? r : last, "adding up errors", e);
 }

@@ -203,6 +203,17 @@ template <> struct range<QM_F16> : packed_range<__half2> {
     __device__ static range of_eight(eight<QM_F16> v) { return of_words(v.part[0]); }
 };
 
+/* The range of what is not NaN. */
+struct number_range {
+    float high, low;
+
+    __device__ number_range join(number_range o) const { return {fmaxf(high, o.high), fminf(low, o.low)}; }
+    __device__ number_range other_lane(int mask) const
+    {
+        return {__shfl_xor_sync(~0u, high, mask), __shfl_xor_sync(~0u, low, mask)};
+    }
+};
+
 /* The largest of 2, 4, 8, 16 or 32 neighbouring lanes, in all of them. */
 template <class M> __device__ inline M among_lanes(M m, int lanes)
 {

@@ -37,6 +37,19 @@ bool qm_cuda_check(const qm_cuda *d, cudaError_t r, const char *doing, qm_err *e
 void *qm_cuda_scratch(qm_cuda *d, cudaStream_t s, uint64_t size, qm_err *e);
 void qm_cuda_unscratch(void *p, cudaStream_t s); /* NULL is fine */
 
+/* Whether there are kernels for a format in such groups. */
+bool qm_cuda_can_code(const qm_format *f, const qm_codec *c);
+
+/* As qm_cuda_errors, with the sums on the GPU, and without waiting. */
+bool qm_cuda_errors_start(qm_cuda_stream *s, const void *x, qm_dtype dtype, const qm_cuda_coded *b, uint64_t n,
+                          qm_errsum *there, qm_err *e);
+
+/* Couriers (courier.c). */
+struct qm_job;
+bool qm_cuda_courier_takes(const struct qm_job *job);
+qm_courier *qm_cuda_courier_new(qm_device *device, qm_err *e);
+uint64_t qm_cuda_courier_memory(const struct qm_job *job, uint64_t n, uint64_t *pinned);
+
 /* Tensors (tensor.c): fills in the table that core/tensor.c asks. */
 void qm_cuda_tensor_table(qm_device *device);
 

@@ -46,21 +46,41 @@ cudaError_t qm_generic_decode(const char *name, const qm_generic *g, unsigned gr
 
 cudaError_t qm_convert(const void *x, qm_dtype from, uint64_t n, void *y, qm_dtype to, cudaStream_t s);
 
-/* ---- nibbles.cuh: nf4 and fp4 ------------------------------------------------------------------- */
+/* ---- nibbles.cuh: two codes a byte -------------------------------------------------------------- */
+
+typedef enum {
+    QM_NIBBLES_NF4,
+    QM_NIBBLES_FP4, /* ranks are of magnitudes */
+    QM_NIBBLES_INT4,
+    QM_NIBBLES_UINT4, /* has zeros, one byte a group */
+    QM_NIBBLES_TABLE,    /* a codebook of up to 16 levels */
+    QM_NIBBLES_ANY_TABLE /* the same, in any order; which of the two it is, is found out here */
+} qm_nibble_kind;
+
+/* By rank, that is how many of these ascending thresholds a value exceeds, its code. */
+typedef struct qm_nibble_ranks {
+    int thresholds; /* <= 15 */
+    float threshold[15];
+    uint8_t code[16];
+} qm_nibble_ranks;
 
 /* How many of n values the encoder takes: the rest is for the generic kernel.  0 when it does not know that
  * block; addresses must be multiples of 16. */
 uint64_t qm_nibbles_encodes(uint32_t block, uint64_t n);
-cudaError_t qm_nibbles_encode(bool fp4, const float *threshold, const void *x, qm_dtype dtype, uint64_t n, uint32_t block,
-                              bool exact_zero, uint8_t *codes, float *absmax, cudaStream_t s);
 
-/* Four-bit codes, two a byte, of any table of 16.  absmax: f32, or with nested one byte a group. */
+/* ranks: NULL for integers.  cudaErrorNotSupported for a table whose thresholds lie too close to each other. */
+cudaError_t qm_nibbles_encode(qm_nibble_kind kind, const qm_nibble_ranks *ranks, const void *x, qm_dtype dtype, uint64_t n,
+                              uint32_t block, bool exact_zero, uint8_t *codes, float *scales, uint8_t *zeros, cudaStream_t s);
+
+/* Four-bit codes, two a byte, of any table of 16. */
 typedef struct qm_nibbles {
     const uint8_t *codes;
-    const void *absmax;
-    const float *nested; /* or NULL */
+    const void *scales;   /* f32, or with nested one byte a group */
+    const float *nested;  /* or NULL */
+    const uint8_t *zeros; /* or NULL: level less zero, one byte a group, times scale */
     float offset;
     uint32_t block; /* a power of two, >= 32 */
+    bool flush;     /* products are of flush-to-zero arithmetic, as bitsandbytes has them */
     float level[16];
 } qm_nibbles;
 
@@ -88,6 +108,8 @@ cudaError_t qm_int8_decode(const uint8_t *codes, const float *absmax, uint64_t r
 
 cudaError_t qm_q8_0_encode(const void *x, qm_dtype dtype, uint64_t n, uint8_t *blocks, cudaStream_t s);
 cudaError_t qm_q4_0_encode(const void *x, qm_dtype dtype, uint64_t n, uint8_t *blocks, cudaStream_t s);
+cudaError_t qm_q8_0_decode(const uint8_t *blocks, uint64_t n, void *y, qm_dtype dtype, cudaStream_t s);
+cudaError_t qm_q4_0_decode(const uint8_t *blocks, uint64_t n, void *y, qm_dtype dtype, cudaStream_t s);
 
 /* ---- sums.cuh ----------------------------------------------------------------------------------- */
 
@@ -99,8 +121,15 @@ uint64_t qm_sums_scratch(uint64_t n);
 void *qm_sums_at(void *partial, uint64_t i);
 cudaError_t qm_sums_plain(const void *x, qm_dtype dtype, const void *y, qm_dtype other, uint64_t n,
                           void *partial, cudaStream_t s);
+/* q->block at most QM_SUMS_NIBBLES_BLOCK. */
+enum { QM_SUMS_NIBBLES_BLOCK = 2048 };
 cudaError_t qm_sums_nibbles(const void *x, qm_dtype dtype, const qm_nibbles *q, uint64_t n, void *partial,
                             cudaStream_t s);
+cudaError_t qm_sums_int8(const void *x, qm_dtype dtype, const uint8_t *codes, const float *absmax, uint32_t cols, uint64_t n,
+                         void *partial, cudaStream_t s); /* cols as for qm_int8_decode, at most QM_SUMS_INT8_COLS */
+enum { QM_SUMS_INT8_COLS = 1 << 18 };
+cudaError_t qm_sums_q8_0(const void *x, qm_dtype dtype, const uint8_t *blocks, uint64_t n, void *partial, cudaStream_t s);
+cudaError_t qm_sums_q4_0(const void *x, qm_dtype dtype, const uint8_t *blocks, uint64_t n, void *partial, cudaStream_t s);
 cudaError_t qm_sums_finish(const void *partial, uint64_t n, qm_errsum *sum, cudaStream_t s);
 
 /* Largest magnitude of n values, which begin on 16 bytes, as the bits of an f32, NaN left out; *most was 0. */

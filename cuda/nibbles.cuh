@@ -1,15 +1,23 @@
-/* nibbles.cuh: nf4 and fp4, made for speed: the same bytes as the generic kernel, at the speed of memory.
+/* nibbles.cuh: four-bit codes, two a byte, made for speed: the same bytes as the generic kernel, at the speed of
+ * memory.  nf4, fp4, int4, uint4, and codebooks of up to 16 levels.
  *
  * Encoding.  A lane has eight values in a row, 16 bytes of bf16, and writes four bytes of codes; four lanes to
- * a whole warp share a block and find its absmax with each other.  U such vectors are loaded before the first
- * is looked at.  The code of v, in -1 ... 1, is found by one look-up and one comparison:
+ * a whole warp share a block and find its range with each other.  U such vectors are loaded before the first
+ * is looked at.
  *
- *     bin  = bits 8 ... 13 of f32(16 v + 32784)      a unit there is 2^-8, so this is 16 (v + 1), rounded down
- *     code = codes below the bin + (v > the one threshold in that bin, if there is one)
+ * By a table, the code of v, in -1 ... 1, is found by one look-up and one comparison:
+ *
+ *     bin  = the whole part of f32(times v + plus), plus at least 32768: a unit there is 2^-8, so bits 8 and up
+ *     rank = thresholds below the bin + (v > the one threshold in that bin, if there is one)
  *
  * which is exact because the sum is monotonic in v and no two thresholds share a bin; the bins are filled by
- * the same sum (bins_of).  fp4 does this with |v| and 32768, and adds the sign.  A NaN ends in bin 63, which
- * says code 0.  Every lane has its own copy of the bins, in its own banks of shared memory.
+ * the same sum (fill_bins).  Where codes are not their ranks, a bin has the two codes that it can lead to instead.
+ * fp4 does this with |v|, and adds the sign.  A NaN ends in the last bin, which says the lowest code.  Every lane has its own copy of the bins, in its own banks of shared memory.
+ *
+ * Integers are quotients, rounded twice as the format's own code does it: x / scale to an f32, that to a whole
+ * number.  With r the rounded reciprocal of scale, and q = x r, the quotient is q + r (x - q scale), each a fused
+ * multiply-add, unless scale's mantissa is all ones (Markstein) or something leaves the normal numbers; such
+ * blocks, and those with NaN or infinities, divide.
  *
  * Decoding.  A lane has four bytes of codes and writes eight values; again every lane has its own table.
  */
@@ -21,35 +29,83 @@ enum {
     NIBBLE_WARPS = NIBBLE_THREADS / 32,
     LANE_VALUES = 8,
     WARP_VALUES = 32 * LANE_VALUES, /* one vector of a warp */
-    BINS = 34,                      /* 0 ... 32, and that of NaN */
-    BIN_OF_NAN = 63,
+    FEW_BINS = 64,
+    MOST_BINS = 128,
 };
+
+/* ---- bins ----------------------------------------------------------------------------------------- */
 
 struct bin {
     float threshold;
-    uint32_t below;
+    uint32_t codes; /* how many thresholds lie below; or the code at or below its own in bits 28 ... 31, and that
+                     * above it in bits 24 ... 27 */
 };
 
 struct bins {
-    bin of[BINS]; /* the last is that of NaN */
+    uint32_t used, of_nan;
+    float times, plus;
+    bin of[MOST_BINS];
 };
 
-static bins bins_of(const float *threshold, int n, float middle)
+static bool codes_are_ranks(const qm_nibble_ranks *r)
 {
-    bins b;
-    for (int i = 0; i < BINS; i++)
-        b.of[i] = bin{INFINITY, 0};
-    for (int t = 0; t < n; t++) {
-        float sum = fmaf(threshold[t], 16, middle);
-        uint32_t u;
-        memcpy(&u, &sum, sizeof u);
-        int at = u >> 8 & 63;
-        b.of[at].threshold = threshold[t];
-        for (int i = at + 1; i < BINS - 1; i++)
-            b.of[i].below = t + 1;
-    }
-    return b;
+    for (int i = 0; i <= r->thresholds; i++)
+        if (r->code[i] != i)
+            return false;
+    return true;
 }
+
+/* False where two thresholds share a bin, or one falls beyond the last. */
+static bool fill_bins(bins *b, const qm_nibble_ranks *r, bool as_ranks, float times, float plus, uint32_t all)
+{
+    uint32_t from = 0;
+    b->times = times;
+    b->plus = plus;
+    b->of_nan = all - 1;
+    for (int t = 0; t <= r->thresholds; t++) {
+        uint32_t at = all - 2, u;
+        if (t < r->thresholds) {
+            float sum = fmaf(r->threshold[t], times, plus);
+            memcpy(&u, &sum, sizeof u);
+            at = u >> 8 & (MOST_BINS - 1);
+            if (at < from || at >= all - 1)
+                return false;
+        }
+        uint32_t codes = as_ranks ? (uint32_t)t : (uint32_t)r->code[t] << 28;
+        for (; from < at; from++)
+            b->of[from] = {INFINITY, codes};
+        if (t < r->thresholds)
+            b->of[at] = {r->threshold[t], as_ranks ? codes : codes | (uint32_t)r->code[t + 1] << 24};
+        else
+            b->of[at] = {INFINITY, codes};
+        from = at + 1;
+    }
+    b->used = from;
+    b->of[from] = {INFINITY, as_ranks ? 0 : (uint32_t)r->code[0] << 28};
+    return true;
+}
+
+/* Bins for v in -1 ... 1, by widening what a unit of v takes and moving it about until no two thresholds meet;
+ * nf4 and tables like it are done at the first try, and have few bins. */
+static bool find_bins(bins *b, const qm_nibble_ranks *r, bool *few)
+{
+    enum { SHIFTS = 25 };
+    static const float times[] = {16, 23, 30.9f, 40, 50, 62.9f};
+    bool ranks = codes_are_ranks(r);
+    for (size_t i = 0; i < sizeof times / sizeof *times; i++) {
+        *few = ranks && times[i] < 31;
+        uint32_t all = times[i] < 31 ? FEW_BINS : MOST_BINS;
+        float room = (float)all - 1.01f - 2 * times[i];
+        for (int k = 0; k < SHIFTS; k++)
+            if (fill_bins(b, r, *few, times[i], 32768 + times[i] + (i + k == 0 ? 0 : 0.005f + room * (float)k / (SHIFTS - 1)), all)) {
+                b->of_nan = *few ? FEW_BINS - 1 : MOST_BINS - 1;
+                return true;
+            }
+    }
+    return false;
+}
+
+/* ---- encoding ------------------------------------------------------------------------------------- */
 
 /* In fp4 the codes of magnitudes are not in their order: 0 1 6 7 4 5 2 3, smallest first.  For eight at once. */
 __device__ inline uint32_t fp4_codes_of_ranks(uint32_t word) { return word ^ (word & 0x22222222u) << 1; }
@@ -60,40 +116,237 @@ template <int STEP> __device__ inline void add_if_above(uint32_t &word, float v,
     asm("{ .reg .pred p; setp.gt.f32 p, %1, %2; @p add.u32 %0, %0, %3; }" : "+r"(word) : "f"(v), "f"(limit), "n"(STEP));
 }
 
-template <bool FP4> __device__ inline uint32_t encode_eight(const float x[8], float scale, const bin *mine)
+/* The same for the upper code of a bin to take the place of the lower one. */
+__device__ inline void upper_if_above(uint32_t &codes, float v, float limit)
+{
+    asm("{ .reg .pred p; setp.gt.f32 p, %1, %2; @p shl.b32 %0, %0, 4; }" : "+r"(codes) : "f"(v), "f"(limit));
+}
+
+/* 1 / x, rounded to nearest, for x of 2^-100 ... 2^100. */
+__device__ inline float inverse_of(float x)
+{
+    float r = rcp_instruction(x);
+    return __fmaf_rn(r, __fmaf_rn(-x, r, 1), r);
+}
+
+__device__ inline bool is_moderate(float x) { return x > 0x1p-100f && x < 0x1p100f; }
+
+/* What is found out about a block, and how its codes follow.  of: from the largest magnitude, or the range, of its
+ * values.  word: of eight values of it, the first of two in the high nibble.  Where that will not do the block is rare:
+ * then of_rare is told the range of what is not NaN, and word_of_rare divides. */
+template <qm_nibble_kind KIND, qm_dtype D> struct nibble_block;
+
+enum nibble_codes { RANKS, SIGNED_RANKS, ANY_CODES };
+
+template <nibble_codes C, uint32_t ALL, bool FTZ>
+__device__ inline uint32_t word_by_table(const float x[8], float scale, const bin *table, float times, float plus)
+{
+    const uint32_t lane = threadIdx.x % 32 * sizeof(bin); /* below the bits that choose the bin */
+    uint32_t word = 0;
+#pragma unroll
+    for (int k = 7; k >= 0; k--) { /* the first of two takes the high nibble */
+        float v = FTZ ? times_ftz(x[k ^ 1], scale) : x[k ^ 1] * scale, a = C == SIGNED_RANKS ? fabsf(v) : v;
+        uint32_t sum = __float_as_uint(__fmaf_rn(a, times, plus));
+        bin b = *(const bin *)((const char *)table + ((sum & (ALL - 1) << 8) | lane));
+        if (C == ANY_CODES) {
+            upper_if_above(b.codes, a, b.threshold);
+            word = __funnelshift_l(b.codes, word, 4);
+        } else {
+            word = word * 16 + b.codes;
+            add_if_above<1>(word, a, b.threshold);
+            if (C == SIGNED_RANKS)
+                add_if_above<8>(word, -v, 0);
+        }
+    }
+    return C == SIGNED_RANKS ? fp4_codes_of_ranks(word) : word;
+}
+
+/* nf4 and fp4: the absmax as bnb.h has it: subnormals are zero, and of nothing but NaN it is -FLT_MAX. */
+template <qm_dtype D> struct bnb_block {
+    typedef magnitude<D> range_of;
+    static constexpr bool RARE = false;
+    float most, scale;
+
+    __device__ void of(magnitude<D> m)
+    {
+        asm("max.ftz.f32 %0, %1, %2;" : "=f"(most) : "f"(m.value()), "f"(-0x1.fffffep127f));
+        scale = qm_rcp(most);
+    }
+    __device__ float stored() const { return most; }
+    __device__ uint8_t zero() const { return 0; }
+    __device__ bool rare() const { return false; }
+};
+
+template <qm_dtype D> struct nibble_block<QM_NIBBLES_NF4, D> : bnb_block<D> {
+    static constexpr uint32_t ALL = FEW_BINS;
+    __device__ uint32_t word(const float x[8], const bin *table, float times, float plus, uint32_t zero_word) const
+    {
+        uint32_t w = word_by_table<RANKS, ALL, true>(x, this->scale, table, times, plus);
+        return this->most == 0 ? zero_word : w;
+    }
+};
+
+template <qm_dtype D> struct nibble_block<QM_NIBBLES_FP4, D> : bnb_block<D> {
+    static constexpr uint32_t ALL = FEW_BINS;
+    __device__ uint32_t word(const float x[8], const bin *table, float times, float plus, uint32_t) const
+    {
+        uint32_t w = word_by_table<SIGNED_RANKS, ALL, true>(x, this->scale, table, times, plus);
+        return this->most == 0 ? 0 : w;
+    }
+};
+
+/* Codebooks (table.h). */
+template <qm_dtype D, nibble_codes C, uint32_t BINS> struct table_block {
+    typedef magnitude<D> range_of;
+    static constexpr uint32_t ALL = BINS;
+    static constexpr bool RARE = true;
+    float most, scale;
+
+    __device__ void of(magnitude<D> m)
+    {
+        most = fmaxf(m.value(), 0);
+        scale = inverse_of(most);
+    }
+    __device__ void of_rare(number_range) {}
+    __device__ float stored() const { return most; }
+    __device__ bool rare() const { return !is_moderate(most); }
+    __device__ uint32_t word(const float x[8], const bin *table, float times, float plus, uint32_t) const
+    {
+        return word_by_table<C, ALL, false>(x, scale, table, times, plus);
+    }
+    __device__ uint32_t word_of_rare(float x[8], const bin *table, float times, float plus) const
+    {
+        for (int k = 0; k < 8; k++)
+            x[k] = qm_table_scaled(x[k], most);
+        return word_by_table<C, ALL, false>(x, 1, table, times, plus);
+    }
+};
+
+template <qm_dtype D> struct nibble_block<QM_NIBBLES_TABLE, D> : table_block<D, RANKS, FEW_BINS> {};
+template <qm_dtype D> struct nibble_block<QM_NIBBLES_ANY_TABLE, D> : table_block<D, ANY_CODES, MOST_BINS> {};
+
+/* Integers (integers.h).  In q + 1.5 2^23 the low bits are the whole number; words of them are added up with the rest
+ * of those bits, which is taken off at the end. */
+#define INTEGER_MAGIC 12582912.0f
+enum { INTEGER_BITS = 0x4b400000 };
+
+/* Whether quotients by this are those of the fused way. */
+__device__ inline bool divides_quickly(float scale) { return is_moderate(scale) && (~__float_as_uint(scale) & 0x7fffffu) != 0; }
+
+/* x / by, rounded to nearest. */
+__device__ inline float quotient(float x, float by, float inverse)
+{
+    float q = x * inverse;
+    return __fmaf_rn(__fmaf_rn(-q, by, x), inverse, q);
+}
+
+/* low: what code 0 stands for. */
+__device__ inline uint32_t word_of_integers(const float x[8], float scale, float inverse, int32_t low)
 {
     uint32_t word = 0;
 #pragma unroll
-    for (int k = 7; k >= 0; k--) {
-        float v = times_ftz(x[k ^ 1], scale); /* the first of two takes the high nibble */
-        float a = FP4 ? fabsf(v) : v;
-        uint32_t sum = __float_as_uint(__fmaf_rn(a, 16, FP4 ? 32768.0f : 32784.0f));
-        bin b = *(const bin *)((const char *)mine + (sum & BIN_OF_NAN << 8));
-        word = word * 16 + b.below;
-        add_if_above<1>(word, a, b.threshold);
-        if (FP4)
-            add_if_above<8>(word, -v, 0);
-    }
-    return FP4 ? fp4_codes_of_ranks(word) : word;
+    for (int k = 7; k >= 0; k--)
+        word = word * 16 + __float_as_uint(quotient(x[k ^ 1], scale, inverse) + INTEGER_MAGIC);
+    return word - (uint32_t)(INTEGER_BITS + low) * 0x11111111u;
 }
 
-/* The absmax as bnb.h has it: subnormals are zero, and of nothing but NaN it is -FLT_MAX. */
-__device__ inline float bnb_absmax(float most)
+static __device__ __noinline__ uint32_t word_of_quotients(const float *x, float scale, int32_t low, int32_t high)
 {
-    float r;
-    asm("max.ftz.f32 %0, %1, %2;" : "=f"(r) : "f"(most), "f"(-0x1.fffffep127f));
+    uint32_t word = 0;
+    for (int k = 7; k >= 0; k--)
+        word = word * 16 + (uint32_t)(qm_integer_of(x[k ^ 1] / scale, low, high) - low);
+    return word;
+}
+
+template <qm_dtype D> struct nibble_block<QM_NIBBLES_INT4, D> {
+    typedef range<D> range_of; /* which says whether there is a NaN */
+    static constexpr uint32_t ALL = 0;
+    static constexpr bool RARE = true;
+    float scale, inverse;
+
+    __device__ void of(range<D> r)
+    {
+        scale = quotient(fmaxf(r.top(), -r.bottom()), 7, 1 / 7.0f);
+        inverse = inverse_of(scale);
+    }
+    __device__ void of_rare(number_range r) { scale = fmaxf(r.high, -r.low) / 7; }
+    __device__ float stored() const { return scale; }
+    __device__ bool rare() const { return !divides_quickly(scale); }
+    __device__ uint32_t word(const float x[8], const bin *, float, float, uint32_t) const
+    {
+        return word_of_integers(x, scale, inverse, -8); /* which never comes up */
+    }
+    __device__ uint32_t word_of_rare(float x[8], const bin *, float, float) const
+    {
+        return word_of_quotients(x, scale, -7, 7) + 0x11111111u;
+    }
+};
+
+template <qm_dtype D> struct nibble_block<QM_NIBBLES_UINT4, D> {
+    typedef range<D> range_of;
+    static constexpr uint32_t ALL = 0;
+    static constexpr bool RARE = true;
+    float scale, inverse;
+    int32_t zero;
+    bool beyond; /* the highest value's code is 16 unless it is held back */
+
+    __device__ void of(range<D> r)
+    {
+        float low = -max_or_nan(-r.bottom(), 0), high = max_or_nan(r.top(), 0);
+        scale = quotient(high * 0.5f - low * 0.5f, 15, 1 / 15.0f) * 2;
+        inverse = inverse_of(scale);
+        zero = whole(-low);
+        beyond = whole(high) > 15 - zero;
+    }
+    __device__ int32_t whole(float x) const
+    {
+        return (int32_t)(__float_as_uint(quotient(x, scale, inverse) + INTEGER_MAGIC) - INTEGER_BITS);
+    }
+    __device__ void of_rare(number_range r)
+    {
+        scale = (r.high * 0.5f - r.low * 0.5f) / 15 * 2;
+        zero = qm_integer_of(-r.low / scale, 0, 15);
+    }
+    __device__ float stored() const { return scale; }
+    __device__ bool rare() const { return beyond || !divides_quickly(scale); }
+    __device__ uint32_t word(const float x[8], const bin *, float, float, uint32_t) const
+    {
+        return word_of_integers(x, scale, inverse, -zero);
+    }
+    __device__ uint32_t word_of_rare(float x[8], const bin *, float, float) const
+    {
+        return word_of_quotients(x, scale, -zero, 15 - zero);
+    }
+};
+
+template <qm_nibble_kind KIND, qm_dtype D>
+static __device__ __noinline__ uint32_t rare_word(nibble_block<KIND, D> block, eight<D> v, const bin *table, float times, float plus)
+{
+    float each[8];
+    unpack(v, each);
+    return block.rare() ? block.word_of_rare(each, table, times, plus) : block.word(each, table, times, plus, 0);
+}
+
+template <qm_dtype D> static __device__ __noinline__ number_range numbers_of(eight<D> v, number_range r)
+{
+    float each[8];
+    unpack(v, each);
+    for (int k = 0; k < 8; k++)
+        r = {fmaxf(r.high, each[k]), fminf(r.low, each[k])};
     return r;
 }
 
-template <qm_dtype D, bool FP4, uint32_t BLOCK>
+template <qm_nibble_kind KIND, qm_dtype D, uint32_t BLOCK>
 __global__ void __launch_bounds__(NIBBLE_THREADS)
-    nibbles_encode(const void *__restrict__ x, uint64_t warps, uint32_t *__restrict__ codes,
-                   float *__restrict__ absmax, uint32_t zero_word, const __grid_constant__ bins b)
+    nibbles_encode(const void *__restrict__ x, uint64_t warps, uint32_t *__restrict__ codes, float *__restrict__ scales,
+                   uint8_t *__restrict__ zeros, uint32_t zero_word, const __grid_constant__ bins b)
 {
+    typedef nibble_block<KIND, D> block_of;
+    typedef typename block_of::range_of range_of;
     constexpr int U = BLOCK > 2048 ? BLOCK / WARP_VALUES : 8;
     constexpr int LANES = BLOCK < WARP_VALUES ? BLOCK / LANE_VALUES : 32; /* that share a block, */
     constexpr int VECTORS = BLOCK < WARP_VALUES ? 1 : BLOCK / WARP_VALUES; /* and vectors of each */
-    __shared__ bin table[BIN_OF_NAN + 1][32];
+    __shared__ bin tables[block_of::ALL ? block_of::ALL : 1][32];
     const uint32_t lane = threadIdx.x % 32, in_block = threadIdx.x / 32;
     const uint64_t warp = (uint64_t)blockIdx.x * NIBBLE_WARPS + in_block, first = warp * U * 32 + lane;
 
@@ -102,28 +355,54 @@ __global__ void __launch_bounds__(NIBBLE_THREADS)
 #pragma unroll
         for (int u = 0; u < U; u++)
             v[u] = load_eight<D>(x, first + u * 32);
-    for (uint32_t i = in_block; i < BINS; i += NIBBLE_WARPS)
-        table[i < BINS - 1 ? i : BIN_OF_NAN][lane] = b.of[i];
-    __syncthreads();
+    if (block_of::ALL) {
+        for (uint32_t i = in_block; i <= b.used; i += NIBBLE_WARPS)
+            tables[i < b.used ? i : b.of_nan][lane] = b.of[i];
+        __syncthreads();
+    }
     if (warp >= warps)
         return;
     codes += first;
-    absmax += first / (BLOCK / LANE_VALUES);
+    scales += first / (BLOCK / LANE_VALUES);
+    if (KIND == QM_NIBBLES_UINT4)
+        zeros += first / (BLOCK / LANE_VALUES);
 #pragma unroll
     for (int u = 0; u < U; u += VECTORS) {
-        magnitude<D> m = magnitude<D>::of_eight(v[u]);
+        range_of m = range_of::of_eight(v[u]);
 #pragma unroll
         for (int k = 1; k < VECTORS; k++)
-            m = m.join(magnitude<D>::of_eight(v[u + k]));
-        float most = bnb_absmax(among_lanes(m, LANES).value()), scale = qm_rcp(most);
-        if (lane % LANES == 0)
-            absmax[u * 32 / (BLOCK / LANE_VALUES)] = most;
+            m = m.join(range_of::of_eight(v[u + k]));
+        block_of block;
+        block.of(among_lanes(m, LANES));
+        bool rare = false;
+        if constexpr (block_of::RARE) {
+            rare = __any_sync(~0u, block.rare());
+            if (rare) {
+                number_range r = {0, 0};
+                for (int k = 0; k < VECTORS; k++)
+                    r = numbers_of<D>(v[u + k], r);
+                r = among_lanes(r, LANES);
+                if (block.rare())
+                    block.of_rare(r);
+            }
+        }
+        if (lane % LANES == 0) {
+            scales[u * 32 / (BLOCK / LANE_VALUES)] = block.stored();
+            if constexpr (KIND == QM_NIBBLES_UINT4)
+                zeros[u * 32 / (BLOCK / LANE_VALUES)] = (uint8_t)block.zero;
+        }
 #pragma unroll
         for (int k = 0; k < VECTORS; k++) {
+            uint32_t word;
+            if constexpr (block_of::RARE)
+                if (rare) {
+                    __stcs(codes + (u + k) * 32, rare_word<KIND, D>(block, v[u + k], &tables[0][0], b.times, b.plus));
+                    continue;
+                }
             float each[8];
             unpack(v[u + k], each);
-            uint32_t word = encode_eight<FP4>(each, scale, &table[0][lane]);
-            __stcs(codes + (u + k) * 32, most == 0 ? zero_word : word); /* nobody reads them soon */
+            word = block.word(each, &tables[0][0], b.times, b.plus, zero_word);
+            __stcs(codes + (u + k) * 32, word); /* nobody reads them soon */
         }
     }
 }
@@ -134,60 +413,73 @@ uint64_t qm_nibbles_encodes(uint32_t block, uint64_t n)
     return block < 32 || block > 4096 || (block & (block - 1)) ? 0 : n / run * run;
 }
 
-template <qm_dtype D, bool FP4, uint32_t BLOCK>
-static cudaError_t launch_nibbles(const void *x, uint64_t n, bool exact_zero, uint8_t *codes, float *absmax,
-                                  const bins &b, cudaStream_t s)
+/* One call of the encoder, on its way to the kernel for its kind, type and block. */
+struct nibble_call {
+    const void *x;
+    uint64_t n;
+    uint32_t block, zero_word;
+    uint8_t *codes, *zeros;
+    float *scales;
+    cudaStream_t stream;
+    bins b;
+};
+
+template <qm_nibble_kind KIND, qm_dtype D, uint32_t BLOCK> static cudaError_t launch_nibbles(const nibble_call &c)
 {
-    uint64_t warps = n / (BLOCK > 2048 ? BLOCK : 2048);
+    uint64_t warps = c.n / (BLOCK > 2048 ? BLOCK : 2048);
     unsigned grid = (unsigned)((warps + NIBBLE_WARPS - 1) / NIBBLE_WARPS);
-    nibbles_encode<D, FP4, BLOCK><<<grid, NIBBLE_THREADS, 0, s>>>(x, warps, (uint32_t *)codes, absmax,
-                                                                  exact_zero && !FP4 ? 0x77777777u : 0, b);
+    nibbles_encode<KIND, D, BLOCK><<<grid, NIBBLE_THREADS, 0, c.stream>>>(c.x, warps, (uint32_t *)c.codes, c.scales, c.zeros,
+                                                                         c.zero_word, c.b);
     return cudaGetLastError();
 }
 
-template <qm_dtype D, bool FP4>
-static cudaError_t nibbles_of_block(const void *x, uint64_t n, uint32_t block, bool exact_zero,
-                                    uint8_t *codes, float *absmax, const bins &b, cudaStream_t s)
+template <qm_nibble_kind KIND, qm_dtype D> static cudaError_t nibbles_of_block(const nibble_call &c)
 {
-    switch (block) {
-#define BLOCK_OF(size)                                                                                       \
-    case size: return launch_nibbles<D, FP4, size>(x, n, exact_zero, codes, absmax, b, s)
-        BLOCK_OF(32);
-        BLOCK_OF(64);
-        BLOCK_OF(128);
-        BLOCK_OF(256);
-        BLOCK_OF(512);
-        BLOCK_OF(1024);
-        BLOCK_OF(2048);
-        BLOCK_OF(4096);
-#undef BLOCK_OF
+    switch (c.block) {
+    case 32: return launch_nibbles<KIND, D, 32>(c);
+    case 64: return launch_nibbles<KIND, D, 64>(c);
+    case 128: return launch_nibbles<KIND, D, 128>(c);
+    case 256: return launch_nibbles<KIND, D, 256>(c);
+    case 512: return launch_nibbles<KIND, D, 512>(c);
+    case 1024: return launch_nibbles<KIND, D, 1024>(c);
+    case 2048: return launch_nibbles<KIND, D, 2048>(c);
+    case 4096: return launch_nibbles<KIND, D, 4096>(c);
     }
     return cudaErrorInvalidValue;
 }
 
-template <qm_dtype D>
-static cudaError_t nibbles_of_format(bool fp4, const void *x, uint64_t n, uint32_t block, bool exact_zero,
-                                     uint8_t *codes, float *absmax, const bins &b, cudaStream_t s)
+template <qm_nibble_kind KIND> static cudaError_t nibbles_of_type(qm_dtype dtype, const nibble_call &c)
 {
-    return fp4 ? nibbles_of_block<D, true>(x, n, block, exact_zero, codes, absmax, b, s)
-               : nibbles_of_block<D, false>(x, n, block, exact_zero, codes, absmax, b, s);
-}
-
-cudaError_t qm_nibbles_encode(bool fp4, const float *threshold, const void *x, qm_dtype dtype, uint64_t n,
-                              uint32_t block, bool exact_zero, uint8_t *codes, float *absmax, cudaStream_t s)
-{
-    bins b = fp4 ? bins_of(threshold, 7, 32768) : bins_of(threshold, 15, 32784);
-    if (n == 0)
-        return cudaSuccess;
     switch (dtype) {
-    case QM_F32: return nibbles_of_format<QM_F32>(fp4, x, n, block, exact_zero, codes, absmax, b, s);
-    case QM_F16: return nibbles_of_format<QM_F16>(fp4, x, n, block, exact_zero, codes, absmax, b, s);
-    case QM_BF16: return nibbles_of_format<QM_BF16>(fp4, x, n, block, exact_zero, codes, absmax, b, s);
+    case QM_F32: return nibbles_of_block<KIND, QM_F32>(c);
+    case QM_F16: return nibbles_of_block<KIND, QM_F16>(c);
+    case QM_BF16: return nibbles_of_block<KIND, QM_BF16>(c);
     default: return cudaErrorInvalidValue;
     }
 }
 
+cudaError_t qm_nibbles_encode(qm_nibble_kind kind, const qm_nibble_ranks *ranks, const void *x, qm_dtype dtype, uint64_t n,
+                              uint32_t block, bool exact_zero, uint8_t *codes, float *scales, uint8_t *zeros, cudaStream_t s)
+{
+    nibble_call c = {x, n, block, exact_zero && kind == QM_NIBBLES_NF4 ? 0x77777777u : 0, codes, zeros, scales, s, {}};
+    bool few = true;
+    if (n == 0)
+        return cudaSuccess;
+    if (kind == QM_NIBBLES_FP4 ? !fill_bins(&c.b, ranks, true, 16, 32768, FEW_BINS) : ranks && !find_bins(&c.b, ranks, &few))
+        return cudaErrorNotSupported;
+    switch (kind) {
+    case QM_NIBBLES_NF4: return nibbles_of_type<QM_NIBBLES_NF4>(dtype, c);
+    case QM_NIBBLES_FP4: return nibbles_of_type<QM_NIBBLES_FP4>(dtype, c);
+    case QM_NIBBLES_INT4: return nibbles_of_type<QM_NIBBLES_INT4>(dtype, c);
+    case QM_NIBBLES_UINT4: return nibbles_of_type<QM_NIBBLES_UINT4>(dtype, c);
+    default: return few ? nibbles_of_type<QM_NIBBLES_TABLE>(dtype, c) : nibbles_of_type<QM_NIBBLES_ANY_TABLE>(dtype, c);
+    }
+}
+
 /* ---- decoding ----------------------------------------------------------------------------------- */
+
+/* How a level and a scale make a value: in arithmetic that flushes to zero, or not, or less a zero point. */
+enum nibble_product { PRODUCT_FTZ, PRODUCT, PRODUCT_OF_DIFFERENCE };
 
 /* Tables in shared memory for a block of threads; filled by all its threads, which then wait. */
 struct nibble_tables {
@@ -205,33 +497,59 @@ template <bool NESTED> __device__ inline void fill_tables(nibble_tables &t, cons
     __syncthreads();
 }
 
-/* The scale of a group, from what was read for it. */
-template <bool NESTED> struct scale_bytes {
-    float first; /* single: the scale */
-    float super;
-    uint8_t code;
+/* What was read for a group. */
+struct scale_bytes {
+    float scale; /* or the one of the second level */
+    uint8_t code; /* into that, or the zero point */
 };
 
-template <bool NESTED> __device__ inline scale_bytes<NESTED> load_scale(const qm_nibbles &q, uint64_t group)
+template <nibble_product P, bool NESTED> __device__ inline scale_bytes load_scale(const qm_nibbles &q, uint64_t group)
 {
     if constexpr (NESTED)
-        return {0, q.nested[group / 256], ((const uint8_t *)q.absmax)[group]};
-    else
-        return {((const float *)q.absmax)[group], 0, 0};
+        return {q.nested[group / 256], ((const uint8_t *)q.scales)[group]};
+    return {((const float *)q.scales)[group], P == PRODUCT_OF_DIFFERENCE ? q.zeros[group] : (uint8_t)0};
 }
 
-template <bool NESTED> __device__ inline float scale_of(const nibble_tables &t, const qm_nibbles &q, scale_bytes<NESTED> s)
+template <nibble_product P> struct group_scale {
+    float scale, zero;
+
+    __device__ float times(float level) const
+    {
+        return P == PRODUCT_FTZ ? times_ftz(level, scale) : P == PRODUCT ? level * scale : (level - zero) * scale;
+    }
+};
+
+template <nibble_product P, bool NESTED>
+__device__ inline group_scale<P> scale_of(const nibble_tables &t, const qm_nibbles &q, scale_bytes s)
 {
-    return NESTED ? times_ftz(t.nested[s.code], s.super) + q.offset : s.first;
+    return {NESTED ? times_ftz(t.nested[s.code], s.scale) + q.offset : s.scale, NESTED ? 0 : (float)s.code};
 }
 
-/* Value k of the lane's word: bytes in order, high nibble first. */
-__device__ inline float nibble_value(const nibble_tables &t, uint32_t word, int k, float scale)
+/* Where the lane's own levels lie in shared memory.  Taken once they have been filled in: what reads them by this
+ * address cannot be moved before that. */
+__device__ inline uint32_t levels_of_lane(const nibble_tables &t)
 {
-    int from = 8 * (k / 2) + (k % 2 ? 0 : 4) - 7; /* a code is 128 bytes of the table */
-    uint32_t at = (from < 0 ? word << -from : word >> from) & 15 << 7;
-    return times_ftz(*(const float *)((const char *)&t.level[0][threadIdx.x % 32] + at), scale);
+    uint32_t at = (uint32_t)__cvta_generic_to_shared(&t.level[0][threadIdx.x % 32]), there;
+    asm volatile("mov.u32 %0, %1;" : "=r"(there) : "r"(at));
+    return there;
 }
+
+/* The levels of a word's eight codes, bytes in order, high nibble first. */
+struct nibble_levels {
+    uint32_t high, low, levels;
+
+    __device__ nibble_levels(uint32_t word, uint32_t levels_at)
+        : high(word >> 4 & 0x0f0f0f0fu), low(word & 0x0f0f0f0fu), levels(levels_at)
+    {
+    }
+    __device__ float operator[](int k) const
+    {
+        uint32_t at = __dp4a(k % 2 ? low : high, 128u << 8 * (k / 2), levels); /* a code is 128 bytes */
+        float level;
+        asm("ld.shared.f32 %0, [%1];" : "=f"(level) : "r"(at));
+        return level;
+    }
+};
 
 /* An f32 lane has half as many values, so that it, too, writes 16 bytes. */
 template <qm_dtype D> struct decoded {
@@ -243,7 +561,7 @@ template <qm_dtype D> __device__ inline uint32_t codes_at(const uint8_t *codes, 
     return D == QM_F32 ? ((const uint16_t *)codes)[i] : ((const uint32_t *)codes)[i];
 }
 
-template <qm_dtype D, bool NESTED, int U>
+template <nibble_product P, qm_dtype D, bool NESTED, int U>
 __global__ void __launch_bounds__(NIBBLE_THREADS)
     nibbles_decode(const __grid_constant__ qm_nibbles q, uint32_t shift, uint64_t n, void *__restrict__ y)
 {
@@ -251,29 +569,32 @@ __global__ void __launch_bounds__(NIBBLE_THREADS)
     __shared__ nibble_tables t;
     const uint64_t vectors = n / VALUES, start = (uint64_t)blockIdx.x * U * NIBBLE_THREADS;
     const uint8_t *codes = q.codes + start * VALUES / 2;
-    const uint64_t group = start >> shift; /* the block of threads begins with a group: U vectors of it are 4096 values */
+    const uint64_t group = start >> shift; /* the block of threads begins with a group, or lies in one */
     const uint32_t here = vectors - start < U * NIBBLE_THREADS ? (uint32_t)(vectors - start) : U * NIBBLE_THREADS;
     uint4 *to = (uint4 *)y + start;
     uint32_t word[U];
-    scale_bytes<NESTED> scale[U];
+    scale_bytes scale[U];
 #pragma unroll
     for (int u = 0; u < U; u++) {
         uint32_t i = u * NIBBLE_THREADS + threadIdx.x;
         if (i < here) {
             word[u] = codes_at<D>(codes, i);
-            scale[u] = load_scale<NESTED>(q, group + (i >> shift));
+            scale[u] = load_scale<P, NESTED>(q, group + (i >> shift));
         }
     }
     fill_tables<NESTED>(t, q);
+    const uint32_t levels = levels_of_lane(t);
 #pragma unroll
     for (int u = 0; u < U; u++) {
         uint32_t i = u * NIBBLE_THREADS + threadIdx.x;
         if (i >= here)
             break;
-        float by = scale_of(t, q, scale[u]), v[VALUES];
+        group_scale<P> by = scale_of<P, NESTED>(t, q, scale[u]);
+        nibble_levels level(word[u], levels);
+        float v[VALUES];
 #pragma unroll
         for (int k = 0; k < VALUES; k++)
-            v[k] = nibble_value(t, word[u], k, by);
+            v[k] = by.times(level[k]);
         if constexpr (D == QM_F32)
             __stcs(to + i, make_uint4(__float_as_uint(v[0]), __float_as_uint(v[1]), __float_as_uint(v[2]), __float_as_uint(v[3])));
         else
@@ -281,12 +602,12 @@ __global__ void __launch_bounds__(NIBBLE_THREADS)
     }
     if (blockIdx.x == 0 && threadIdx.x < n % VALUES) { /* what does not fill a lane */
         uint64_t i = vectors * VALUES + threadIdx.x;
-        float by = scale_of(t, q, load_scale<NESTED>(q, i / VALUES >> shift));
-        store_one(y, D, i, nibble_value(t, q.codes[i / 2], i % 2, by));
+        group_scale<P> by = scale_of<P, NESTED>(t, q, load_scale<P, NESTED>(q, i / VALUES >> shift));
+        store_one(y, D, i, by.times(q.level[q.codes[i / 2] >> (i % 2 ? 0 : 4) & 15]));
     }
 }
 
-template <qm_dtype D, int U>
+template <nibble_product P, qm_dtype D, int U>
 static cudaError_t launch_decode(const qm_nibbles *q, uint64_t n, void *y, cudaStream_t s)
 {
     uint32_t shift = 0;
@@ -295,22 +616,29 @@ static cudaError_t launch_decode(const qm_nibbles *q, uint64_t n, void *y, cudaS
     uint64_t each = (uint64_t)decoded<D>::VALUES * U * NIBBLE_THREADS;
     unsigned grid = (unsigned)((n + each - 1) / each);
     if (q->nested)
-        nibbles_decode<D, true, U><<<grid, NIBBLE_THREADS, 0, s>>>(*q, shift, n, y);
+        nibbles_decode<P, D, true, U><<<grid, NIBBLE_THREADS, 0, s>>>(*q, shift, n, y);
     else
-        nibbles_decode<D, false, U><<<grid, NIBBLE_THREADS, 0, s>>>(*q, shift, n, y);
+        nibbles_decode<P, D, false, U><<<grid, NIBBLE_THREADS, 0, s>>>(*q, shift, n, y);
     return cudaGetLastError();
+}
+
+template <nibble_product P> static cudaError_t decode_nibbles(const qm_nibbles *q, uint64_t n, void *y, qm_dtype dtype, cudaStream_t s)
+{
+    switch (dtype) {
+    case QM_F32: return launch_decode<P, QM_F32, 4>(q, n, y, s);
+    case QM_F16: return launch_decode<P, QM_F16, 2>(q, n, y, s);
+    case QM_BF16: return launch_decode<P, QM_BF16, 2>(q, n, y, s);
+    default: return cudaErrorInvalidValue;
+    }
 }
 
 cudaError_t qm_nibbles_decode(const qm_nibbles *q, uint64_t n, void *y, qm_dtype dtype, cudaStream_t s)
 {
     if (n == 0)
         return cudaSuccess;
-    switch (dtype) {
-    case QM_F32: return launch_decode<QM_F32, 4>(q, n, y, s);
-    case QM_F16: return launch_decode<QM_F16, 2>(q, n, y, s);
-    case QM_BF16: return launch_decode<QM_BF16, 2>(q, n, y, s);
-    default: return cudaErrorInvalidValue;
-    }
+    return q->flush ? decode_nibbles<PRODUCT_FTZ>(q, n, y, dtype, s)
+           : q->zeros ? decode_nibbles<PRODUCT_OF_DIFFERENCE>(q, n, y, dtype, s)
+                      : decode_nibbles<PRODUCT>(q, n, y, dtype, s);
 }
 
 #endif

@@ -1,8 +1,8 @@
 /* sums.cuh: error sums of one tensor against another, and largest magnitudes, in one reading.
  *
- * Eight values in a row are multiplied and added in f32 (which costs the eighth digit of the result), all
+ * Sixteen values of a thread are multiplied and added in f32 (which costs the eighth digit of the result), all
  * further sums are in double.  Where f32 would overflow, or squares fall below its normal numbers, or there is
- * a NaN, those eight are done in double as well.
+ * a NaN, those sixteen are done in double as well.
  *
  * Each run of QM_SUMS_RUN values is added up by one block of threads, in an order that depends on nothing
  * else: a thread takes every 256th vector of eight, then threads are added in pairs, then warps in order.
@@ -28,31 +28,33 @@ struct sums {
         max_x = max(max_x, __float_as_uint(x) & 0x7fffffffu);
     }
 
-    /* False, and nothing is added, where that would not do. */
-    __device__ bool add_eight(const float x[8], const float y[8])
-    {
-        float vxx = 0, vxd = 0, vdd = 0, vd = 0, most_x = 0, most_d = 0;
-#pragma unroll
-        for (int k = 0; k < 8; k++) {
-            float off = y[k] - x[k];
-            vxx = __fmaf_rn(x[k], x[k], vxx);
-            vxd = __fmaf_rn(x[k], off, vxd);
-            vdd = __fmaf_rn(off, off, vdd);
-            vd += off;
-            most_x = fmaxf(most_x, fabsf(x[k]));
-            most_d = fmaxf(most_d, fabsf(off));
-        }
-        bool will_do = most_x >= 0x1p-40f && vxx + vdd < 0x1p120f;
-        if (will_do)
-            add_sums({vxx, vxd, vdd, vd, __float_as_uint(most_d), __float_as_uint(most_x)});
-        return will_do;
-    }
-
     __device__ void add_sums(sums o)
     {
         xx += o.xx, xd += o.xd, dd += o.dd, d += o.d;
         max_d = max(max_d, o.max_d), max_x = max(max_x, o.max_x);
     }
+};
+
+/* Sums of a few values in f32. */
+struct few_sums {
+    float xx, xd, dd, d, max_d, max_x;
+
+    /* most: the largest magnitude of x. */
+    __device__ void add_eight(const float x[8], const float y[8], float most)
+    {
+#pragma unroll
+        for (int k = 0; k < 8; k++) {
+            float off = y[k] - x[k];
+            xx = __fmaf_rn(x[k], x[k], xx);
+            xd = __fmaf_rn(x[k], off, xd);
+            dd = __fmaf_rn(off, off, dd);
+            d += off;
+            max_d = fmaxf(max_d, fabsf(off));
+        }
+        max_x = fmaxf(max_x, most);
+    }
+    __device__ bool will_do() const { return max_x >= 0x1p-40f && xx + dd < 0x1p120f; }
+    __device__ sums all() const { return {xx, xd, dd, d, __float_as_uint(max_d), __float_as_uint(max_x)}; }
 };
 
 /* All threads' sums; thread 0 has them. */
@@ -72,59 +74,251 @@ __device__ inline sums sums_of_threads(sums s)
     return s;
 }
 
-/* What the second tensor's values come from, seen from vector `start` on: fetch brings vector start + i into
- * registers, get decodes it. */
+/* What the second tensor's values come from.  from(start): the same, seen from vector `start` on; then fetch brings
+ * vector start + i into registers, get decodes it.  one: a value, counted from the beginning. */
 template <qm_dtype D> struct plain_values {
     typedef eight<D> raw;
     struct tables {};
     const void *y;
-    __device__ void prepare(tables &) const {}
-    __device__ raw fetch(uint64_t start, uint32_t i) const { return load_eight<D>(y, start + i); }
-    __device__ void get(const tables &, raw v, float x[8]) const { unpack(v, x); }
+    __device__ uint32_t prepare(tables &) const { return 0; }
+    __device__ plain_values from(uint64_t start) const { return {(const char *)y + start * sizeof(raw)}; }
+    __device__ raw fetch(uint32_t i) const { return load_eight<D>(y, i); }
+    __device__ void get(const tables &, uint32_t, raw v, float x[8]) const { unpack(v, x); }
     __device__ float one(const tables &, uint64_t i) const { return load_one(y, D, i); }
 };
 
-template <bool NESTED> struct nibble_values {
+template <nibble_product P, bool NESTED> struct nibble_values {
     struct raw {
         uint32_t word;
-        scale_bytes<NESTED> scale;
+        scale_bytes scale;
     };
     typedef nibble_tables tables;
     qm_nibbles q;
     uint32_t shift; /* vector of eight -> group; a run begins with one */
-    __device__ void prepare(tables &t) const { fill_tables<NESTED>(t, q); }
-    __device__ raw fetch(uint64_t start, uint32_t i) const
+    const uint32_t *words;
+    uint64_t group;
+    /* What get wants to be told. */
+    __device__ uint32_t prepare(tables &t) const
     {
-        return {__ldg((const uint32_t *)q.codes + start + i), load_scale<NESTED>(q, (start >> shift) + (i >> shift))};
+        fill_tables<NESTED>(t, q);
+        return levels_of_lane(t);
     }
-    __device__ void get(const tables &t, raw r, float x[8]) const
+    __device__ nibble_values from(uint64_t start) const
     {
-        float scale = scale_of(t, q, r.scale);
+        return {q, shift, (const uint32_t *)q.codes + start, start >> shift};
+    }
+    __device__ void get(const tables &t, uint32_t levels, raw r, float x[8]) const
+    {
+        group_scale<P> scale = scale_of<P, NESTED>(t, q, r.scale);
+        nibble_levels level(r.word, levels);
 #pragma unroll
         for (int k = 0; k < 8; k++)
-            x[k] = nibble_value(t, r.word, k, scale);
+            x[k] = scale.times(level[k]);
     }
     __device__ float one(const tables &t, uint64_t i) const
     {
-        return nibble_value(t, q.codes[i / 2], i % 2, scale_of(t, q, load_scale<NESTED>(q, i / 8 >> shift)));
+        return scale_of<P, NESTED>(t, q, load_scale<P, NESTED>(q, i / 8 >> shift)).times(q.level[q.codes[i / 2] >> (i % 2 ? 0 : 4) & 15]);
     }
 };
 
-/* Two vectors of a thread, on their way. */
+/* Rows of `vectors` eights; a quotient by that is taken by a product, since a run has few. */
+struct int8_values {
+    struct raw {
+        uint2 codes;
+        float scale;
+    };
+    struct tables {};
+    const uint8_t *codes;
+    const float *absmax;
+    uint32_t vectors, inverse; /* 2^32 / vectors, rounded up */
+    uint32_t begun;            /* vectors of the first row that are behind us */
+    __device__ uint32_t prepare(tables &) const { return 0; }
+    __device__ int8_values from(uint64_t start) const
+    {
+        uint64_t row = start / vectors;
+        return {codes + start * 8, absmax + row, vectors, inverse, (uint32_t)(start - row * vectors)};
+    }
+    __device__ raw fetch(uint32_t i) const
+    {
+        uint32_t row = vectors > 1 ? __umulhi(begun + i, inverse) : i;
+        return {__ldcs((const uint2 *)codes + i), absmax[row]};
+    }
+    __device__ void get(const tables &, uint32_t, raw r, float x[8]) const
+    {
+#pragma unroll
+        for (int k = 0; k < 8; k++) { /* a code and 128 are the low bits of a float of 2^23 and more */
+            uint32_t w = (k < 4 ? r.codes.x : r.codes.y) ^ 0x80808080u;
+            float code = __uint_as_float(__byte_perm(w, 0x4b000000u, 0x7440 + k % 4)) - 8388736.0f;
+            x[k] = code * r.scale * QM_INT8_STEP;
+        }
+    }
+    __device__ float one(const tables &, uint64_t i) const { return qm_int8_value((int8_t)codes[i], absmax[i / 8 / vectors]); }
+};
+
+/* Blocks of 32 values of F: an f16 scale, then bytes; see blocks32.cuh. */
+template <class F> struct block_values {
+    struct raw {
+        uint32_t low, high;
+        uint16_t scale;
+    };
+    struct tables {};
+    const uint8_t *blocks;
+    __device__ uint32_t prepare(tables &) const { return 0; }
+    __device__ block_values from(uint64_t start) const { return {blocks + start / 4 * F::BYTES}; } /* a run begins with a block */
+    __device__ raw fetch(uint32_t i) const
+    {
+        const uint16_t *block = (const uint16_t *)(blocks + i / 4 * F::BYTES), *at = block + 1 + F::place(i % 4);
+        return {F::pick(__ldg(at) | (uint32_t)__ldg(at + 1) << 16, i % 4), F::pick(__ldg(at + 2) | (uint32_t)__ldg(at + 3) << 16, i % 4),
+                __ldg(block)};
+    }
+    __device__ void get(const tables &, uint32_t, raw r, float x[8]) const
+    {
+        float scale = __half2float(__ushort_as_half(r.scale));
+#pragma unroll
+        for (int k = 0; k < 8; k++)
+            x[k] = F::value(__byte_perm(k < 4 ? r.low : r.high, 0x4b000000u, 0x7440 + k % 4), scale);
+    }
+    __device__ float one(const tables &t, uint64_t i) const
+    {
+        float x[8];
+        get(t, 0, from(i / 32 * 4).fetch((uint32_t)(i / 8 % 4)), x);
+        float found = 0;
+        for (uint32_t k = 0; k < 8; k++)
+            found = i % 8 == k ? x[k] : found;
+        return found;
+    }
+};
+
+/* A thread's way through a run: every SUMS_THREADS-th vector, from its own on. */
+template <class Y> struct way {
+    Y y;
+    uint32_t at;
+
+    __device__ way(const Y &whole, uint64_t first) : y(whole.from(first)), at(threadIdx.x) {}
+    __device__ typename Y::raw fetch(uint32_t u) const { return y.fetch(at + u * SUMS_THREADS); }
+    __device__ void go(uint32_t vectors) { at += vectors * SUMS_THREADS; }
+};
+
+/* The same by addresses, where those grow evenly. */
+template <nibble_product P, bool NESTED> struct way<nibble_values<P, NESTED>> {
+    typedef typename nibble_values<P, NESTED>::raw raw;
+    nibble_values<P, NESTED> y;
+    const uint32_t *word;
+    const char *scale; /* f32, or bytes */
+    const float *super;
+    const uint8_t *zero;
+    uint32_t groups, turn; /* that SUMS_THREADS vectors are; and how far into 256 of them the second level is */
+
+    __device__ way(const nibble_values<P, NESTED> &whole, uint64_t first) : y(whole.from(first))
+    {
+        uint64_t group = y.group + (threadIdx.x >> y.shift);
+        word = y.words + threadIdx.x;
+        groups = SUMS_THREADS >> y.shift;
+        scale = (const char *)y.q.scales + (NESTED ? group : 4 * group);
+        turn = (uint32_t)(group % 256);
+        super = NESTED ? y.q.nested + group / 256 : NULL;
+        zero = P == PRODUCT_OF_DIFFERENCE ? y.q.zeros + group : NULL;
+    }
+    __device__ raw fetch(uint32_t u) const
+    {
+        scale_bytes s = {0, 0};
+        if (NESTED)
+            s = {__ldg(super + (turn + u * groups) / 256), __ldg((const uint8_t *)scale + u * groups)};
+        else
+            s.scale = __ldg((const float *)scale + u * groups);
+        if (P == PRODUCT_OF_DIFFERENCE)
+            s.code = __ldg(zero + u * groups);
+        return {__ldg(word + u * SUMS_THREADS), s};
+    }
+    __device__ void go(uint32_t vectors)
+    {
+        word += vectors * SUMS_THREADS;
+        scale += (NESTED ? 1 : 4) * vectors * groups;
+        if (NESTED) {
+            turn += vectors * groups;
+            super += turn / 256;
+            turn %= 256;
+        }
+        if (P == PRODUCT_OF_DIFFERENCE)
+            zero += vectors * groups;
+    }
+};
+
+/* Two vectors of a thread. */
 template <qm_dtype D, class Y> struct fetched {
     eight<D> x[2];
     typename Y::raw y[2];
 
-    __device__ void fetch(const void *values, const Y &other, uint64_t first, uint32_t i, uint32_t here)
+    __device__ void fetch(const eight<D> *values, const way<Y> &other)
     {
 #pragma unroll
-        for (int u = 0; u < 2; u++)
-            if (i + u * SUMS_THREADS < here) {
-                x[u] = load_eight<D>(values, first + i + u * SUMS_THREADS);
-                y[u] = other.fetch(first, i + u * SUMS_THREADS);
-            }
+        for (int u = 0; u < 2; u++) {
+            x[u] = load_eight<D>(values, u * SUMS_THREADS);
+            y[u] = other.fetch(u);
+        }
     }
 };
+
+/* Both vectors, whose first begins at value `at`. */
+template <qm_dtype D, class Y>
+__device__ inline void add_fetched(sums &s, const fetched<D, Y> &v, const void *x, const Y &y, const typename Y::tables &t,
+                                   uint32_t levels, uint64_t at)
+{
+    few_sums f = {};
+#pragma unroll
+    for (int u = 0; u < 2; u++) {
+        float a[8], b[8];
+        unpack(v.x[u], a);
+        y.get(t, levels, v.y[u], b);
+        f.add_eight(a, b, magnitude<D>::of_eight(v.x[u]).value());
+    }
+    if (f.will_do())
+        s.add_sums(f.all());
+    else
+#pragma unroll 1
+        for (uint32_t k = 0; k < 16; k++) {
+            uint64_t i = at + k / 8 * (SUMS_THREADS * 8) + k % 8;
+            s.add_value(load_one(x, D, i), y.one(t, i));
+        }
+}
+
+/* A whole run, by all threads: while two vectors are added up, the next two are on their way. */
+template <qm_dtype D, class Y>
+__device__ inline void add_run(sums &s, const void *x, const Y &y, typename Y::tables &t, uint64_t first)
+{
+    enum { ROUNDS = QM_SUMS_RUN / 8 / SUMS_THREADS / 4 };
+    const eight<D> *values = (const eight<D> *)x + first + threadIdx.x;
+    uint64_t at = (first + threadIdx.x) * 8;
+    way<Y> other(y, first);
+    fetched<D, Y> even, odd;
+    even.fetch(values, other);
+    uint32_t levels = y.prepare(t);
+#pragma unroll 1
+    for (uint32_t round = 0; round < ROUNDS; round++) {
+        values += 2 * SUMS_THREADS;
+        other.go(2);
+        odd.fetch(values, other);
+        add_fetched<D>(s, even, x, y, t, levels, at);
+        at += 2 * SUMS_THREADS * 8;
+        if (round + 1 < ROUNDS) {
+            values += 2 * SUMS_THREADS;
+            other.go(2);
+            even.fetch(values, other);
+        }
+        add_fetched<D>(s, odd, x, y, t, levels, at);
+        at += 2 * SUMS_THREADS * 8;
+    }
+}
+
+/* Part of a run, one value after another. */
+template <qm_dtype D, class Y>
+__device__ inline void add_part(sums &s, const void *x, const Y &y, typename Y::tables &t, uint64_t first, uint32_t here)
+{
+    y.prepare(t);
+    for (uint32_t i = threadIdx.x; i < here; i += SUMS_THREADS)
+        for (uint64_t k = (first + i) * 8, end = k + 8; k < end; k++)
+            s.add_value(load_one(x, D, k), y.one(t, k));
+}
 
 template <qm_dtype D, class Y>
 __global__ void __launch_bounds__(SUMS_THREADS, 3)
@@ -132,26 +326,11 @@ __global__ void __launch_bounds__(SUMS_THREADS, 3)
 {
     __shared__ typename Y::tables t;
     const uint64_t first = (uint64_t)blockIdx.x * (QM_SUMS_RUN / 8), vectors = n / 8;
-    const uint32_t here = vectors - first < QM_SUMS_RUN / 8 ? (uint32_t)(vectors - first) : QM_SUMS_RUN / 8;
-    fetched<D, Y> now, next;
-    now.fetch(x, y, first, threadIdx.x, here);
-    y.prepare(t);
     sums s = {};
-    for (uint32_t i = threadIdx.x; i < here; i += 2 * SUMS_THREADS) {
-        next.fetch(x, y, first, i + 2 * SUMS_THREADS, here);
-#pragma unroll
-        for (int u = 0; u < 2; u++) {
-            uint32_t at = i + u * SUMS_THREADS;
-            float a[8], b[8];
-            unpack(now.x[u], a);
-            y.get(t, now.y[u], b);
-            if (at < here && !s.add_eight(a, b))
-#pragma unroll 1
-                for (int k = 0; k < 8; k++)
-                    s.add_value(load_one(x, D, (first + at) * 8 + k), y.one(t, (first + at) * 8 + k));
-        }
-        now = next;
-    }
+    if (vectors - first >= QM_SUMS_RUN / 8)
+        add_run<D>(s, x, y, t, first);
+    else
+        add_part<D>(s, x, y, t, first, (uint32_t)(vectors - first));
     if (blockIdx.x == gridDim.x - 1 && threadIdx.x < n % 8) /* what does not fill a vector */
         s.add_value(load_one(x, D, vectors * 8 + threadIdx.x), y.one(t, vectors * 8 + threadIdx.x));
     s = sums_of_threads(s);
@@ -163,6 +342,7 @@ static __global__ void __launch_bounds__(SUMS_THREADS)
     sums_of_partials(const sums *partial, uint64_t runs, uint64_t n, qm_errsum *sum)
 {
     sums s = {};
+#pragma unroll 8
     for (uint64_t i = threadIdx.x; i < runs; i += SUMS_THREADS)
         s.add_sums(partial[i]);
     s = sums_of_threads(s);
@@ -205,14 +385,87 @@ cudaError_t qm_sums_plain(const void *x, qm_dtype dtype, const void *y, qm_dtype
     }
 }
 
-cudaError_t qm_sums_nibbles(const void *x, qm_dtype dtype, const qm_nibbles *q, uint64_t n,
-                            void *partial, cudaStream_t s)
+template <nibble_product P>
+static cudaError_t sums_nibbles(const void *x, qm_dtype dtype, const qm_nibbles *q, uint64_t n, void *partial, cudaStream_t s)
 {
     uint32_t shift = 0;
     while (q->block >> shift > 8)
         shift++;
-    return q->nested ? launch_sums(x, dtype, nibble_values<true>{*q, shift}, n, partial, s)
-                     : launch_sums(x, dtype, nibble_values<false>{*q, shift}, n, partial, s);
+    return q->nested ? launch_sums(x, dtype, nibble_values<P, true>{*q, shift, NULL, 0}, n, partial, s)
+                     : launch_sums(x, dtype, nibble_values<P, false>{*q, shift, NULL, 0}, n, partial, s);
+}
+
+cudaError_t qm_sums_nibbles(const void *x, qm_dtype dtype, const qm_nibbles *q, uint64_t n,
+                            void *partial, cudaStream_t s)
+{
+    return q->flush ? sums_nibbles<PRODUCT_FTZ>(x, dtype, q, n, partial, s)
+           : q->zeros ? sums_nibbles<PRODUCT_OF_DIFFERENCE>(x, dtype, q, n, partial, s)
+                      : sums_nibbles<PRODUCT>(x, dtype, q, n, partial, s);
+}
+
+cudaError_t qm_sums_int8(const void *x, qm_dtype dtype, const uint8_t *codes, const float *absmax, uint32_t cols, uint64_t n,
+                         void *partial, cudaStream_t s)
+{
+    uint32_t vectors = cols / 8;
+    return launch_sums(x, dtype, int8_values{codes, absmax, vectors, (uint32_t)(((1ull << 32) + vectors - 1) / vectors), 0}, n,
+                       partial, s);
+}
+
+cudaError_t qm_sums_q8_0(const void *x, qm_dtype dtype, const uint8_t *blocks, uint64_t n, void *partial, cudaStream_t s)
+{
+    return launch_sums(x, dtype, block_values<q8_0_code>{blocks}, n, partial, s);
+}
+
+cudaError_t qm_sums_q4_0(const void *x, qm_dtype dtype, const uint8_t *blocks, uint64_t n, void *partial, cudaStream_t s)
+{
+    return launch_sums(x, dtype, block_values<q4_0_code>{blocks}, n, partial, s);
+}
+
+/* ---- decoding of blocks ------------------------------------------------------------------------ */
+
+enum { DECODE_VECTORS = 4 };
+
+template <qm_dtype D, class Y>
+__global__ void __launch_bounds__(SUMS_THREADS) decode_vectors(const __grid_constant__ Y y, uint64_t vectors, void *__restrict__ to)
+{
+    const uint64_t first = (uint64_t)blockIdx.x * (DECODE_VECTORS * SUMS_THREADS);
+    const uint32_t here = vectors - first < DECODE_VECTORS * SUMS_THREADS ? (uint32_t)(vectors - first) : DECODE_VECTORS * SUMS_THREADS;
+    const Y from = y.from(first);
+    typename Y::raw raw[DECODE_VECTORS];
+#pragma unroll
+    for (int u = 0; u < DECODE_VECTORS; u++)
+        if (threadIdx.x + u * SUMS_THREADS < here)
+            raw[u] = from.fetch(threadIdx.x + u * SUMS_THREADS);
+#pragma unroll
+    for (int u = 0; u < DECODE_VECTORS; u++)
+        if (threadIdx.x + u * SUMS_THREADS < here) {
+            float v[8];
+            y.get({}, 0, raw[u], v);
+            store_eight<D>(to, first + threadIdx.x + u * SUMS_THREADS, v);
+        }
+}
+
+template <class Y> static cudaError_t launch_vectors(Y y, uint64_t n, void *to, qm_dtype dtype, cudaStream_t s)
+{
+    uint64_t each = 8 * DECODE_VECTORS * SUMS_THREADS;
+    unsigned grid = (unsigned)((n + each - 1) / each);
+    switch (dtype) {
+    case QM_F32: decode_vectors<QM_F32><<<grid, SUMS_THREADS, 0, s>>>(y, n / 8, to); break;
+    case QM_F16: decode_vectors<QM_F16><<<grid, SUMS_THREADS, 0, s>>>(y, n / 8, to); break;
+    case QM_BF16: decode_vectors<QM_BF16><<<grid, SUMS_THREADS, 0, s>>>(y, n / 8, to); break;
+    default: return cudaErrorInvalidValue;
+    }
+    return cudaGetLastError();
+}
+
+cudaError_t qm_q8_0_decode(const uint8_t *blocks, uint64_t n, void *y, qm_dtype dtype, cudaStream_t s)
+{
+    return launch_vectors(block_values<q8_0_code>{blocks}, n, y, dtype, s);
+}
+
+cudaError_t qm_q4_0_decode(const uint8_t *blocks, uint64_t n, void *y, qm_dtype dtype, cudaStream_t s)
+{
+    return launch_vectors(block_values<q4_0_code>{blocks}, n, y, dtype, s);
 }
 
 /* ---- largest magnitude -------------------------------------------------------------------------- */

@@ -33,6 +33,11 @@ static bool read(qm_device *d, void *to, const uint8_t *from, uint64_t size, qm_
     return qm_cuda_flush((qm_cuda *)d, e) && qm_cuda_download((qm_cuda *)d, to, from, size, e);
 }
 
+static bool memory(qm_device *d, uint64_t *free, uint64_t *total, qm_err *e)
+{
+    return qm_cuda_memory((qm_cuda *)d, free, total, e);
+}
+
 /* A GPU's own stream as others see it. */
 static qm_cuda_stream stream_of(qm_cuda *d) { return (qm_cuda_stream){d, d->stream}; }
 
@@ -186,6 +191,7 @@ static qm_tensor *quantize(qm_device *device, const qm_tensor *t, const qm_forma
     out->double_quant = o->double_quant;
     bool ok = qm_codec_init(&out->codec, f, qm_tensor_cols(t), o->block, t->name ? t->name : "tensor", e);
     out->codec.exact_zero = o->exact_zero;
+    out->codec.nearest = o->nearest;
     if (ok && o->double_quant && !qm_can_double_quant(f))
         ok = qm_fail(e, QM_EUNSUPPORTED, "%s: format %s has no f32 scales to quantise again", name_of(t), f->name);
     qm_cuda_enter(d);
@@ -227,4 +233,8 @@ void qm_cuda_tensor_table(qm_device *device)
     device->op = qm_cuda_op;
     device->prepare = qm_cuda_prepare;
     device->restore = qm_cuda_restore;
+    device->courier_takes = qm_cuda_courier_takes;
+    device->courier_new = qm_cuda_courier_new;
+    device->courier_memory = qm_cuda_courier_memory;
+    device->memory = memory;
 }

@@ -80,6 +80,7 @@ int qml_view_planes(lua_State *L);
 #define QML_TENSOR  "qmoon.tensor"
 #define QML_FORMAT  "qmoon.format"
 #define QML_POOL    "qmoon.pool"
+#define QML_COURIERS   "qmoon.couriers"
 #define QML_REGEX   "qmoon.regex"
 #define QML_DEVICE  "qmoon.device"
 #define QML_STEP    "qmoon.step"

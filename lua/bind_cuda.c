@@ -1,10 +1,12 @@
 /* bind_cuda.c: GPUs as values, and tensors that go to them and back. */
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "../core/kv.h"
 #include "../cuda/cuda.h"
 #include "bind.h"
+#include "couriers.h"
 
 static qm_cuda *gpu(lua_State *L) { return qm_cuda_of(qml_check(L, 1, QML_DEVICE)); }
 
@@ -188,15 +190,64 @@ static int step_gc(lua_State *L)
     return 0;
 }
 
+/* ---- couriers --------------------------------------------------------------------------------------- */
+
+static int couriers_gc(lua_State *L)
+{
+    void **box = luaL_checkudata(L, 1, QML_COURIERS);
+    qml_couriers *l = *box;
+    *box = NULL;
+    for (int i = 0; l && i < l->n; i++)
+        l->courier[i]->free(l->courier[i]);
+    free(l);
+    return 0;
+}
+
+static int couriers_close(lua_State *L)
+{
+    qml_check_idle(L, 1, QML_COURIERS);
+    return couriers_gc(L);
+}
+
+/* couriers({device, …}, count) -> so many couriers, one GPU after another in turn, for streams(). */
+static int couriers(lua_State *L)
+{
+    luaL_checktype(L, 1, LUA_TTABLE);
+    int devices = (int)lua_objlen(L, 1);
+    double count = luaL_checknumber(L, 2);
+    if (devices < 1 || !(count >= 1 && count <= 1024))
+        return luaL_error(L, "couriers: a list of devices and a number from 1 to 1024 are wanted");
+    void **box = qml_box(L, QML_COURIERS);
+    qml_couriers *l = *box = calloc(1, sizeof *l + (size_t)count * sizeof *l->courier);
+    qm_err e = {0};
+    if (!l) {
+        qm_fail(&e, QM_ENOFIT, "out of memory for %d couriers", (int)count);
+        return qml_raise(L, &e);
+    }
+    for (; l->n < (int)count; l->n++) {
+        lua_rawgeti(L, 1, l->n % devices + 1);
+        qm_device *d = qml_check(L, lua_gettop(L), QML_DEVICE);
+        if (!(l->courier[l->n] = d->courier_new(d, &e)))
+            return qml_raise(L, &e);
+        lua_pop(L, 1);
+    }
+    return 1;
+}
+
 void qml_open_cuda(lua_State *L)
 {
     static const luaL_Reg methods[] = {
         {"info", info}, {"memory", memory}, {"close", device_gc}, {NULL, NULL}};
     static const luaL_Reg of_tensors[] = {{"to", to}, {"device", device}, {NULL, NULL}};
-    static const luaL_Reg functions[] = {
-        {"cuda", cuda}, {"cuda_count", cuda_count}, {"cuda_step", cuda_step}, {NULL, NULL}};
+    static const luaL_Reg functions[] = {{"cuda", cuda},
+                                         {"cuda_count", cuda_count},
+                                         {"cuda_step", cuda_step},
+                                         {"couriers", couriers},
+                                         {NULL, NULL}};
     static const luaL_Reg of_steps[] = {{"run", step_run}, {"close", step_gc}, {NULL, NULL}};
+    static const luaL_Reg of_couriers[] = {{"close", couriers_close}, {NULL, NULL}};
     qml_class(L, QML_STEP, of_steps, step_gc);
+    qml_class(L, QML_COURIERS, of_couriers, couriers_gc);
     qml_class(L, QML_DEVICE, methods, device_gc);
     luaL_getmetatable(L, QML_DEVICE);
     lua_pushcfunction(L, device_text);

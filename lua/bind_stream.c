@@ -13,10 +13,11 @@
 #include "../core/random.h"
 #include "../core/stream.h"
 #include "bind.h"
+#include "couriers.h"
 
 enum { MAX_STEPS = 64 };
 
-enum { JOB_DEPTH = 5 }; /* job.steps[1].row[1] needs 4 */
+enum { JOB_DEPTH = 6 }; /* jobs[1].steps[1].row[1] needs 5 */
 
 /* Puts a copy, tables within tables included, in the place of the table on top of the stack.  Raw: what a
  * metatable would add is not in it. */
@@ -356,16 +357,22 @@ static void push_results(lua_State *L, const job_box *b)
     lua_setfield(L, -2, "sinks");
 }
 
-static int run_stream(lua_State *L)
+/* The job in a table, anchored on the stack; its sinks must have files unless nothing is to be written. */
+static job_box *read_whole_job(lua_State *L, int table)
 {
-    qm_pool *pool = qml_check(L, 1, QML_POOL);
     job_box *b = lua_newuserdata(L, sizeof *b);
-    read_job(L, 2, b);
-    bool measure = qml_field_boolean(L, 2, "measure", false);
+    read_job(L, table, b);
+    bool measure = qml_field_boolean(L, table, "measure", false);
     for (int i = 0; i < b->job.nsink; i++)
         if (!b->sink[i].file && !measure)
-            return luaL_error(L, "sink %d has no file", i + 1);
-    lua_getfield(L, 2, "progress");
+            luaL_error(L, "sink %d has no file", i + 1);
+    return b;
+}
+
+/* The progress function in the same table; it stays on the stack. */
+static void read_progress(lua_State *L, int table, job_box *b)
+{
+    lua_getfield(L, table, "progress");
     if (!lua_isnil(L, -1)) {
         luaL_checktype(L, -1, LUA_TFUNCTION);
         b->L = L;
@@ -373,14 +380,25 @@ static int run_stream(lua_State *L)
         b->job.progress = call_progress;
         b->job.progress_arg = b;
     }
-    qm_err e = {0};
-    bool ok = qm_stream(pool, &b->job, &e);
+}
+
+static void check_run(lua_State *L, const job_box *b, bool ok, const qm_err *e)
+{
     if (b->failed) { /* on top: the error of the progress function */
         qm_interrupt_clear();
-        return lua_error(L);
+        lua_error(L);
     }
     if (!ok)
-        return qml_raise(L, &e);
+        qml_raise(L, e);
+}
+
+static int run_stream(lua_State *L)
+{
+    qm_pool *pool = qml_check(L, 1, QML_POOL);
+    job_box *b = read_whole_job(L, 2);
+    qm_err e = {0};
+    read_progress(L, 2, b);
+    check_run(L, b, qm_stream(pool, &b->job, &e), &e);
     push_results(L, b);
     return 1;
 }
@@ -392,6 +410,74 @@ static int stream(lua_State *L)
 {
     idle_pool(L, 1);
     return with_job(L, 2, run_stream);
+}
+
+enum { MOST_JOBS = 4096 };
+
+static int run_streams(lua_State *L)
+{
+    qm_pool *pool = qml_check(L, 1, QML_POOL);
+    const qml_couriers *couriers = qml_field_box(L, 2, "couriers", QML_COURIERS);
+    size_t n = lua_objlen(L, 2);
+    if (couriers && couriers->n < qm_pool_threads(pool))
+        return luaL_error(L, "%d couriers for %d threads", couriers->n, qm_pool_threads(pool));
+    if (n > MOST_JOBS)
+        return luaL_error(L, "%f jobs at once; %d at most", (double)n, MOST_JOBS);
+    job_box **box = lua_newuserdata(L, (n + 1) * sizeof *box);
+    qm_job **job = lua_newuserdata(L, (n + 1) * sizeof *job);
+    lua_createtable(L, (int)n, 0); /* keeps them */
+    int kept = lua_gettop(L);
+    for (size_t i = 0; i < n; i++) {
+        lua_rawgeti(L, 2, (int)i + 1);
+        luaL_checktype(L, -1, LUA_TTABLE);
+        box[i] = read_whole_job(L, lua_gettop(L));
+        job[i] = &box[i]->job;
+        lua_rawseti(L, kept, (int)i + 1);
+        lua_pop(L, 1);
+    }
+    qm_err e = {0};
+    lua_createtable(L, (int)n, 0);
+    if (n == 0)
+        return 1;
+    int results = lua_gettop(L);
+    read_progress(L, 2, box[0]);
+    check_run(L, box[0], qm_streams(pool, couriers ? couriers->courier : NULL, job, (int)n, &e), &e);
+    for (size_t i = 0; i < n; i++) {
+        push_results(L, box[i]);
+        lua_rawseti(L, results, (int)i + 1);
+    }
+    lua_settop(L, results);
+    return 1;
+}
+
+/* streams(pool, {job, …, couriers=, progress=}) -> list of what stream() gives; couriers: of GPUs
+ * (couriers()), at least as many as the pool has threads. */
+static int streams(lua_State *L)
+{
+    idle_pool(L, 1);
+    return with_job(L, 2, run_streams);
+}
+
+static int run_courier_memory(lua_State *L)
+{
+    job_box *b = lua_newuserdata(L, sizeof *b);
+    uint64_t pinned, there;
+    read_job(L, 1, b);
+    there = qm_stream_courier_memory(&b->job, qml_check(L, 2, QML_DEVICE), &pinned);
+    lua_createtable(L, 2, 0);
+    lua_pushnumber(L, (double)there);
+    lua_rawseti(L, -2, 1);
+    lua_pushnumber(L, (double)pinned);
+    lua_rawseti(L, -2, 2);
+    return 1;
+}
+
+/* courier_memory(job, device) -> {bytes of the device's memory, bytes of this machine's} that a courier takes
+ * for it; 0 when it does not go there. */
+static int courier_memory(lua_State *L)
+{
+    qml_check(L, 2, QML_DEVICE);
+    return with_job(L, 1, run_courier_memory);
 }
 
 static int check_threads(lua_State *L, int arg)
@@ -557,6 +643,8 @@ void qml_open_stream(lua_State *L)
     static const luaL_Reg functions[] = {{"pool", pool},
                                          {"stream", stream},
                                          {"stream_memory", stream_memory},
+                                         {"streams", streams},
+                                         {"courier_memory", courier_memory},
                                          {"column_norms", column_norms},
                                          {"stream_values", stream_values},
                                          {"stream_factor", stream_factor},

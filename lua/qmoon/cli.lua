@@ -218,6 +218,8 @@ function cli.writing(more)
     local options = { unpack(more) }
     for _, o in ipairs {
         { "threads", kind = "integer", value = "N", doc = "threads; the bytes written never depend on it (default: all processors)" },
+        { "device", kind = "text", value = "D", default = "auto",
+          doc = "cpu, cuda:0, several as cuda:0,cuda:1, or auto: all GPUs there are; the bytes written never depend on it" },
         { "force", doc = "replace outputs that are there" },
         { "json", doc = "print the report as JSON, with time and memory" },
         { "keep-nonfinite", doc = "carry NaN and infinities over instead of stopping at them" },

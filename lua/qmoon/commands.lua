@@ -10,7 +10,7 @@ local Model = require "qmoon.model"
 local commands = {}
 
 local function options_of(o, more)
-    local options = { threads = o.threads, force = o.force, keep_nonfinite = o.keep_nonfinite }
+    local options = { threads = o.threads, device = o.device, force = o.force, keep_nonfinite = o.keep_nonfinite }
     for k, v in pairs(more or {}) do
         options[k] = v
     end

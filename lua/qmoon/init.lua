@@ -17,7 +17,7 @@ function qm.open(path)
     return require("qmoon.model").open(path)
 end
 
-local OPTIONS = { "round", "threads", "force", "keep_nonfinite", "progress", "errors" }
+local OPTIONS = { "round", "threads", "device", "force", "keep_nonfinite", "progress", "errors" }
 
 local function check_model(what, model, outputs)
     if type(model) ~= "table" or type(model.items) ~= "table" then
@@ -34,7 +34,7 @@ end
 ---
 ---@param model qmoon.Model
 ---@param outputs table[] {path, format=, double_quant=, block=, dtype=, shard_size=} each
----@param options? table {round=, threads=, force=, keep_nonfinite=, progress=}
+---@param options? table {round=, threads=, device=, force=, keep_nonfinite=, progress=}
 ---@return table report; tostring gives the size and error table
 function qm.write(model, outputs, options)
     check_model("write", model, outputs)

@@ -1,6 +1,7 @@
 --- A plan as text and as JSON: what qmoon.write would do.
 
 local core = require "qmoon.core"
+local devices = require "qmoon.devices"
 local json = require "qmoon.json"
 local output = require "qmoon.output"
 local text = require "qmoon.text"
@@ -58,6 +59,7 @@ function plan_text.text(plan)
     for _, d in ipairs(plan.disk) do
         free[#free + 1] = ("%s of %s free"):format(text.bytes(d.need), text.bytes(d.free))
     end
+    lines[#lines + 1] = " device " .. devices.describe(plan)
     lines[#lines + 1] = (" disk %s · peak RAM %s of %s · one pass over the source"):format(table.concat(free, ", "),
         text.memory(plan.memory), text.memory(core.memory().available))
     return table.concat(lines, "\n")
@@ -84,7 +86,7 @@ function plan_text.json(plan)
     end
     local _, bytes = plan.model:size()
     return json.encode({ schema = "qmoon-plan-1", source = plan.model.path, source_bytes = bytes, outputs = outputs,
-                         disk = disk, memory = plan.memory, memory_available = core.memory().available,
+                         disk = disk, device = devices.describe(plan), memory = plan.memory, memory_available = core.memory().available,
                          notices = json.array(plan.model.notices) }, { indent = 2 })
 end
 

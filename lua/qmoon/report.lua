@@ -120,7 +120,8 @@ function report.of(result)
     local plan = result.plan
     local _, source = plan.model:size()
     local r = { model = plan.model, source = source, seconds = result.seconds, peak = result.peak, planned = plan.memory,
-                threads = plan.threads, outputs = {}, moved = plan.moved }
+                threads = plan.threads, couriers = plan.couriers, device = plan.couriers and tostring(plan.devices[1]):match "^%S+" .. (#plan.devices > 1 and " and others" or ""),
+                outputs = {}, moved = plan.moved }
     for i, out in ipairs(plan.outputs) do
         r.outputs[i] = entry_of(out)
     end
@@ -182,8 +183,9 @@ function Report:__tostring()
         lines[#lines + 1] = text.table(evaluation.rows(self))
         lines[#lines + 1] = " " .. evaluation.caption(self)
     end
-    lines[#lines + 1] = (" done in %s · %s of source read once · peak RAM %s (planned %s) · %d threads"):format(
-        text.duration(self.seconds), text.bytes(self.source), text.memory(self.peak), text.memory(self.planned), self.threads)
+    lines[#lines + 1] = (" done in %s · %s of source read once · peak RAM %s (planned %s) · %d threads%s"):format(
+        text.duration(self.seconds), text.bytes(self.source), text.memory(self.peak), text.memory(self.planned), self.threads,
+        self.couriers and " through " .. self.device or "")
     return table.concat(lines, "\n")
 end
 

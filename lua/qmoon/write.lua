@@ -5,6 +5,7 @@
 -- when all of them are complete.
 
 local core = require "qmoon.core"
+local devices = require "qmoon.devices"
 local files = require "qmoon.files"
 local output = require "qmoon.output"
 local reading = require "qmoon.source.reading"
@@ -16,6 +17,10 @@ local write = {}
 ---@field model qmoon.Model
 ---@field outputs qmoon.Output[]
 ---@field threads integer
+---@field devices table[]   GPUs to use; with them
+---@field couriers integer?    so many threads go through them,
+---@field courier_memory number   each taking this of a GPU's memory
+---@field no_couriers string?  why there are none all the same
 ---@field memory integer   bytes: the most this program will hold
 ---@field disk {id:string, path:string, need:integer, free:integer}[] per file system
 ---@field options table
@@ -66,6 +71,9 @@ local function job_of(plan, item, group, steps, source)
     return job
 end
 
+-- With GPUs, so many bytes of source are under way before results are looked at.
+local BATCH = 2 ^ 30
+
 local PROGRAM = 10 * 2 ^ 20 -- code, libraries, stacks: measured
 
 --- What an item's importances take while they are read: the bytes, the quotients, and both once more on their way to C.
@@ -101,12 +109,37 @@ local function peak_memory(plan)
         end
     end
     collectgarbage()
-    local kept = collectgarbage "count" * 1024 + PROGRAM
+    local kept = collectgarbage "count" * 1024 + PROGRAM + (plan.couriers or 0) * plan.pinned + (plan.couriers and BATCH / 4 or 0)
     return math.max(core.memory().peak, most + 2 * (plan.model.lora_memory or 0) + kept)
 end
 
 local function parent(path)
     return (files.split(path))
+end
+
+--- Settles how many couriers there are to the GPUs: as many as threads, if their memory will do.
+local function plan_couriers(plan)
+    plan.devices, plan.courier_memory, plan.pinned = devices.choose(plan.options.device), 0, 0
+    for _, item in ipairs(#plan.devices > 0 and plan.model.items or {}) do
+        for _, group in ipairs(sink_groups(plan, item)) do
+            local need = core.courier_memory(job_of(plan, item, group), plan.devices[1])
+            plan.courier_memory, plan.pinned = math.max(plan.courier_memory, need[1]), math.max(plan.pinned, need[2])
+        end
+    end
+    if plan.courier_memory == 0 then
+        plan.no_couriers = #plan.devices > 0 and "no tensor is large enough to go to a GPU" or nil
+        return
+    end
+    local couriers = devices.couriers(plan.devices, plan.threads, plan.courier_memory)
+    if couriers < 1 then
+        plan.no_couriers = ("%s of memory for one tensor's pieces do not fit %s"):format(text.memory(plan.courier_memory),
+            tostring(plan.devices[1]))
+        if plan.options.device ~= "auto" then
+            core.fail("nofit", "%s; use --device cpu", plan.no_couriers)
+        end
+        return
+    end
+    plan.couriers, plan.threads = couriers, couriers
 end
 
 local function disk_needs(plan)
@@ -182,7 +215,7 @@ end
 --- What would be written, to the byte, and what it takes.  Reads headers only.
 ---@param model qmoon.Model
 ---@param specs table[] {path, format=, …} each
----@param options? table {round=, threads=, force=, keep_nonfinite=, progress=}
+---@param options? table {round=, threads=, device=, force=, keep_nonfinite=, progress=}
 ---@return qmoon.Plan
 function write.plan(model, specs, options)
     options = options or {}
@@ -196,6 +229,7 @@ function write.plan(model, specs, options)
     model.tokenizers = nil
     check_paths(plan)
     plan.disk = disk_needs(plan)
+    plan_couriers(plan)
     plan.memory = peak_memory(plan)
     return plan
 end
@@ -410,57 +444,84 @@ local function run_whole(pool, item, group, job)
     values:close()
 end
 
-local function run_item(plan, item, pool, progress)
+local function copy_planes(plan, item)
     for _, out in ipairs(plan.outputs) do
         local copy = out.copies[item]
         if copy then
             reading.copy(item.source, out.open[copy.file], copy)
         end
     end
-    for i, group in ipairs(sink_groups(plan, item)) do
-        local steps, source = steps_of(plan, item, group, pool)
-        local job = job_of(plan, item, group, steps, source)
-        job.progress = i == 1 and progress or nil
-        local importances = load_importance(group, job)
-        measure_factors(pool, job)
-        run_whole(pool, item, group, job)
-        local result = core.stream(pool, job)
-        close_steps(steps)
-        for _, t in ipairs(importances) do
-            t:close()
-        end
-        for k, s in ipairs(group.sinks) do
-            note_result(s.out, s.spec.tensor or item, result.sinks[k])
-            result.sinks[k].factor = job.sinks[k].factor
-            if s.spec.late then
-                for _, w in ipairs(s.spec.late(result.sinks[k])) do
-                    s.out.open[s.spec.file]:write(w[1], w[2])
-                end
+end
+
+--- A job with all that it needs, ready to run.
+local function prepare(plan, item, group, pool)
+    local steps, source = steps_of(plan, item, group, pool)
+    local job = job_of(plan, item, group, steps, source)
+    local importances = load_importance(group, job)
+    measure_factors(pool, job)
+    run_whole(pool, item, group, job)
+    return { item = item, group = group, job = job, steps = steps, importances = importances }
+end
+
+local function complete(plan, entry, result)
+    close_steps(entry.steps)
+    for _, t in ipairs(entry.importances) do
+        t:close()
+    end
+    for k, s in ipairs(entry.group.sinks) do
+        note_result(s.out, s.spec.tensor or entry.item, result.sinks[k])
+        result.sinks[k].factor = entry.job.sinks[k].factor
+        if s.spec.late then
+            for _, w in ipairs(s.spec.late(result.sinks[k])) do
+                s.out.open[s.spec.file]:write(w[1], w[2])
             end
         end
-        if #steps > 0 and result.ww > 0 then
-            plan.moved[#plan.moved + 1] = { name = item.name, ratio = math.sqrt(result.dd / result.ww) }
-        end
+    end
+    if #entry.steps > 0 and result.ww > 0 then
+        plan.moved[#plan.moved + 1] = { name = entry.item.name, ratio = math.sqrt(result.dd / result.ww) }
     end
 end
 
-local function run_all(plan, pool)
+--- Runs what has been gathered: one tensor here; with GPUs, several, so that none waits for the last of another.
+local function run_batch(plan, pool, couriers, batch, progress)
+    local jobs = { couriers = couriers or nil, progress = progress }
+    for i, entry in ipairs(batch) do
+        jobs[i] = entry.job
+    end
+    for i, result in ipairs(core.streams(pool, jobs)) do
+        complete(plan, batch[i], result)
+    end
+end
+
+local function run_all(plan, pool, couriers)
     local progress = plan.options.progress
     local _, total = plan.model:size()
-    local done = 0
+    local batch, gathered, done = {}, 0, 0
     for i, item in ipairs(plan.model.items) do
         local function tick(bytes)
             if progress then
-                progress { tensor = item.name, index = i, tensors = #plan.model.items, bytes = done + (bytes or 0),
-                           total = total }
+                progress { tensor = item.name, index = i, tensors = #plan.model.items,
+                           bytes = done + math.min(bytes or 0, gathered), total = total }
             end
         end
         if core.interrupted() then
             core.fail("interrupt", "interrupted")
         end
-        tick()
-        run_item(plan, item, pool, tick)
-        done = done + item.source.size
+        copy_planes(plan, item)
+        gathered = gathered + item.source.size
+        for _, group in ipairs(sink_groups(plan, item)) do
+            batch[#batch + 1] = prepare(plan, item, group, pool)
+            if not couriers then
+                tick()
+                run_batch(plan, pool, nil, batch, tick)
+                batch = {}
+            end
+        end
+        if not couriers or gathered >= BATCH or i == #plan.model.items then
+            tick()
+            run_batch(plan, pool, couriers, batch, tick)
+            batch, gathered, done = {}, 0, done + gathered
+        end
     end
 end
 
@@ -472,11 +533,13 @@ function write.run(plan)
     local started = core.now()
     plan.moved = {}
     local pool = core.pool(plan.threads)
+    local couriers
     local ok, e = pcall(function()
+        couriers = plan.couriers and core.couriers(plan.devices, plan.couriers)
         for _, out in ipairs(plan.outputs) do
             open_output(out)
         end
-        run_all(plan, pool)
+        run_all(plan, pool, couriers)
         for _, out in ipairs(plan.outputs) do
             complete_output(out)
         end
@@ -485,6 +548,9 @@ function write.run(plan)
         end
     end)
     pool:close()
+    if couriers then
+        couriers:close()
+    end
     if not ok then
         for _, out in ipairs(plan.outputs) do
             drop_output(out)

@@ -11,6 +11,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "../../core/codebook.h"
 #include "../../core/random.h"
 #include "../../cuda/internal.h"
 #include "../../cuda/kernels.h"
@@ -28,7 +29,8 @@ typedef struct bench {
     float *nested[COPIES];
     uint32_t *largest;
     float *offset;
-    double copy_rate, read_rate;
+    qm_errsum *sum;
+    double copy_rate, read_rate, host_rate;
 } bench;
 
 static void must(bool ok, const qm_err *e)
@@ -134,9 +136,8 @@ static void errors(bench *b, int i, const void *arg)
 {
     const subject *s = arg;
     qm_cuda_coded c = coded(b, i, s);
-    qm_errsum sum;
     qm_err e = {0};
-    must(qm_cuda_errors(b->stream, b->values[i], s->dtype, &c, b->n, &sum, &e), &e);
+    must(qm_cuda_errors_start(b->stream, b->values[i], s->dtype, &c, b->n, b->sum, &e), &e);
 }
 
 static double coded_bytes(const bench *b, const subject *s)
@@ -168,6 +169,30 @@ static void all_of(bench *b, const char *name, uint32_t block, qm_dtype dtype, b
     one(b, "errors", errors, s);
 }
 
+/* A table in no order, as a user might make one, and one like nf4's. */
+static void tables(bench *b)
+{
+    static const float sorted[16] = {-1, -0.8f, -0.55f, -0.42f, -0.3f, -0.21f, -0.12f, -0.04f, 0.03f, 0.11f, 0.19f, 0.28f, 0.37f, 0.5f, 0.7f, 1};
+    static const float loose[16] = {0.7f, -0.35f, 0.11f, 1, -0.9f, -0.02f, 0.24f, -0.18f, 0.05f, 0.47f, -0.6f, 0.16f, -0.11f, 0.33f, -0.24f, -0.48f};
+    static const float tight[16] = {-1, -0.5f, -0.25f, -0.125f, -0.06f, -0.03f, -0.015f, 0, 0.015f, 0.03f, 0.06f, 0.125f, 0.25f, 0.5f, 0.75f, 1};
+    static const struct {
+        const char *name;
+        const float *level;
+    } made[] = {{"table", sorted}, {"unsorted-table", loose}, {"close-table", tight}};
+    for (int i = 0; i < 3; i++) {
+        qm_err e = {0};
+        const qm_format *f = qm_codebook_new(made[i].name, made[i].level, 16, 64, &e);
+        must(f != NULL, &e);
+        for (int dq = 0; dq < 2; dq++) {
+            subject s = {f, {.block = 64, .table = f->table}, QM_BF16, dq};
+            one(b, "quantise", encode, s);
+            one(b, "dequantise", decode, s);
+            one(b, "errors", errors, s);
+        }
+        qm_format_unref(f);
+    }
+}
+
 static void take_memory(bench *b)
 {
     qm_err e = {0};
@@ -175,10 +200,12 @@ static void take_memory(bench *b)
         must((b->values[i] = qm_cuda_alloc(b->gpu, 4 * b->n, &e)) != NULL, &e);
         must((b->second[i] = qm_cuda_alloc(b->gpu, 4 * b->n, &e)) != NULL, &e);
         must((b->plane[i][0] = qm_cuda_alloc(b->gpu, 4 * b->n + 4096, &e)) != NULL, &e);
+        must((b->plane[i][2] = qm_cuda_alloc(b->gpu, b->n / 32 + 4096, &e)) != NULL, &e);
         must((b->plane[i][1] = qm_cuda_alloc(b->gpu, b->n / 4 + 4096, &e)) != NULL, &e);
         must((b->nested[i] = qm_cuda_alloc(b->gpu, b->n / 32 + 4096, &e)) != NULL, &e);
     }
     must((b->largest = qm_cuda_alloc(b->gpu, sizeof *b->largest, &e)) != NULL, &e);
+    must((b->sum = qm_cuda_alloc(b->gpu, sizeof *b->sum, &e)) != NULL, &e);
     must((b->offset = qm_cuda_alloc(b->gpu, sizeof *b->offset, &e)) != NULL, &e);
 }
 
@@ -220,10 +247,59 @@ static void host(bench *b)
         must(qm_cuda_wait(b->stream, &e), &e);
         clock_gettime(CLOCK_MONOTONIC, &u);
         double s = (double)(u.tv_sec - t.tv_sec) + 1e-9 * (double)(u.tv_nsec - t.tv_nsec);
+        if (way == 0)
+            b->host_rate = (double)size / s;
         printf("%-44s %9.1f us %8.1f GB/s\n", what[way], 1e6 * s, 1e-9 * (double)size / s);
     }
     qm_cuda_pinned_free(b->gpu, pinned);
     free(ordinary);
+}
+
+/* A model of 15.2 GB of bf16, from pinned memory to nf4 with double quantisation in pinned memory: 112 matrices of
+ * 18944 x 3584, four under way at a time.  The roof is the copy to the GPU. */
+static void model(bench *b)
+{
+    enum { MATRICES = 112, STREAMS = 4 };
+    const uint64_t n = 18944ull * 3584, groups = n / 64, nested = (groups + 255) / 256 * sizeof(float);
+    const uint64_t size = n / 2 + groups + nested + sizeof(float);
+    const qm_format *f = qm_format_find("nf4");
+    qm_cuda_stream *s[STREAMS];
+    qm_cuda_coded c[STREAMS];
+    uint8_t *in, *x[STREAMS], *out[STREAMS];
+    float *offset[STREAMS];
+    qm_err e = {0};
+    must((in = qm_cuda_pinned_alloc(b->gpu, 4 * n, &e)) != NULL, &e);
+    must(qm_cuda_copy(b->stream, in, b->values[0], 4 * n, &e) && qm_cuda_wait(b->stream, &e), &e);
+    for (int i = 0; i < STREAMS; i++) {
+        c[i] = (qm_cuda_coded){.format = f, .codec = {.block = 64}, .double_quant = true};
+        must((s[i] = qm_cuda_stream_new(b->gpu, &e)) && (x[i] = qm_cuda_alloc(b->gpu, 2 * n, &e))
+                 && (c[i].plane[0] = qm_cuda_alloc(b->gpu, size, &e)) && (out[i] = qm_cuda_pinned_alloc(b->gpu, size, &e)), &e);
+        c[i].plane[1] = c[i].plane[0] + n / 2; /* all that comes back in one piece */
+        c[i].nested = (float *)(void *)(c[i].plane[1] + groups);
+        offset[i] = c[i].nested + nested / sizeof(float);
+    }
+    struct timespec t, u;
+    for (int run = 0; run < 2; run++) { /* the first warms up */
+        clock_gettime(CLOCK_MONOTONIC, &t);
+        for (int k = 0; k < MATRICES; k++) {
+            int i = k % STREAMS;
+            must(qm_cuda_copy(s[i], x[i], in + 2 * n * (uint64_t)(k % 2), 2 * n, &e)
+                     && qm_cuda_encode_double(s[i], x[i], QM_BF16, n, &c[i], false, offset[i], &e)
+                     && qm_cuda_copy(s[i], out[i], c[i].plane[0], size, &e), &e);
+        }
+        for (int i = 0; i < STREAMS; i++)
+            must(qm_cuda_wait(s[i], &e), &e);
+        clock_gettime(CLOCK_MONOTONIC, &u);
+    }
+    double seconds = (double)(u.tv_sec - t.tv_sec) + 1e-9 * (double)(u.tv_nsec - t.tv_nsec), bytes = 2.0 * MATRICES * (double)n;
+    printf("%-44s %9.1f us %8.1f GB/s %6.1f %% of pinned to GPU\n", "15.2 GB to nf4 dq, memory to memory", 1e6 * seconds,
+           1e-9 * bytes / seconds, 100 * bytes / seconds / b->host_rate);
+    for (int i = 0; i < STREAMS; i++) {
+        qm_cuda_free(b->gpu, x[i]), qm_cuda_free(b->gpu, c[i].plane[0]);
+        qm_cuda_pinned_free(b->gpu, out[i]);
+        qm_cuda_stream_free(s[i]);
+    }
+    qm_cuda_pinned_free(b->gpu, in);
 }
 
 static void start(bench *b, uint64_t n)
@@ -248,18 +324,24 @@ int main(int argc, char **argv)
     if (!*only)
         host(&b);
     set_type(&b, QM_BF16);
+    if (!*only)
+        model(&b);
     roof(&b);
     all_of(&b, "nf4", 64, QM_BF16, false);
     all_of(&b, "nf4", 64, QM_BF16, true);
     all_of(&b, "fp4", 64, QM_BF16, false);
     all_of(&b, "fp4", 64, QM_BF16, true);
+    all_of(&b, "int4", 64, QM_BF16, false);
+    all_of(&b, "int4", 64, QM_BF16, true);
+    all_of(&b, "uint4", 64, QM_BF16, false);
+    tables(&b);
     for (uint32_t block = 32; block <= 4096; block *= 2)
         if (block != 64)
             one(&b, "quantise", encode, (subject){qm_format_find("nf4"), {.block = block}, QM_BF16, false});
     all_of(&b, "int8", 4096, QM_BF16, false);
     all_of(&b, "q8_0", 32, QM_BF16, false);
     all_of(&b, "q4_0", 32, QM_BF16, false);
-    static const char *const others[] = {"int4", "q4_1", "q5_0", "mxfp4", "iq4_nl", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "f16"};
+    static const char *const others[] = {"int3", "q4_1", "q5_0", "mxfp4", "iq4_nl", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "f16"};
     for (size_t i = 0; i < sizeof others / sizeof *others; i++) {
         const qm_format *f = qm_format_find(others[i]);
         one(&b, "quantise", encode, (subject){f, {.block = f->block}, QM_BF16, false});
@@ -267,6 +349,7 @@ int main(int argc, char **argv)
     }
     set_type(&b, QM_F16);
     all_of(&b, "nf4", 64, QM_F16, false);
+    all_of(&b, "int4", 64, QM_F16, false);
     one(&b, "quantise", encode, (subject){qm_format_find("int8"), {.block = 4096}, QM_F16, false});
     set_type(&b, QM_F32);
     all_of(&b, "nf4", 64, QM_F32, false);

@@ -10,6 +10,9 @@ done
 mkdir -p "$to/tests/gpu"
 cp tests/run.lua "$to/tests/"
 cp tests/gpu/*.lua tests/gpu/*.py "$to/tests/gpu/"
+mkdir -p "$to/tests/lua" "$to/tests/fixtures"
+cp tests/lua/support.lua "$to/tests/lua/"
+cp -r tests/fixtures/tiny-qwen2 tests/fixtures/tiny-adapter "$to/tests/fixtures/"
 if [ -n "$bnb" ]; then # its Python files and the one library for CUDA 13.0
     mkdir -p "$to/bnb"
     (cd "$bnb" && find bitsandbytes \( -name '*.py' -o -name 'libbitsandbytes_cuda130.so' -o -name 'libbitsandbytes_cpu.so' \) \
@@ -20,7 +23,7 @@ cat >"$to/run.sh" <<'EOF'
 # Tests, then speed; the last lines say how it went.
 cd "$(dirname "$0")"
 status=0
-[ "${1:-}" = bench ] || ./qmoon tests/run.lua --unit ./gpu_test tests/gpu/cuda_test.lua || status=1
+[ "${1:-}" = bench ] || ./qmoon tests/run.lua --unit ./gpu_test tests/gpu/*_test.lua || status=1
 if [ "${1:-}" != test ]; then
     nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.limit --format=csv,noheader
     ./gpu_bench || status=1

@@ -1,5 +1,6 @@
 /* parity_test.c: the GPU writes the CPU's bytes: every format, element type, length and kind of values, by the
  * kernel that serves all formats and by those made for some. */
+#include "../../core/codebook.h"
 #include "../unit/families.h"
 #include "gpu.h"
 
@@ -16,11 +17,14 @@ static size_t usable(const qm_format *f, const qm_codec *c, size_t n)
 static int blocks_of(const qm_format *f, uint32_t block[16])
 {
     static const uint32_t row[] = {1, 7, 8, 32, 100, 256, 4096};
-    static const uint32_t any[] = {1, 7, 32, 64, 100, 256, 2049};
+    static const uint32_t any[] = {1, 7, 32, 64, 100, 256, 2048, 2049, 4096};
     int n = 0;
-    if (f->any_block || f->block == 0)
-        for (; n < 7; n++)
-            block[n] = f->any_block ? any[n] : row[n];
+    if (f->any_block)
+        for (; n < (int)(sizeof any / sizeof *any); n++)
+            block[n] = any[n];
+    else if (f->block == 0)
+        for (; n < (int)(sizeof row / sizeof *row); n++)
+            block[n] = row[n];
     else if (f->block_max)
         for (uint32_t b = f->block_min; b <= f->block_max; b *= 2)
             block[n++] = b;
@@ -101,7 +105,7 @@ static void check(subject s, const float *x)
 
 static bool has_own_kernel(const qm_format *f)
 {
-    static const char *const names[] = {"nf4", "fp4", "int8", "q8_0", "q4_0"};
+    static const char *const names[] = {"nf4", "fp4", "int4", "uint4", "int8", "q8_0", "q4_0"};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
         if (strcmp(f->name, names[i]) == 0)
             return true;
@@ -116,7 +120,7 @@ static void check_family(const qm_format *f, uint32_t block, const family *v, co
         for (int t = 0; t < 3; t++) {
             if (turn++ % (has_own_kernel(f) ? 3 : 17))
                 continue;
-            subject s = {.format = f, .codec = {.block = block, .exact_zero = l % 2}, .type = value_types[t], .values = v->name};
+            subject s = {.format = f, .codec = {.block = block, .exact_zero = l % 2, .nearest = turn % 5 == 0}, .type = value_types[t], .values = v->name};
             s.n = usable(f, &s.codec, lengths[l]);
             if (s.n <= LONGEST)
                 check(s, x);
@@ -136,6 +140,36 @@ TEST(gpu_encodes_and_decodes_as_the_cpu)
             }
         if (qm_test_failures > before)
             printf("  %s: %d comparisons failed\n", (*f)->name, qm_test_failures - before);
+    }
+    free(x);
+}
+
+/* Tables of 9 to 16 levels: as the first one is, in disorder, some level twice, some very close together. */
+TEST(gpu_encodes_codebooks_as_the_cpu)
+{
+    static const uint32_t blocks[] = {32, 64, 128, 256, 512, 1024, 2048, 4096};
+    float *x = malloc(sizeof *x * LONGEST), level[16];
+    qm_err e = {0};
+    state = 11;
+    for (int turn = 0; turn < 40; turn++) {
+        int count = turn % 4 == 3 ? 9 + turn % 7 : 16;
+        for (int i = 0; i < count; i++)
+            level[i] = turn < 4 ? (float)(2 * i - 15) / (float)(turn + 12) : uniform();
+        if (turn % 5 == 2)
+            level[3] = level[11 % count];
+        if (turn % 7 == 3)
+            level[5] = nextafterf(level[1], 2);
+        const qm_format *f = qm_codebook_new("mine", level, count, 64, &e);
+        CHECKF(f, "%s", e.msg);
+        uint32_t seed = state;
+        for (int v = turn % 2; v < FAMILIES; v += 2) {
+            subject s = {.format = f, .codec = {.block = blocks[(turn + v) % 8], .table = f->table}, .values = families[v].name,
+                         .type = value_types[(turn + v) % 3], .n = v % 3 ? LONGEST : 4096};
+            fill(&families[v], x, LONGEST);
+            check(s, x);
+        }
+        state = seed;
+        qm_format_unref(f);
     }
     free(x);
 }

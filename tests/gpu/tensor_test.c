@@ -121,13 +121,13 @@ static bool close_to(double a, double b) { return fabs(a - b) <= 1e-6 * fmax(fab
 
 TEST(gpu_adds_up_errors)
 {
-    static const char *const formats[] = {"f32", "bf16", "f16", "nf4", "fp4", "int8", "q4_k", "int5", "q8_0"};
+    static const char *const formats[] = {"f32", "bf16", "f16", "nf4", "fp4", "int8", "q4_k", "int5", "q8_0", "int4", "uint4", "q4_0"};
     static const int64_t rows[] = {2, 37, 2300}; /* under one run, some runs, more than a chunk */
     qm_err e = {0};
     for (size_t r = 0; r < sizeof rows / sizeof *rows; r++) {
         qm_tensor *t = randoms(rows[r], 4096);
         for (size_t i = 0; i < sizeof formats / sizeof *formats; i++)
-            for (int dq = 0; dq <= (formats[i][1] == 'f' || formats[i][1] == 'p'); dq++) {
+            for (int dq = 0; dq <= (formats[i][1] == 'f' || formats[i][1] == 'p' || formats[i][1] == 'n'); dq++) {
                 if (dq && !qm_can_double_quant(qm_format_find(formats[i])))
                     continue;
                 qm_quantize_options o = {.double_quant = dq};

@@ -337,4 +337,17 @@ T["Ctrl-C ends with 130 and removes what was begun"] = function()
     end
 end
 
+T["a GPU that is not there is said to be missing, and auto goes without"] = function()
+    if core.cuda_count() > 0 then
+        return
+    end
+    local function plan(device)
+        return write.plan(merged(), all(support.scratch()), { round = "f16", device = device })
+    end
+    local e = support.raises("unsupported", { "" }, plan, "cuda:0")
+    assert(e.message:find "no GPU" or e.message:find "no CUDA", e.message)
+    support.raises("usage", "--device", plan, "gpu0")
+    assert(not plan("auto").couriers and not plan("cpu").couriers)
+end
+
 return T
