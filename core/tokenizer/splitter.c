@@ -198,8 +198,6 @@ static bool apply(const step *s, qm_words *in, bool first, qm_words *out, qm_err
     case QM_SPLIT_REGEX:
         if (!split_all(s, in, out, e))
             return false;
-        out->text = in->text; /* the words are cut; their text stays */
-        in->text = (qm_bytes){0};
         break;
     case QM_SPLIT_BYTES:
         spell_bytes(in, out);
@@ -225,7 +223,11 @@ bool qm_splitter_cut(const qm_splitter *s, const char *text, size_t n, bool firs
     for (size_t i = 0; i < s->n; i++) {
         qm_words next = {0};
         bool fine = apply(&s->step[i], words, first, &next, e);
-        qm_words_free(words);
+        if (s->step[i].rule.kind == QM_SPLIT_REGEX) /* the words are cut; their text stays */
+            next.text = words->text;
+        else
+            qm_bytes_free(&words->text);
+        free(words->span);
         *words = next;
         if (!fine)
             return false;

@@ -26,7 +26,7 @@ uint32_t qm_unicode_read_back(const char *start, const char *end)
 
 void qm_unicode_write(qm_bytes *to, uint32_t c)
 {
-    utf8proc_uint8_t bytes[4];
+    utf8proc_uint8_t bytes[4] = {0};
     qm_bytes_add(to, bytes, (size_t)utf8proc_encode_char((utf8proc_int32_t)c, bytes));
 }
 
