@@ -91,6 +91,17 @@ local function begins(list, start)
     return found
 end
 
+-- Of names that people know by their ends: those that have the word anywhere, when none begins with it.
+local function begins_or_has(list, word)
+    local found = begins(list, word)
+    for _, name in ipairs(#found == 0 and word ~= "" and list or {}) do
+        if name:find(word, 1, true) then
+            found[#found + 1] = name
+        end
+    end
+    return found
+end
+
 -- ---- inside a string ----------------------------------------------------------------------------------------------
 
 local function format_names()
@@ -181,7 +192,7 @@ local function in_string(word, before)
         name = before:match "([%a_][%w_]*)%s*%(?%s*{?[^{}%(%)]*$"
     end
     if name == "tensor" then
-        return begins(tensor_names(of), word)
+        return begins_or_has(tensor_names(of), word)
     elseif name == "to" then
         return begins(devices(), word)
     elseif FORMATS[name] or before:find "format%s*=%s*$" then
@@ -284,6 +295,7 @@ end
 ---@param line string up to the cursor
 ---@return string? insert
 ---@return string? show
+---@return integer? delete characters before the cursor to take away first
 function complete.line(line)
     local current = line:match "[^\n]*$"
     if not current:find "%S" then
@@ -295,7 +307,12 @@ function complete.line(line)
     end
     local start = common_start(found)
     local insert = start:sub(replaced + 1)
-    if #found == 1 then
+    if start:sub(1, replaced) ~= current:sub(#current - replaced + 1) then -- words that have the typed one inside
+        if #found > 1 then
+            return nil, terminal.text(listing(found))
+        end
+        return start .. closing, nil, text.width(current:sub(-replaced))
+    elseif #found == 1 then
         return insert .. closing
     elseif insert ~= "" then
         return insert
