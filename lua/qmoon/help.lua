@@ -136,6 +136,22 @@ local function format_named(name)
     end
 end
 
+-- Pictures and ops have descriptions of their own.
+local function described(name)
+    local kind, short = name:match "^qm%.(%a+)%.([%w_]+)$"
+    if kind == "plot" and core.source("qmoon.plot." .. short) then
+        local head = (core.source("qmoon.plot." .. short)):match "^%-%- ([^\n]*)" or ""
+        return ("qm.plot.%s{…}\n%s%s\nsee also: print(qm.plot) lists the pictures; :save \"x.svg\" writes one"):format(short,
+            require("qmoon.plot." .. short).doc, head ~= "" and "\n" .. head or "")
+    elseif kind == "ops" then
+        for _, op in ipairs(core.ops()) do
+            if op.name == short then
+                return "qm.ops." .. require("qmoon.ops").help(short)
+            end
+        end
+    end
+end
+
 -- "t.quantize" or "t:quantize" with any object: by its last word, among methods of that name.
 local function by_last_word(name)
     local last = name:match "([%w_]+)$"
@@ -164,6 +180,12 @@ function help.names()
     end
     for _, f in ipairs(formats.list()) do
         add(f.name)
+    end
+    for _, op in ipairs(core.ops()) do
+        add("qm.ops." .. op.name)
+    end
+    for _, m in ipairs(core.modules "qmoon.plot.") do
+        add((m:gsub("^qmoon", "qm")))
     end
     return names
 end
@@ -206,6 +228,10 @@ function help.text(name, value)
         return help.doc_text(d)
     elseif format then
         return format_text(format)
+    end
+    local description = described(name) or described("qm.plot." .. name) or described("qm.ops." .. name)
+    if description then
+        return description
     end
     entry = by_last_word(name)
     d = entry and doc.of(entry.run)

@@ -1,7 +1,8 @@
 --- What Tab offers: names of variables, fields and methods, formats, tensors of open models, paths.
 --
 -- Nothing of the user's runs while names are looked up: tables are read raw, and only tables are followed from
--- metatable to metatable.
+-- metatable to metatable.  A table that makes its fields when they are asked for may have a function `safe_names` in
+-- its metatable, which lists them.
 
 local core = require "qmoon.core"
 local formats = require "qmoon.formats"
@@ -62,6 +63,13 @@ end
 
 local function names_in(value, start, only_functions)
     local found, seen = {}, {}
+    local meta = debug.getmetatable(value)
+    local list = type(meta) == "table" and rawget(meta, "safe_names")
+    for _, name in ipairs(list and list() or {}) do
+        if name:sub(1, #start) == start and not seen[name] then
+            found[#found + 1], seen[name] = name, true
+        end
+    end
     for _ = 1, 8 do
         for k, v in next, type(value) == "table" and value or {} do
             if type(k) == "string" and k:find "^[%a_][%w_]*$" and k:sub(1, #start) == start and not seen[k]
