@@ -136,18 +136,12 @@ local function format_named(name)
     end
 end
 
--- Pictures and ops have descriptions of their own.
-local function described(name)
-    local kind, short = name:match "^qm%.(%a+)%.([%w_]+)$"
-    if kind == "plot" and core.source("qmoon.plot." .. short) then
-        local head = (core.source("qmoon.plot." .. short)):match "^%-%- ([^\n]*)" or ""
-        return ("qm.plot.%s{…}\n%s%s\nsee also: print(qm.plot) lists the pictures; :save \"x.svg\" writes one"):format(short,
-            require("qmoon.plot." .. short).doc, head ~= "" and "\n" .. head or "")
-    elseif kind == "ops" then
-        for _, op in ipairs(core.ops()) do
-            if op.name == short then
-                return "qm.ops." .. require("qmoon.ops").help(short)
-            end
+-- Ops have descriptions of their own.
+local function op_text(name)
+    local short = name:match "^qm%.ops%.([%w_]+)$" or name
+    for _, op in ipairs(core.ops()) do
+        if op.name == short then
+            return "qm.ops." .. require("qmoon.ops").help(short)
         end
     end
 end
@@ -183,9 +177,6 @@ function help.names()
     end
     for _, op in ipairs(core.ops()) do
         add("qm.ops." .. op.name)
-    end
-    for _, m in ipairs(core.modules "qmoon.plot.") do
-        add((m:gsub("^qmoon", "qm")))
     end
     return names
 end
@@ -229,13 +220,9 @@ function help.text(name, value)
     elseif format then
         return format_text(format)
     end
-    local description = described(name) or described("qm.plot." .. name) or described("qm.ops." .. name)
-    if description then
-        return description
-    end
-    entry = by_last_word(name)
+    entry = not name:find "^qm%.ops%." and by_last_word(name)
     d = entry and doc.of(entry.run)
-    return d and help.doc_text(d) or fail_unknown(name)
+    return d and help.doc_text(d) or op_text(name) or fail_unknown(name)
 end
 
 --- What `??name` shows: the Lua source of a function.
