@@ -736,7 +736,8 @@ static bool finish_double_quant(qm_sink *k, const sink_run *r, uint64_t total, q
 static double nested_slack(const qm_source *s, const float *x, uint64_t n, uint64_t g)
 {
     static const char *const map = "dynamic8";
-    uint64_t block = s->codec.block, first = g / QM_DOUBLE_QUANT_BLOCK * QM_DOUBLE_QUANT_BLOCK * block;
+    uint64_t block = s->codec.block ? s->codec.block : 1,
+             first = g / QM_DOUBLE_QUANT_BLOCK * QM_DOUBLE_QUANT_BLOCK * block;
     uint64_t last = first + QM_DOUBLE_QUANT_BLOCK * block < n ? first + QM_DOUBLE_QUANT_BLOCK * block : n;
     double largest = 0, absmax = 0;
     for (uint64_t i = first; i < last; i++) {
@@ -755,7 +756,8 @@ static uint64_t count_beyond(const qm_against *a, const float *x, const float *y
 {
     const qm_source *s = &a->source;
     const qm_format *f = s->format;
-    uint64_t block = s->codec.block > 1 ? s->codec.block : (uint64_t)cols, beyond = 0;
+    uint64_t row = cols > 0 ? (uint64_t)cols : 1, block = s->codec.block > 1 ? s->codec.block : row,
+             beyond = 0;
     double nested = 0;
     for (uint64_t first = 0; first < n; first += block) {
         uint64_t last = first + block < n ? first + block : n, g = first / block;

@@ -277,14 +277,14 @@ static unsigned char key_paste(EditLine *el, int key)
 
 /* ---- completion ------------------------------------------------------------------------------------- */
 
-/* Calls complete(text before the cursor) -> text to insert, text to show below; shielded, as an error must
- * not jump through libedit. */
+/* Calls complete(text before the cursor) -> text to insert, text to show below, characters to take away
+ * first; shielded, as an error must not jump through libedit. */
 static bool ask(editor *ed, const LineInfo *line)
 {
     lua_State *L = ed->L;
     lua_rawgeti(L, LUA_REGISTRYINDEX, ed->complete);
     lua_pushlstring(L, line->buffer, (size_t)(line->cursor - line->buffer));
-    return lua_pcall(L, 1, 2, 0) == 0;
+    return lua_pcall(L, 1, 3, 0) == 0;
 }
 
 static unsigned char key_complete(EditLine *el, int key)
@@ -295,7 +295,9 @@ static unsigned char key_complete(EditLine *el, int key)
     int top = lua_gettop(L);
     unsigned char next = CC_ERROR;
     if (ed->complete != LUA_NOREF && lua_checkstack(L, 4) && ask(ed, el_line(el))) {
-        const char *insert = lua_tostring(L, -2), *show = lua_tostring(L, -1);
+        const char *insert = lua_tostring(L, -3), *show = lua_tostring(L, -2);
+        if (lua_tointeger(L, -1) > 0)
+            el_deletestr(el, (int)lua_tointeger(L, -1));
         if (insert && *insert && el_insertstr(el, insert) == 0)
             next = CC_REFRESH;
         if (show && *show) {
@@ -371,7 +373,8 @@ static void set_up(editor *ed)
 }
 
 /* editor(complete) -> an editor of the terminal at standard input and output.  complete(text before the
- * cursor) -> text to insert, text to show; either may be nil. */
+ * cursor) -> text to insert, text to show, how many characters before the cursor to take away first; any may
+ * be nil. */
 static int new_editor(lua_State *L)
 {
     luaL_checktype(L, 1, LUA_TFUNCTION);

@@ -528,12 +528,15 @@ void qml_open_tokenizer(lua_State *L)
     static const luaL_Reg splitter[] = {{"cut", splitter_cut}, {NULL, NULL}};
     static const luaL_Reg matcher[] = {{"find", matcher_find}, {NULL, NULL}};
     static const luaL_Reg none[] = {{NULL, NULL}};
-    static const luaL_Reg charsmap[]
-        = {{"graphemes", charsmap_graphemes}, {"sentence", charsmap_sentence}, {NULL, NULL}};
-    static const luaL_Reg functions[] = {
-        {"vocabulary", vocabulary_new}, {"splitter", splitter_new},     {"matcher", matcher_new},
-        {"utf8_repair", utf8_repair},   {"unicode_form", unicode_form}, {"charsmap", charsmap_new},
-        {NULL, NULL}};
+    static const luaL_Reg charsmap[] = {
+        {"graphemes", charsmap_graphemes}, {"sentence", charsmap_sentence}, {NULL, NULL}};
+    static const luaL_Reg functions[] = {{"vocabulary", vocabulary_new},
+                                         {"splitter", splitter_new},
+                                         {"matcher", matcher_new},
+                                         {"utf8_repair", utf8_repair},
+                                         {"unicode_form", unicode_form},
+                                         {"charsmap", charsmap_new},
+                                         {NULL, NULL}};
     qml_class(L, QML_VOCABULARY, vocabulary, vocabulary_gc);
     qml_class(L, QML_SPLITTER, splitter, splitter_gc);
     qml_class(L, QML_MATCHER, matcher, matcher_gc);

@@ -19,33 +19,43 @@ typedef struct qm_ids {
     bool failed;
 } qm_ids;
 
-/* Room for `more` further elements of `size` bytes at *at, of which n are in use. */
-static inline bool qm_buffer_grow(void **at, size_t *room, size_t n, size_t more, size_t size)
+/* Memory of elements of `size` bytes, n of which are in use, with room for `more`: at itself or what it has
+ * been moved to; NULL when there is none, and then `at` stays as it is. */
+static inline void *qm_grown(void *at, size_t *room, size_t n, size_t more, size_t size)
 {
-    if (more <= *room - n)
-        return true;
+    if (at && more <= *room - n)
+        return at;
     size_t want = n + more > 2 * *room ? n + more : 2 * *room;
-    void *grown = want < SIZE_MAX / 2 / size ? realloc(*at, want * size) : NULL;
-    if (!grown)
-        return false;
-    *at = grown;
-    *room = want;
-    return true;
+    void *grown = want > n && want < SIZE_MAX / 2 / size ? realloc(at, want * size) : NULL;
+    if (grown)
+        *room = want;
+    return grown;
 }
 
 static inline void qm_bytes_add(qm_bytes *b, const void *bytes, size_t n)
 {
-    if (n == 0 || b->failed || (b->failed = !qm_buffer_grow((void **)&b->at, &b->room, b->n, n, 1)))
+    if (n == 0 || b->failed)
         return;
+    void *grown = qm_grown(b->at, &b->room, b->n, n, 1);
+    if (!grown) {
+        b->failed = true;
+        return;
+    }
+    b->at = grown;
     memcpy(b->at + b->n, bytes, n);
     b->n += n;
 }
 
 static inline void qm_ids_add(qm_ids *ids, uint32_t id)
 {
-    if (ids->failed
-        || (ids->failed = !qm_buffer_grow((void **)&ids->at, &ids->room, ids->n, 1, sizeof *ids->at)))
+    if (ids->failed)
         return;
+    void *grown = qm_grown(ids->at, &ids->room, ids->n, 1, sizeof *ids->at);
+    if (!grown) {
+        ids->failed = true;
+        return;
+    }
+    ids->at = grown;
     ids->at[ids->n++] = id;
 }
 

@@ -61,8 +61,10 @@ static bool before(candidate a, candidate b) { return a.rank != b.rank ? a.rank 
 
 static bool push(qm_vocabulary *v, candidate c)
 {
-    if (!qm_buffer_grow((void **)&v->heap, &v->heap_room, v->n_heap, 1, sizeof *v->heap))
+    void *grown = qm_grown(v->heap, &v->heap_room, v->n_heap, 1, sizeof *v->heap);
+    if (!grown)
         return false;
+    v->heap = grown;
     size_t i = v->n_heap++;
     for (; i > 0 && before(c, v->heap[(i - 1) / 2]); i = (i - 1) / 2)
         v->heap[i] = v->heap[(i - 1) / 2];
@@ -132,8 +134,10 @@ static bool join_all(qm_vocabulary *v, const char *word)
 
 static bool add_symbol(qm_vocabulary *v, size_t from, size_t length, uint32_t id)
 {
-    if (!qm_buffer_grow((void **)&v->symbols, &v->symbol_room, v->n_symbols, 1, sizeof *v->symbols))
+    void *grown = qm_grown(v->symbols, &v->symbol_room, v->n_symbols, 1, sizeof *v->symbols);
+    if (!grown)
         return false;
+    v->symbols = grown;
     uint32_t i = (uint32_t)v->n_symbols++;
     if (i > 0)
         v->symbols[i - 1].after = i;

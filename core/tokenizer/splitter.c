@@ -18,9 +18,14 @@ struct qm_splitter {
 
 static void add(qm_words *w, size_t from, size_t to)
 {
-    if (from == to || w->failed
-        || (w->failed = !qm_buffer_grow((void **)&w->span, &w->room, w->n, 1, sizeof *w->span)))
+    if (from == to || w->failed)
         return;
+    void *grown = qm_grown(w->span, &w->room, w->n, 1, sizeof *w->span);
+    if (!grown) {
+        w->failed = true;
+        return;
+    }
+    w->span = grown;
     w->span[w->n++] = (qm_span){from, to};
 }
 
@@ -192,14 +197,12 @@ static void put_in_front(const qm_words *in, qm_words *out)
 
 /* ---- all of it --------------------------------------------------------------------------------- */
 
-static bool apply(const step *s, qm_words *in, bool first, qm_words *out, qm_err *e)
+static bool apply(const step *s, const qm_words *in, bool first, qm_words *out, qm_err *e)
 {
     switch (s->rule.kind) {
     case QM_SPLIT_REGEX:
         if (!split_all(s, in, out, e))
             return false;
-        out->text = in->text; /* the words are cut; their text stays */
-        in->text = (qm_bytes){0};
         break;
     case QM_SPLIT_BYTES:
         spell_bytes(in, out);
@@ -225,8 +228,14 @@ bool qm_splitter_cut(const qm_splitter *s, const char *text, size_t n, bool firs
     for (size_t i = 0; i < s->n; i++) {
         qm_words next = {0};
         bool fine = apply(&s->step[i], words, first, &next, e);
-        qm_words_free(words);
-        *words = next;
+        if (s->step[i].rule.kind != QM_SPLIT_REGEX) { /* else the words are cut, and their text stays */
+            qm_bytes_free(&words->text);
+            words->text = next.text;
+        }
+        free(words->span);
+        words->span = next.span;
+        words->n = next.n;
+        words->room = next.room;
         if (!fine)
             return false;
     }

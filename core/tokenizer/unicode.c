@@ -26,7 +26,7 @@ uint32_t qm_unicode_read_back(const char *start, const char *end)
 
 void qm_unicode_write(qm_bytes *to, uint32_t c)
 {
-    utf8proc_uint8_t bytes[4];
+    utf8proc_uint8_t bytes[4] = {0};
     qm_bytes_add(to, bytes, (size_t)utf8proc_encode_char((utf8proc_int32_t)c, bytes));
 }
 
@@ -114,8 +114,10 @@ static bool decompose(characters *c, uint32_t character, utf8proc_option_t optio
 {
     enum { LONGEST = 32 }; /* U+FDFA becomes 18 */
     int last = 0;
-    if (!qm_buffer_grow((void **)&c->at, &c->room, c->n, LONGEST, sizeof *c->at))
+    void *grown = qm_grown(c->at, &c->room, c->n, LONGEST, sizeof *c->at);
+    if (!grown)
         return false;
+    c->at = grown;
     utf8proc_ssize_t got = utf8proc_decompose_char((utf8proc_int32_t)character, c->at + c->n, LONGEST, option,
                                                    &last);
     if (got > 0 && got <= LONGEST)

@@ -44,7 +44,8 @@ bool qm_unigram_init(qm_vocabulary *v, qm_err *e)
         slots *= 2;
     v->edge_mask = (uint32_t)(slots - 1);
     v->edges = slots <= UINT32_MAX ? calloc(slots, sizeof *v->edges) : NULL;
-    if (!v->edges || !qm_buffer_grow((void **)&v->piece_at.at, &v->piece_at.room, 0, nodes, sizeof(uint32_t)))
+    v->piece_at.at = qm_grown(NULL, &v->piece_at.room, 0, nodes, sizeof *v->piece_at.at);
+    if (!v->edges || !v->piece_at.at)
         return qm_fail(e, QM_EFAIL, "a vocabulary of %zu bytes: out of memory", v->pieces.text.n);
     qm_ids_add(&v->piece_at, NONE); /* the root */
     for (uint32_t i = 0; i < v->pieces.end.n; i++)
@@ -65,8 +66,10 @@ static void offer(best_cut *to, double score, uint32_t from, uint32_t piece, boo
 
 static bool find_cuts(qm_vocabulary *v, const char *word, size_t n)
 {
-    if (!qm_buffer_grow((void **)&v->cuts, &v->cut_room, 0, n + 1, sizeof *v->cuts))
+    void *grown = qm_grown(v->cuts, &v->cut_room, 0, n + 1, sizeof *v->cuts);
+    if (!grown)
         return false;
+    v->cuts = grown;
     for (size_t i = 0; i <= n; i++)
         v->cuts[i] = (best_cut){0, NONE, NONE};
     bool single = v->rules.single;

@@ -136,6 +136,16 @@ local function format_named(name)
     end
 end
 
+-- Ops have descriptions of their own.
+local function op_text(name)
+    local short = name:match "^qm%.ops%.([%w_]+)$" or name
+    for _, op in ipairs(core.ops()) do
+        if op.name == short then
+            return "qm.ops." .. require("qmoon.ops").help(short)
+        end
+    end
+end
+
 -- "t.quantize" or "t:quantize" with any object: by its last word, among methods of that name.
 local function by_last_word(name)
     local last = name:match "([%w_]+)$"
@@ -164,6 +174,9 @@ function help.names()
     end
     for _, f in ipairs(formats.list()) do
         add(f.name)
+    end
+    for _, op in ipairs(core.ops()) do
+        add("qm.ops." .. op.name)
     end
     return names
 end
@@ -207,9 +220,9 @@ function help.text(name, value)
     elseif format then
         return format_text(format)
     end
-    entry = by_last_word(name)
+    entry = not name:find "^qm%.ops%." and by_last_word(name)
     d = entry and doc.of(entry.run)
-    return d and help.doc_text(d) or fail_unknown(name)
+    return d and help.doc_text(d) or op_text(name) or fail_unknown(name)
 end
 
 --- What `??name` shows: the Lua source of a function.

@@ -81,7 +81,7 @@ T["every example runs"] = function()
                 runnable(d.example), entry.name .. ": ")
         end
     end
-    script[#script + 1] = "io.stderr:write(table.concat(failed, '\\n'), '\\n') os.exit(#failed > 0 and 1 or 0)"
+    script[#script + 1] = "io.stderr:write(table.concat(failed, '\\n'), '\\n') os.exit(#failed > 0 and 1 or 0, true)"
     support.write(dir .. "/examples.lua", "qm = require 'qmoon'\n" .. table.concat(script, "\n") .. "\n")
     local program = core.realpath(arg[-1])
     local pipe = io.popen(("cd %s && %s -e 'dofile \"examples.lua\"' 2>&1 >/dev/null; echo \"status $?\""):format(dir, program))

@@ -116,7 +116,7 @@ T["the same in ASCII, and in colour"] = function()
     has(ascii, "4.500 bits/weight", " | codes 512 KiB + scales 64 KiB | ")
     equal(ascii:find "[\128-\255]", nil)
     local raw = session({ "1+1", "nosuch.x" }, { raw = true, env = "FORCE_COLOR=1" })
-    has(raw, "\\e[1;34mqmoon> ", "\\e[31merror:\\e[0m")
+    has(raw, "\\e[1;34mqmoon>\\e[0m ", "\\e[31merror:\\e[0m")
     equal(session({ "1+1", "x=5", "x" }, { env = "FORCE_COLOR=1" }), session { "1+1", "x=5", "x" })
     local plain = session({ "1+1", "nosuch.x" }, { raw = true, env = "NO_COLOR=1" })
     lacks(plain, "\\e[1;34m", "\\e[31m")
@@ -212,10 +212,12 @@ T["Tab completes fields, methods, formats, tensors, paths and commands"] = funct
     local screen = session { "t = qm.randn{4, 64}", 'm = qm.open "model"', "@type qm.rand\\t{4}:info().count\\r", "@type t:quan\\t\\t", "@type \\x03",
                              '@type t:quantize "nf\\t\\r', '@type m:tensor "model.layers.2.mlp.d\\t\\r',
                              '@type qm.open "mod\\tconf\\t\\r', "@type :his\\t\\r", "@type str\\t.form\\t('%d', 3)\\r",
-                             "@type mode = {modus = 4}\\r", "@type mode.mo\\t\\r", "@type ?codeb\\t", "@type \\x03" }
+                             "@type mode = {modus = 4}\\r", "@type mode.mo\\t\\r", "@type ?codeb\\t", "@type \\x03", "@type qm.plot.rul\\t{'nf4'}\\r",
+                             '@type m:tensor "s.3.mlp.up\\t\\r' }
     has(screen, "qmoon> qm.randn{4}:info().count\n4\n", "qmoon> t:quantize \"nf4\"\nnf4 [4 x 64]",
+        'm:tensor "model.layers.3.mlp.up_proj.weight"\nbf16 [512 x 256]',
         'm:tensor "model.layers.2.mlp.down_proj.weight"\nbf16 [256 x 512]', 'qm.open "model/config.json"', "qmoon> :history",
-        "string.format('%d', 3)\n3\n", "mode.modus\n4", "quantile", "?codebook")
+        "string.format('%d', 3)\n3\n", "mode.modus\n4", "quantile", "?codebook", "qm.plot.rulers{'nf4'}\n Levels")
 end
 
 T["completion lists a choice, a dozen lines at most, and calls nothing of the user's"] = function()

@@ -1,9 +1,11 @@
 """qmoon's tokenizers against the packages that define them: tokenizers, sentencepiece; transformers if it is there.
 
-    tokenizer_fuzz.py QMOON [--cases N] [--seed S] [--only TEXT] [--models DIR...]
+    tokenizer_fuzz.py QMOON [--cases N] [--seed S] [--only TEXT] [--models DIR...] [--llama-models DIR]
 
 Trains small tokenizers of every kind on the spot, and compares ids and decoded text on a corpus of random Unicode,
 emoji, marks, blanks, code, CJK, control characters, bytes that are no UTF-8, special tokens and very long words.
+--llama-models is the folder models/ of llama.cpp's source: vocabularies of real models with the ids that their own
+tokenizers give, and the chat templates of models, which are rendered by transformers for comparison.
 Ends with `N passed, N failed`.
 """
 
@@ -376,6 +378,67 @@ def check_model(qmoon, model, work, texts):
                    lambda ids, skip: tokenizer.decode(ids, skip_special_tokens=skip))
 
 
+# llama.cpp's collections ----------------------------------------------------------------------------------------
+
+# Kinds of vocabulary and names of pre-tokenizers that qmoon refuses by name.
+REFUSED = {"bert-bge", "nomic-bert-moe", "gemma-4", "deepseek-llm", "falcon", "mpt"}
+# Of decomposed characters, its file has the ids that llama.cpp gives, which does not compose them.
+NOT_COMPOSED = {"qwen35"}
+
+
+def check_vocabulary(qmoon, path, work):
+    """Every text of NAME.inp against the ids of NAME.out, which the model's own tokenizer gave."""
+    texts = Path(f"{path}.inp").read_bytes().decode().split("\n__ggml_vocab_test__\n")
+    expected = [[int(n) for n in line.split()] for line in Path(f"{path}.out").read_text().split("\n")][:len(texts)]
+    answers = ask(qmoon, path, [{"text": hexed(text), "bos": False, "special": False} for text in texts], work)
+    compared = 0
+    for text, ours, theirs in zip(texts, answers, expected):
+        if name_of(path) in NOT_COMPOSED and unicodedata.normalize("NFC", text) != text:
+            continue
+        compared += 1
+        if ours != theirs:
+            raise Differ(f"{text!r}:\nours     {ours}\nexpected {theirs}")
+    return f"{compared} texts"
+
+
+def name_of(path):
+    return path.name.removeprefix("ggml-vocab-").removesuffix(".gguf")
+
+
+def conversations():
+    def say(*turns):
+        return [{"role": {"u": "user", "a": "assistant", "s": "system"}[role], "content": text} for role, text in turns]
+    return [say(("u", "Hi")), say(("u", "Hi"), ("a", "Hello!")), say(("s", "Be kind."), ("u", "Hi")),
+            say(("s", " Be kind.\n"), ("u", " Hi \n"), ("a", " Hello\n"), ("u", "<b>'x' & \"y\"</b>")),
+            say(("u", "a"), ("a", "<think>\nhm\n</think>\n\nb"), ("u", "c"), ("a", "d")), say(("u", "a"), ("u", "b")),
+            say(("a", "x"), ("u", "y")), say(("s", "only")), say(("u", "日本語 😀")),
+            say(("s", "s"), ("u", "a"), ("a", "b"), ("u", "c"), ("a", "<think>t</think>e"), ("u", "f"))]
+
+
+def check_template(qmoon, path, folder, work):
+    """A chat template rendered for ten conversations; both may refuse one."""
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+    tokens = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<|endoftext|>"}
+    (folder / "tokenizer.json").write_bytes((ROOT / "tests/fixtures/tiny-qwen2/tokenizer.json").read_bytes())
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokens))
+    (folder / "chat_template.jinja").write_text(path.read_text())
+    template = _compile_jinja_template(path.read_text())
+    questions, expected = [], []
+    for messages in conversations():
+        for prompt in (False, True):
+            questions.append({"messages": messages, "prompt": prompt})
+            try:
+                expected.append(hexed(template.render(messages=messages, tools=None, documents=None,
+                                                      add_generation_prompt=prompt, **tokens)))
+            except Exception:
+                expected.append("refused")
+    for question, ours, theirs in zip(questions, ask(qmoon, folder, questions, work), expected):
+        if ours != theirs and not (ours.startswith("refused") and theirs == "refused"):
+            raise Differ(f"{question}:\nours     {ours if ours[:7] == 'refused' else bytes.fromhex(ours)!r}\n"
+                         f"expected {theirs if theirs == 'refused' else bytes.fromhex(theirs)!r}")
+    return f"{len(questions)} chats"
+
+
 # ---------------------------------------------------------------------------------------------------------------
 
 
@@ -386,6 +449,7 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", default="")
     parser.add_argument("--models", nargs="*", default=[ROOT / "tests/fixtures/tiny-qwen2"])
+    parser.add_argument("--llama-models", type=Path)
     args = parser.parse_args()
     lines = training_text()
     texts, plain = corpus(args.seed, args.cases), corpus(args.seed + 1, args.cases, specials=False)
@@ -401,6 +465,12 @@ def main():
     if importlib.util.find_spec("transformers"):
         for model in args.models:
             checks[f"transformers: {Path(model).name}"] = lambda f, w, m=model: check_model(args.qmoon, m, w, texts)
+    for path in sorted(args.llama_models.glob("ggml-vocab-*.gguf")) if args.llama_models else []:
+        if name_of(path) not in REFUSED and Path(f"{path}.inp").exists():
+            checks[f"vocabulary: {name_of(path)}"] = lambda f, w, p=path: check_vocabulary(args.qmoon, p, w)
+    if args.llama_models and importlib.util.find_spec("transformers"):
+        for path in sorted((args.llama_models / "templates").glob("*.jinja")):
+            checks[f"template: {path.stem}"] = lambda f, w, p=path: check_template(args.qmoon, p, f, w)
     passed = failed = 0
     print(f"tokenizers {tokenizers.__version__}, sentencepiece {sentencepiece.__version__}")
     for name, run in checks.items():

@@ -23,7 +23,7 @@ local function names()
     return list
 end
 
-local Plot = {}
+local Plot = { safe_names = names } -- for completion at the prompt
 
 function Plot.__index(_, name)
     if type(name) ~= "string" then

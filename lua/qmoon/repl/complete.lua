@@ -1,7 +1,8 @@
 --- What Tab offers: names of variables, fields and methods, formats, tensors of open models, paths.
 --
 -- Nothing of the user's runs while names are looked up: tables are read raw, and only tables are followed from
--- metatable to metatable.
+-- metatable to metatable.  A table that makes its fields when they are asked for may have a function `safe_names` in
+-- its metatable, which lists them.
 
 local core = require "qmoon.core"
 local formats = require "qmoon.formats"
@@ -62,6 +63,13 @@ end
 
 local function names_in(value, start, only_functions)
     local found, seen = {}, {}
+    local meta = debug.getmetatable(value)
+    local list = type(meta) == "table" and rawget(meta, "safe_names")
+    for _, name in ipairs(list and list() or {}) do
+        if name:sub(1, #start) == start and not seen[name] then
+            found[#found + 1], seen[name] = name, true
+        end
+    end
     for _ = 1, 8 do
         for k, v in next, type(value) == "table" and value or {} do
             if type(k) == "string" and k:find "^[%a_][%w_]*$" and k:sub(1, #start) == start and not seen[k]
@@ -86,6 +94,17 @@ local function begins(list, start)
     for _, word in ipairs(list) do
         if word:sub(1, #start) == start then
             found[#found + 1] = word
+        end
+    end
+    return found
+end
+
+-- Of names that people know by their ends: those that have the word anywhere, when none begins with it.
+local function begins_or_has(list, word)
+    local found = begins(list, word)
+    for _, name in ipairs(#found == 0 and word ~= "" and list or {}) do
+        if name:find(word, 1, true) then
+            found[#found + 1] = name
         end
     end
     return found
@@ -181,7 +200,7 @@ local function in_string(word, before)
         name = before:match "([%a_][%w_]*)%s*%(?%s*{?[^{}%(%)]*$"
     end
     if name == "tensor" then
-        return begins(tensor_names(of), word)
+        return begins_or_has(tensor_names(of), word)
     elseif name == "to" then
         return begins(devices(), word)
     elseif FORMATS[name] or before:find "format%s*=%s*$" then
@@ -284,6 +303,7 @@ end
 ---@param line string up to the cursor
 ---@return string? insert
 ---@return string? show
+---@return integer? delete characters before the cursor to take away first
 function complete.line(line)
     local current = line:match "[^\n]*$"
     if not current:find "%S" then
@@ -295,7 +315,12 @@ function complete.line(line)
     end
     local start = common_start(found)
     local insert = start:sub(replaced + 1)
-    if #found == 1 then
+    if start:sub(1, replaced) ~= current:sub(#current - replaced + 1) then -- words that have the typed one inside
+        if #found > 1 then
+            return nil, terminal.text(listing(found))
+        end
+        return start .. closing, nil, text.width(current:sub(-replaced))
+    elseif #found == 1 then
         return insert .. closing
     elseif insert ~= "" then
         return insert

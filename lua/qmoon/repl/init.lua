@@ -295,7 +295,8 @@ local function read_chunk(session)
     end
 end
 
--- Prompts in colour: escapes lie between \1s, so that the editor does not count them.
+-- Prompts in colour: escapes lie between \1s, so that the editor does not count them; it keeps those only that a
+-- character follows, here the blank.
 local function edited_input(add, entries)
     local editor = core.editor(require("qmoon.repl.complete").line)
     for _, entry in ipairs(entries) do
@@ -304,7 +305,7 @@ local function edited_input(add, entries)
     local colour = terminal.colour(1)
     local function input(prompt)
         io.stdout:flush()
-        return editor:read(colour and ("\1\27[1;34m\1%s\1\27[0m\1"):format(prompt) or prompt)
+        return editor:read(colour and ("\1\27[1;34m\1%s\1\27[0m\1 "):format(prompt:gsub(" $", "")) or prompt)
     end
     return input, function(entry)
         editor:remember(entry)
