@@ -45,7 +45,7 @@ return {
             end
         end
         table.sort(odd)
-        l:say("Times 12, the magnitudes are whole numbers. %s are no powers of two, so one bit of the three "
+        l:say("Times 12, all magnitudes but one are whole. %s are no powers of two, so one bit of the three "
             .. "must be a mantissa: two bits of exponent and one of mantissa, as in OCP's E2M1. The order "
             .. "of the codes is bitsandbytes' own.", table.concat(odd, ", "))
         l:figure { not_powers = table.concat(odd, " "), smallest = values[2], two_thirds = values[3] }
