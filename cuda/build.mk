@@ -77,6 +77,9 @@ $(BUILD)/gpu_test: $(CORE_OBJ) $(CUDA_OBJ) $(GPU_TEST_OBJ)
 $(BUILD)/gpu_bench: $(CORE_OBJ) $(CUDA_OBJ) $(BUILD)/tests/gpu/bench.o
 	$(GPU_LINK)
 
+$(BUILD)/matrix_bench: $(BUILD)/cuda/matrix.o $(BUILD)/tests/gpu/matrix_bench.o
+	$(CC) $(CFLAGS) -pie -o $@ $^ $(CUDA_LIBS) -lm
+
 test-gpu: deps
 	@$(MAKE) --no-print-directory CUDA=1 $(BUILD)/qmoon $(BUILD)/gpu_test
 	$(BUILD)/qmoon tests/run.lua --unit $(BUILD)/gpu_test tests/gpu/*_test.lua
@@ -84,8 +87,10 @@ test-gpu: deps
 # BNB: a folder with the Python package bitsandbytes, to be measured beside us by PYTHON, which has torch.
 PYTHON ?= python3
 bench-gpu: deps
-	@$(MAKE) --no-print-directory CUDA=1 $(BUILD)/gpu_bench
+	@$(MAKE) --no-print-directory CUDA=1 $(BUILD)/gpu_bench $(BUILD)/matrix_bench $(BUILD)/qmoon
 	$(BUILD)/gpu_bench
+	$(BUILD)/matrix_bench
+	$(BUILD)/qmoon tests/gpu/decode_bench.lua
 	-PYTHONPATH=$(BNB) $(PYTHON) tests/gpu/bnb_bench.py
 
 # ---- to take along -------------------------------------------------------------------------------
@@ -102,7 +107,7 @@ dist: deps
 	@sh cuda/dist.sh $(BUILD)/dist_qmoon $(DIST)
 
 gpu-kit: deps
-	@$(MAKE) --no-print-directory CUDA=1 $(BUILD)/dist_qmoon $(BUILD)/gpu_test $(BUILD)/gpu_bench
+	@$(MAKE) --no-print-directory CUDA=1 $(BUILD)/dist_qmoon $(BUILD)/gpu_test $(BUILD)/gpu_bench $(BUILD)/matrix_bench
 	@sh cuda/dist.sh $(BUILD)/dist_qmoon $(BUILD)/gpu-kit
 	@sh tests/gpu/kit.sh $(BUILD) $(BUILD)/gpu-kit $(BNB)
 

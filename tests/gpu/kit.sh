@@ -3,7 +3,7 @@
 # and benchmarks: `sh run.sh` there.
 set -eu
 build=$1 to=$(realpath "$2") bnb=${3:-}
-for program in gpu_test gpu_bench; do
+for program in gpu_test gpu_bench matrix_bench; do
     cp "$build/$program" "$to/"
     strip -g "$to/$program"
 done
@@ -27,6 +27,8 @@ status=0
 if [ "${1:-}" != test ]; then
     nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.limit --format=csv,noheader
     ./gpu_bench || status=1
+    ./matrix_bench || status=1
+    ./qmoon tests/gpu/decode_bench.lua || status=1
     nvidia-smi --query-gpu=clocks.sm,clocks.mem,temperature.gpu,power.draw --format=csv,noheader
     if [ -d bnb ]; then PYTHONPATH=bnb python3 tests/gpu/bnb_bench.py || status=1; fi
 fi
