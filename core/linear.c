@@ -18,6 +18,7 @@ typedef struct job {
     int64_t step; /* rows, or panels, of one piece of work */
     qm_ints q;
     qm_packed_job packed;
+    int64_t large, threads; /* panels of the first pieces, one for each thread */
 } job;
 
 /* ---- plain ----------------------------------------------------------------------------------------- */
@@ -51,6 +52,13 @@ static bool some_tokens(void *arg, int64_t index, int thread, qm_err *e)
     return true;
 }
 
+/* Memory is read fastest front to back, so every thread begins with a large piece, and small ones make up for
+ * threads that had less of their processor. */
+static int64_t piece_start(const job *j, int64_t index)
+{
+    return index < j->threads ? index * j->large : j->threads * j->large + (index - j->threads) * j->step;
+}
+
 /* Some panels times some tokens, as much of both as a core's own cache holds at once; then the next tokens.
  */
 static bool some_panels(void *arg, int64_t index, int thread, qm_err *e)
@@ -61,7 +69,7 @@ static bool some_panels(void *arg, int64_t index, int thread, qm_err *e)
     qm_packed_job piece = j->packed;
     for (piece.from = 0; piece.from < j->tokens; piece.from = piece.to) {
         piece.to = piece.from + tile < j->tokens ? piece.from + tile : j->tokens;
-        for (int64_t i = index * j->step; i < (index + 1) * j->step; i++) {
+        for (int64_t i = piece_start(j, index); i < piece_start(j, index + 1); i++) {
             int64_t row = i * QM_PACK_ROWS, left = j->w->rows - row;
             if (left <= 0)
                 break;
@@ -79,7 +87,10 @@ static bool packed(qm_pool *pool, job *j, qm_err *e)
     int64_t panels = (j->w->rows + QM_PACK_ROWS - 1) / QM_PACK_ROWS;
     bool ints = p->scales != QM_SCALES_NONE;
     j->packed = (qm_packed_job){p, &j->q, j->x, 0, 0, j->w->rows};
+    j->threads = qm_pool_threads(pool);
+    j->large = j->tokens <= 8 ? panels / 2 / j->threads : 0;
     j->step = 1 + (int64_t)(((size_t)1 << (j->tokens <= 8 ? 15 : 17)) / p->panel);
+    int64_t pieces = j->threads + (panels - j->threads * j->large + j->step - 1) / j->step;
     if (ints && !qm_ints_new(&j->q, p, j->tokens, e))
         return false;
     bool ok = true;
@@ -87,7 +98,7 @@ static bool packed(qm_pool *pool, job *j, qm_err *e)
         ok = some_tokens(j, 0, 0, e);
     else if (ints)
         ok = qm_pool_run(pool, (j->tokens + 7) / 8, some_tokens, NULL, j, e);
-    ok = ok && qm_pool_run(pool, (panels + j->step - 1) / j->step, some_panels, NULL, j, e);
+    ok = ok && qm_pool_run(pool, pieces, some_panels, NULL, j, e);
     qm_ints_free(&j->q);
     return ok;
 }
