@@ -256,7 +256,7 @@ static void pack_blocks(const qm_pack *p, const qm_tensor *t, const struct kind 
     const uint8_t *at = t->plane[0].data + (uint64_t)(r * p->cols / block_cols) * bytes;
     uint8_t *panel = panel_of(p, r);
     const int row = (int)(r % QM_PACK_ROWS);
-    block b;
+    block b = {.d = 0};
     for (int64_t k = 0; k < p->cols; k += block_cols, at += bytes) {
         kind->take(at, &b);
         for (int64_t i = 0; i < block_cols; i += QM_PACK_COLS)
@@ -319,7 +319,7 @@ static void pack_table(const qm_pack *p, const qm_tensor *t, const uint8_t *scal
     const uint64_t group = t->codec.block, bytes = qm_plane_size(t->format, &t->codec, 0, group);
     const int row = (int)(r % QM_PACK_ROWS);
     uint8_t code[QM_PACK_COLS];
-    block b;
+    block b = {.d = 0};
     for (int64_t k = 0; k < p->cols; k += QM_PACK_COLS) {
         uint64_t first = (uint64_t)(r * p->cols + k), g = first / group, in = first % group;
         const uint8_t *codes = t->plane[0].data + g * bytes;
@@ -340,7 +340,7 @@ static void pack_int8(const qm_pack *p, const qm_tensor *t, int64_t r)
 {
     const int row = (int)(r % QM_PACK_ROWS);
     uint8_t code[QM_PACK_COLS];
-    block b;
+    block b = {.d = 0};
     for (int64_t k = 0; k < p->cols; k += QM_PACK_COLS) {
         for (int i = 0; i < QM_PACK_COLS; i++)
             code[i] = t->plane[0].data[r * p->cols + k + i] ^ 0x80;
@@ -395,12 +395,11 @@ static bool describe(qm_pack *p, const qm_tensor *t)
 {
     const char *name = t->format->name;
     const struct kind *kind = kind_of(t);
+    const bool ints = p->cols % QM_PACK_COLS == 0; /* whole blocks of them */
     p->unit = 1;
     if (strcmp(name, "f16") == 0 || strcmp(name, "bf16") == 0 || strcmp(name, "f32") == 0) {
         p->codes = name[0] == 'b' ? QM_CODES_BF16 : name[1] == '1' ? QM_CODES_F16 : QM_CODES_F32;
-    } else if (p->cols % QM_PACK_COLS) {
-        return false;
-    } else if (kind) {
+    } else if (ints && kind) {
         p->codes = kind->codes;
         p->scales = kind->scales;
         p->mins = kind->mins;
@@ -408,12 +407,12 @@ static bool describe(qm_pack *p, const qm_tensor *t)
         p->zero = kind->zero;
         for (int i = 0; kind->level && i < 16; i++)
             p->low[i] = (uint8_t)(kind->level[i] + 128);
-    } else if (strcmp(name, "int8") == 0) {
+    } else if (ints && strcmp(name, "int8") == 0) {
         p->codes = QM_CODES_BYTE;
         p->scales = QM_SCALES_FLOAT;
         p->group = (uint32_t)p->cols;
         p->zero = 128;
-    } else if (is_table(t) && t->codec.block % QM_PACK_COLS == 0 && p->cols % t->codec.block == 0) {
+    } else if (ints && is_table(t) && t->codec.block % QM_PACK_COLS == 0 && p->cols % t->codec.block == 0) {
         float level[16];
         p->codes = QM_CODES_LEVEL16;
         p->scales = QM_SCALES_FLOAT;

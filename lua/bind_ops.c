@@ -92,7 +92,7 @@ static const qm_tensor *to_tensor(lua_State *L, const qm_op *op, const qm_param 
 static void to_list(lua_State *L, const qm_op *op, const qm_param *p, qm_arg *a)
 {
     a->count = (int64_t)lua_objlen(L, -1);
-    const qm_tensor **list = lua_newuserdata(L, (size_t)a->count * sizeof *list + 1);
+    const qm_tensor **list = lua_newuserdata(L, (size_t)a->count * sizeof(void *) + 1);
     lua_insert(L, -2);
     for (int64_t i = 0; i < a->count; i++) {
         lua_rawgeti(L, -1, (int)i + 1);

@@ -123,7 +123,7 @@ static bool run(qm_call *c, qm_err *e)
             return false;
     }
     size_t n = (size_t)(j.tokens * j.cols);
-    j.half = malloc(n * sizeof *j.half + 1);
+    j.half = calloc(n + 1, sizeof *j.half);
     j.a = malloc(n + 1);
     j.s = malloc((size_t)j.tokens * sizeof *j.s + 1);
     j.column = malloc((size_t)j.cols * sizeof *j.column + 1);
