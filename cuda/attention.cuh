@@ -283,6 +283,7 @@ template <qm_dtype D, int DIMS> __global__ void __launch_bounds__(ATTEND_THREADS
                     total += mine[p];
                 }
                 total = sum_in_warp(total);
+                __syncwarp(); /* every lane has read what lane 0 writes now */
                 if (lane == 0) {
                     float shrink = old == -INFINITY ? 0 : expf(old - now);
                     most[warp] = now;
