@@ -6,12 +6,15 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "bind.h"
 #include "embed.h"
 
 static lua_State *running; /* for the signal handler */
+
+#define SAME_INTERRUPT 0.3 /* seconds: nobody presses Ctrl-C again so soon, and means more by it */
 
 /* First Ctrl-C: work in C stops at its next chunk, and Lua at its next instruction (a compiled loop
  * that calls nothing cannot be stopped: LuaJIT checks no hooks there).  Second: leave at once; what is
@@ -27,8 +30,15 @@ static void stop_lua(lua_State *L, lua_Debug *ar)
 
 static void on_interrupt(int sig)
 {
+    static struct timespec first;
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    double since = (double)(now.tv_sec - first.tv_sec) + 1e-9 * (double)(now.tv_nsec - first.tv_nsec);
+    if (qm_interrupted() && since < SAME_INTERRUPT)
+        return; /* timeout(1) signals the process and then its group: that is one interrupt */
     if (qm_interrupted())
         _exit(128 + sig);
+    first = now;
     qm_interrupt_request();
     lua_sethook(running, stop_lua, LUA_MASKCALL | LUA_MASKRET | LUA_MASKCOUNT, 1);
 }
