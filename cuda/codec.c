@@ -20,12 +20,6 @@ static bool known_values(const qm_cuda *d, qm_dtype dtype, qm_err *e)
                    qm_dtypes[dtype].name);
 }
 
-/* The element type whose values a format is, or QM_DTYPE_COUNT. */
-static qm_dtype plain_type(const qm_format *f)
-{
-    return is(f, "f32") ? QM_F32 : is(f, "f16") ? QM_F16 : is(f, "bf16") ? QM_BF16 : QM_DTYPE_COUNT;
-}
-
 /* ---- every format -------------------------------------------------------------------------------- */
 
 enum {
@@ -215,8 +209,8 @@ static bool encode_run(qm_cuda_stream *s, const run *r, qm_err *e)
         x = qm_q8_0_encode(r->values, r->dtype, r->n, r->plane[0], s->handle);
     else if (fast && r->n && is(f, "q4_0") && aligned(r->plane[0], 16))
         x = qm_q4_0_encode(r->values, r->dtype, r->n, r->plane[0], s->handle);
-    else if (fast && r->n && plain_type(f) != QM_DTYPE_COUNT && aligned(r->plane[0], 16))
-        x = qm_convert(r->values, r->dtype, r->n, r->plane[0], plain_type(f), s->handle);
+    else if (fast && r->n && qm_cuda_plain_type(f) != QM_DTYPE_COUNT && aligned(r->plane[0], 16))
+        x = qm_convert(r->values, r->dtype, r->n, r->plane[0], qm_cuda_plain_type(f), s->handle);
     else
         return run_generic(s, true, r, e);
     return qm_cuda_check(s->gpu, x, "encoding", e);
@@ -352,8 +346,8 @@ bool qm_cuda_decode(qm_cuda_stream *s, const qm_cuda_coded *from, uint64_t n, vo
         x = qm_q8_0_decode(c.plane[0], n, y, dtype, s->handle);
     else if (fast && is(c.format, "q4_0") && aligned(c.plane[0], 2))
         x = qm_q4_0_decode(c.plane[0], n, y, dtype, s->handle);
-    else if (fast && plain_type(c.format) != QM_DTYPE_COUNT && aligned(c.plane[0], 16))
-        x = qm_convert(c.plane[0], plain_type(c.format), n, y, dtype, s->handle);
+    else if (fast && qm_cuda_plain_type(c.format) != QM_DTYPE_COUNT && aligned(c.plane[0], 16))
+        x = qm_convert(c.plane[0], qm_cuda_plain_type(c.format), n, y, dtype, s->handle);
     if (x != cudaErrorNotSupported)
         return qm_cuda_check(s->gpu, x, "decoding", e);
     bool ok = undo_double(s, &c, n, &scales, e);
@@ -405,7 +399,7 @@ static bool partial_errors(qm_cuda_stream *s, const void *x, qm_dtype dtype, con
                            void *partial, qm_err *e)
 {
     qm_nibbles q;
-    qm_dtype other = plain_type(b->format);
+    qm_dtype other = qm_cuda_plain_type(b->format);
     cudaError_t r;
     if (as_nibbles(s->gpu, b, &q) && q.block <= QM_SUMS_NIBBLES_BLOCK)
         r = qm_sums_nibbles(x, dtype, &q, n, partial, s->handle);

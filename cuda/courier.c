@@ -124,13 +124,6 @@ static uint8_t *memory(qm_courier *base, uint64_t size, qm_err *e)
 
 /* ---- values ----------------------------------------------------------------------------------------- */
 
-static qm_dtype plain_type(const qm_format *f)
-{
-    bool plain = f->block == 1 && !f->made;
-    qm_dtype d = plain ? f->plane[0].dtype : QM_DTYPE_COUNT;
-    return d == QM_F32 || d == QM_F16 || d == QM_BF16 ? d : QM_DTYPE_COUNT;
-}
-
 static bool keeps(qm_round r, qm_dtype d)
 {
     return r == QM_ROUND_NONE || (r == QM_ROUND_F16 && d == QM_F16) || (r == QM_ROUND_BF16 && d == QM_BF16);
@@ -139,7 +132,7 @@ static bool keeps(qm_round r, qm_dtype d)
 /* Whether sinks can be encoded from the source's own values. */
 static bool is_direct(const qm_job *job)
 {
-    qm_dtype d = plain_type(job->source.format);
+    qm_dtype d = qm_cuda_plain_type(job->source.format);
     return d != QM_DTYPE_COUNT && job->nstep == 0 && keeps(job->round, d) && keeps(job->source.round, d);
 }
 
@@ -317,7 +310,7 @@ static bool put_on_stream(courier *l, const qm_parcel *c, const out_layout *o, u
 {
     const qm_job *job = c->job;
     const void *values = direct ? l->in.at + c->at[0] : l->x.at;
-    qm_dtype dtype = direct ? plain_type(job->source.format) : QM_F32;
+    qm_dtype dtype = direct ? qm_cuda_plain_type(job->source.format) : QM_F32;
     qm_cuda *d = l->stream.gpu;
     cudaStream_t h = l->stream.handle;
     uint64_t *first = (uint64_t *)(void *)(l->out.at + o->first_nonfinite);
@@ -352,7 +345,7 @@ static bool run(qm_courier *base, qm_parcel *c, qm_err *e)
     if (!ok || !qm_cuda_check(l->stream.gpu, r, "work", e))
         return false;
     results(l, c, &o);
-    return fetch_nonfinite(l, c, direct ? l->in.at + c->at[0] : l->x.at, direct ? plain_type(c->job->source.format) : QM_F32, e);
+    return fetch_nonfinite(l, c, direct ? l->in.at + c->at[0] : l->x.at, direct ? qm_cuda_plain_type(c->job->source.format) : QM_F32, e);
 }
 
 /* ---- opening and closing ----------------------------------------------------------------------------- */

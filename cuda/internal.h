@@ -33,6 +33,13 @@ bool qm_cuda_fail(const qm_cuda *d, cudaError_t r, const char *doing, qm_err *e)
 /* True when r is success. */
 bool qm_cuda_check(const qm_cuda *d, cudaError_t r, const char *doing, qm_err *e);
 
+/* f32, f16 or bf16 when those are what a format holds, or QM_DTYPE_COUNT; f may be NULL. */
+static inline qm_dtype qm_cuda_plain_type(const qm_format *f)
+{
+    qm_dtype d = f && f->block == 1 && !f->made ? f->plane[0].dtype : QM_DTYPE_COUNT;
+    return d == QM_F32 || d == QM_F16 || d == QM_BF16 ? d : QM_DTYPE_COUNT;
+}
+
 /* Memory on a stream: there for what is put on it between these two. */
 void *qm_cuda_scratch(qm_cuda *d, cudaStream_t s, uint64_t size, qm_err *e);
 void qm_cuda_unscratch(void *p, cudaStream_t s); /* NULL is fine */

@@ -188,12 +188,6 @@ static bool pack(qm_cuda *d, const qm_tensor *t, const qm_matrix *m, qm_tensor *
     return ok;
 }
 
-static bool is_plain(const qm_tensor *t)
-{
-    return t->format && !t->format->made && t->format->block == 1
-           && (t->dtype == QM_F32 || t->dtype == QM_F16 || t->dtype == QM_BF16);
-}
-
 /* What no kernel multiplies by is kept as f16. */
 static qm_tensor *as_half(qm_device *device, const qm_tensor *t, qm_err *e)
 {
@@ -206,7 +200,7 @@ bool qm_cuda_prepare(qm_device *device, const qm_tensor *t, qm_tensor **out, qm_
     qm_matrix m;
     *out = NULL;
     qm_cuda_enter(d);
-    if (t->laid_out || is_plain(t))
+    if (t->laid_out || qm_cuda_plain_type(t->format) != QM_DTYPE_COUNT)
         return true;
     if (!t->format || !describe(t, &m))
         return (*out = as_half(device, t, e)) != NULL;

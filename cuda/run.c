@@ -295,12 +295,6 @@ static bool plain(qm_cuda *d, const void *w, qm_dtype t, uint32_t rows, const ac
     return true;
 }
 
-static bool is_plain(const qm_tensor *t)
-{
-    return t->format->block == 1 && !t->format->made
-           && (t->dtype == QM_F32 || t->dtype == QM_F16 || t->dtype == QM_BF16);
-}
-
 /* Weights that nobody prepared are decoded for this once. */
 static bool decoded(qm_cuda *d, const qm_tensor *w, uint32_t rows, const activation *x, const qm_product *p,
                     qm_err *e)
@@ -324,7 +318,8 @@ static bool product(qm_cuda *d, const qm_tensor *w, const activation *x, const f
         return packed(d, &m, x, &p, e);
     if (w->laid_out)
         return qm_fail(e, QM_EFAIL, "linear: a weight that was prepared for another device");
-    return is_plain(w) ? plain(d, w->plane[0].data, w->dtype, rows, x, &p, e) : decoded(d, w, rows, x, &p, e);
+    return qm_cuda_plain_type(w->format) != QM_DTYPE_COUNT ? plain(d, w->plane[0].data, w->dtype, rows, x, &p, e)
+                                                           : decoded(d, w, rows, x, &p, e);
 }
 
 static bool linear(qm_cuda *d, qm_call *c, qm_err *e)
@@ -499,7 +494,7 @@ static bool embedding(qm_cuda *d, qm_call *c, qm_err *e)
     void *taken;
     if (!make_out(d, c, false, &y, e) || !qm_cuda_flush(d, e))
         return false;
-    if (!is_plain(w))
+    if (qm_cuda_plain_type(w->format) == QM_DTYPE_COUNT)
         return decode_rows(d, c, w, &y, e);
     bool ok = read_ids(d, c, &c->arg[1], &ids, &taken, e)
               && ran(d, c, qm_rows_of(w->plane[0].data, w->dtype, ids, y.rows, y.cols, y.x, d->stream), e);

@@ -53,14 +53,6 @@ static qm_cuda_coded coded_of(const qm_tensor *t)
     return c;
 }
 
-/* f32, f16 or bf16 when those are what the tensor holds, or QM_DTYPE_COUNT. */
-static qm_dtype plain_type(const qm_format *f)
-{
-    bool plain = f && f->block == 1 && !f->made;
-    qm_dtype d = plain ? f->plane[0].dtype : QM_DTYPE_COUNT;
-    return d == QM_F32 || d == QM_F16 || d == QM_BF16 ? d : QM_DTYPE_COUNT;
-}
-
 /* What a tensor's values are decoded to: nothing is lost by it. */
 static qm_dtype decoded_type(const qm_tensor *t)
 {
@@ -78,7 +70,7 @@ static void drop_values(qm_cuda *d, values *v) { qm_cuda_unscratch(v->owned, d->
 /* The values of t, decoded where it is not plain. */
 static bool values_of(qm_cuda *d, const qm_tensor *t, values *v, qm_err *e)
 {
-    qm_dtype plain = plain_type(t->format);
+    qm_dtype plain = qm_cuda_plain_type(t->format);
     uint64_t n = (uint64_t)qm_tensor_count(t);
     *v = (values){t->plane[0].data, plain, NULL};
     if (t->laid_out)
@@ -161,7 +153,7 @@ static bool decode_into(qm_cuda *d, const qm_tensor *t, qm_tensor *to, uint64_t 
 {
     qm_cuda_stream s = stream_of(d);
     qm_cuda_coded c = coded_of(t);
-    return qm_cuda_decode(&s, &c, n, (void *)(uintptr_t)to->plane[0].data, plain_type(to->format), e)
+    return qm_cuda_decode(&s, &c, n, (void *)(uintptr_t)to->plane[0].data, qm_cuda_plain_type(to->format), e)
            && qm_cuda_wait(&s, e);
 }
 
@@ -169,7 +161,7 @@ static bool fill(qm_cuda *d, const qm_tensor *t, qm_tensor *to, const qm_quantiz
 {
     uint64_t n = (uint64_t)qm_tensor_count(t);
     values v;
-    if (t->format && plain_type(t->format) == QM_DTYPE_COUNT && plain_type(to->format) != QM_DTYPE_COUNT
+    if (t->format && qm_cuda_plain_type(t->format) == QM_DTYPE_COUNT && qm_cuda_plain_type(to->format) != QM_DTYPE_COUNT
         && t->round == QM_ROUND_NONE)
         return decode_into(d, t, to, n, e);
     if (!values_of(d, t, &v, e))

@@ -14,6 +14,7 @@
 
 local core = require "qmoon.core"
 local ops = require "qmoon.ops"
+local slice = require("qmoon.list").slice
 
 local evaluate = {}
 
@@ -111,20 +112,12 @@ local function common_prefix(lists, most)
     return most
 end
 
-local function part_of(list, from, to)
-    local part = {}
-    for i = from, to do
-        part[#part + 1] = list[i]
-    end
-    return part
-end
-
 --- ln p of tokens after what the cache holds, whose next token has these logits.
 local function likelihood(lm, cache, logits, ids)
     local sum = ops.logprobs(logits, { ids[1] }):values()[1]
     if #ids > 1 then
-        local all = lm:forward(part_of(ids, 1, #ids - 1), cache, { all = true })
-        for _, p in ipairs(ops.logprobs(all, part_of(ids, 2, #ids)):values()) do
+        local all = lm:forward(slice(ids, 1, #ids - 1), cache, { all = true })
+        for _, p in ipairs(ops.logprobs(all, slice(ids, 2, #ids)):values()) do
             sum = sum + p
         end
     end
@@ -159,11 +152,11 @@ function evaluate.score(lm, d)
             .. "follow", d.what)
     end
     local cache = lm:cache(longest)
-    local logits, tokens = lm:forward(part_of(lists[1], 1, shared), cache), shared
+    local logits, tokens = lm:forward(slice(lists[1], 1, shared), cache), shared
     local scores = {}
     for i, ids in ipairs(lists) do
         cache:truncate(shared)
-        scores[i] = likelihood(lm, cache, logits, part_of(ids, shared + 1, #ids))
+        scores[i] = likelihood(lm, cache, logits, slice(ids, shared + 1, #ids))
         tokens = tokens + #ids - shared - 1
     end
     return scores, tokens

@@ -248,6 +248,13 @@ local FIGURES = {
     { key = "cosine", title = "cosine", form = "%.5f", worse = "low" },
 }
 
+--- A tensor's name as narrow tables show it: without what nearly all of them have in common.
+---@param name string
+---@return string
+function explore.short_name(name)
+    return (name:gsub("^model%.", ""):gsub("%.weight$", ""))
+end
+
 --- Columns of results that have figures of errors: the given ones, then rmse, max, sqnr and cosine.
 ---@param columns qmoon.Column[]
 ---@return qmoon.Column[]

@@ -153,11 +153,7 @@ end
 
 -- ---- comparing -----------------------------------------------------------------------------------------------------------
 
-local function short(name)
-    return (name:gsub("^model%.", ""):gsub("%.weight$", ""))
-end
-
-local COLUMNS = explore.columns { { key = "tensor", title = "tensor", short = short }, { key = "a", title = "A" },
+local COLUMNS = explore.columns { { key = "tensor", title = "tensor", short = explore.short_name }, { key = "a", title = "A" },
                                   { key = "b", title = "B" }, { key = "values", title = "values", form = "%.0f", wide = true } }
 
 local function some(names)

@@ -115,11 +115,7 @@ end
 
 -- ---- the model ------------------------------------------------------------------------------------------------------------
 
-local function short(name)
-    return (name:gsub("^model%.", ""):gsub("%.weight$", ""))
-end
-
-local COLUMNS = explore.columns { { key = "tensor", title = "tensor", short = short }, { key = "format", title = "format" },
+local COLUMNS = explore.columns { { key = "tensor", title = "tensor", short = explore.short_name }, { key = "format", title = "format" },
                                   { key = "values", title = "values", form = "%.0f", wide = true },
                                   { key = "bits", title = "bits/w", form = "%.3f" } }
 
@@ -197,7 +193,7 @@ function model_report.of(model, format, rules)
     return r:sort "sqnr"
 end
 
-local LISTED = { { key = "tensor", title = "tensor", short = short }, { key = "type", title = "type" }, { key = "shape", title = "shape" },
+local LISTED = { { key = "tensor", title = "tensor", short = explore.short_name }, { key = "type", title = "type" }, { key = "shape", title = "shape" },
                  { key = "values", title = "values", form = "%.0f" }, { key = "bytes", title = "bytes", form = "%.0f" } }
 
 --- The list behind m:tensors.

@@ -11,6 +11,7 @@
 
 local core = require "qmoon.core"
 local ops = require "qmoon.ops"
+local slice = require("qmoon.list").slice
 
 local perplexity = {}
 
@@ -49,14 +50,6 @@ local function llama_windows(ids, size, bos)
 end
 
 -- ---- one window -----------------------------------------------------------------------------------------------
-
-local function part_of(list, from, to)
-    local part = {}
-    for i = from, to do
-        part[#part + 1] = list[i]
-    end
-    return part
-end
 
 local function timed(lm, fn, ...)
     local started = core.now()
@@ -111,7 +104,7 @@ end
 local function score(lm, x, w, from, to, theirs)
     local logits = lm.runner:logits(ops.rows(x, from - 1, to - from + 1))
     local best = (theirs or lm.is_reference) and ops.argmax(logits)
-    for _, p in ipairs(ops.logprobs(logits, part_of(w.targets, from, to)):values()) do
+    for _, p in ipairs(ops.logprobs(logits, slice(w.targets, from, to)):values()) do
         lm.nll[#lm.nll + 1] = -p
     end
     for i, kl in ipairs(theirs and ops.kl(theirs.logits, logits):values() or {}) do

@@ -19,6 +19,7 @@ local gguf_model = require "qmoon.gguf_model"
 local ops = require "qmoon.ops"
 local rope = require "qmoon.graph.rope"
 local weights = require "qmoon.graph.weights"
+local slice = require("qmoon.list").slice
 
 ---@class qmoon.Runner
 ---@field model qmoon.Model
@@ -305,14 +306,6 @@ function Runner:logits(x)
     x = ops.rmsnorm(x, self.norm, self.fields.rms_norm_eps, self.norm_add)
     local y = ops.linear(x, self.head, self.head_bias)
     return cap and ops.softcap(y, cap) or y
-end
-
-local function slice(list, from, to)
-    local part = {}
-    for i = from, to do
-        part[#part + 1] = list[i]
-    end
-    return part
 end
 
 --- Logits of the next token after ids, [1, vocabulary]; with all = true of every token, [#ids, vocabulary].
