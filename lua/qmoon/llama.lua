@@ -2,24 +2,16 @@
 -- Source: llama.cpp's converter.
 
 local core = require "qmoon.core"
+local decoder = require "qmoon.decoder"
 local rope = require "qmoon.rope"
 
 local llama = {}
 
 llama.metadata = {
-    { "block_count", "u32", "num_hidden_layers" },
-    { "context_length", "u32", "max_position_embeddings" },
-    { "embedding_length", "u32", "hidden_size" },
-    { "feed_forward_length", "u32", "intermediate_size" },
-    { "attention.head_count", "u32", "num_attention_heads" },
-    { "attention.head_count_kv", "u32", "num_key_value_heads" },
-    { "rope.freq_base", "f32", "rope_theta" },
-    { "attention.layer_norm_rms_epsilon", "f32", "rms_norm_eps" },
+    decoder.shape,
     { "expert_count", "u32", "num_local_experts" },
     { "expert_used_count", "u32", "num_experts_per_tok" },
-    { "attention.key_length", "u32", "head_dim" },
-    { "attention.value_length", "u32", "head_dim" },
-    { "general.file_type", "u32", "file_type" },
+    decoder.head_lengths,
     { "vocab_size", "u32", "vocab_size" },
     { "rope.dimension_count", "u32", "rope_dim" },
     rope.keys,

@@ -1,6 +1,9 @@
 --- Gemma: norms that count from one, and a head that is always the embedding.
 -- Sources: transformers' GemmaConfig (defaults), llama.cpp's tensor and metadata names.
 
+local decoder = require "qmoon.decoder"
+local gemma = require "qmoon.gemma"
+
 return {
     name = "gemma",
     model_type = "gemma",
@@ -28,32 +31,13 @@ return {
     },
 
     modules = {
-        { "model.embed_tokens", "token_embd", "embedding" },
-        { "lm_head", "output", "output", left_out = "the output head, which is the embedding" },
-        { "model.norm", "output_norm", "norm", add = 1 },
-        { "model.layers.N.input_layernorm", "blk.N.attn_norm", "norm", add = 1 },
-        { "model.layers.N.self_attn.q_proj", "blk.N.attn_q", "linear" },
-        { "model.layers.N.self_attn.k_proj", "blk.N.attn_k", "linear" },
-        { "model.layers.N.self_attn.v_proj", "blk.N.attn_v", "linear" },
-        { "model.layers.N.self_attn.o_proj", "blk.N.attn_output", "linear" },
+        decoder.ends(gemma.norm, gemma.no_head),
+        decoder.attention(),
         { "model.layers.N.post_attention_layernorm", "blk.N.ffn_norm", "norm", add = 1 },
-        { "model.layers.N.mlp.gate_proj", "blk.N.ffn_gate", "linear" },
-        { "model.layers.N.mlp.up_proj", "blk.N.ffn_up", "linear" },
-        { "model.layers.N.mlp.down_proj", "blk.N.ffn_down", "linear" },
+        decoder.mlp(),
     },
 
-    metadata = {
-        { "context_length", "u32", "max_position_embeddings" },
-        { "embedding_length", "u32", "hidden_size" },
-        { "block_count", "u32", "num_hidden_layers" },
-        { "feed_forward_length", "u32", "intermediate_size" },
-        { "attention.head_count", "u32", "num_attention_heads" },
-        { "attention.head_count_kv", "u32", "num_key_value_heads" },
-        { "attention.layer_norm_rms_epsilon", "f32", "rms_norm_eps" },
-        { "attention.key_length", "u32", "head_dim" },
-        { "attention.value_length", "u32", "head_dim" },
-        { "general.file_type", "u32", "file_type" },
-    },
+    metadata = gemma.shape(true),
 
     own_order = true,
     rope_scaling = {},

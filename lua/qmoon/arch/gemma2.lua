@@ -1,6 +1,9 @@
 --- Gemma 2: four norms a layer, soft caps on logits, every other layer with a sliding window.
 -- Sources: transformers' Gemma2Config (defaults), llama.cpp's tensor and metadata names.
 
+local decoder = require "qmoon.decoder"
+local gemma = require "qmoon.gemma"
+
 return {
     name = "gemma2",
     model_type = "gemma2",
@@ -32,33 +35,14 @@ return {
     },
 
     modules = {
-        { "model.embed_tokens", "token_embd", "embedding" },
-        { "lm_head", "output", "output", left_out = "the output head, which is the embedding" },
-        { "model.norm", "output_norm", "norm", add = 1 },
-        { "model.layers.N.input_layernorm", "blk.N.attn_norm", "norm", add = 1 },
-        { "model.layers.N.self_attn.q_proj", "blk.N.attn_q", "linear" },
-        { "model.layers.N.self_attn.k_proj", "blk.N.attn_k", "linear" },
-        { "model.layers.N.self_attn.v_proj", "blk.N.attn_v", "linear" },
-        { "model.layers.N.self_attn.o_proj", "blk.N.attn_output", "linear" },
-        { "model.layers.N.post_attention_layernorm", "blk.N.post_attention_norm", "norm", add = 1 },
-        { "model.layers.N.pre_feedforward_layernorm", "blk.N.ffn_norm", "norm", add = 1 },
-        { "model.layers.N.mlp.gate_proj", "blk.N.ffn_gate", "linear" },
-        { "model.layers.N.mlp.up_proj", "blk.N.ffn_up", "linear" },
-        { "model.layers.N.mlp.down_proj", "blk.N.ffn_down", "linear" },
-        { "model.layers.N.post_feedforward_layernorm", "blk.N.post_ffw_norm", "norm", add = 1 },
+        decoder.ends(gemma.norm, gemma.no_head),
+        decoder.attention(),
+        gemma.four_norms,
+        decoder.mlp(),
     },
 
     metadata = {
-        { "context_length", "u32", "max_position_embeddings" },
-        { "embedding_length", "u32", "hidden_size" },
-        { "block_count", "u32", "num_hidden_layers" },
-        { "feed_forward_length", "u32", "intermediate_size" },
-        { "attention.head_count", "u32", "num_attention_heads" },
-        { "attention.head_count_kv", "u32", "num_key_value_heads" },
-        { "attention.layer_norm_rms_epsilon", "f32", "rms_norm_eps" },
-        { "attention.key_length", "u32", "head_dim" },
-        { "attention.value_length", "u32", "head_dim" },
-        { "general.file_type", "u32", "file_type" },
+        gemma.shape(true),
         { "attn_logit_softcapping", "f32", "attn_logit_softcapping" },
         { "final_logit_softcapping", "f32", "final_logit_softcapping" },
         { "attention.sliding_window", "u32", "sliding_window" },
@@ -68,13 +52,10 @@ return {
     rope_scaling = {},
     tokenizer = { "spm" },
 
-    tokenizer_rows = function()
-        return {}, { { key = "tokenizer.ggml.add_space_prefix", type = "bool", value = false } }
-    end,
+    tokenizer_rows = gemma.tokenizer_rows,
     unsaid = "query_pre_attn_scalar",
 
     from_gguf = function(fields)
-        local largest = fields.num_hidden_layers == 46
-        fields.query_pre_attn_scalar = largest and math.floor(fields.hidden_size / fields.num_attention_heads) or fields.head_dim
+        fields.query_pre_attn_scalar = gemma.query_scalar(fields, 46)
     end,
 }

@@ -2,6 +2,8 @@
 -- Sources: transformers' Gemma3TextConfig (defaults), llama.cpp's tensor and metadata names.
 
 local core = require "qmoon.core"
+local decoder = require "qmoon.decoder"
+local gemma = require "qmoon.gemma"
 local rope = require "qmoon.rope"
 
 return {
@@ -47,30 +49,14 @@ return {
         { "lm_head", "output", "output", optional = true },
         { "model.norm", "output_norm", "norm", add = 1 },
         { "model.layers.N.input_layernorm", "blk.N.attn_norm", "norm", add = 1 },
-        { "model.layers.N.self_attn.q_proj", "blk.N.attn_q", "linear" },
-        { "model.layers.N.self_attn.k_proj", "blk.N.attn_k", "linear" },
-        { "model.layers.N.self_attn.v_proj", "blk.N.attn_v", "linear" },
-        { "model.layers.N.self_attn.o_proj", "blk.N.attn_output", "linear" },
-        { "model.layers.N.self_attn.q_norm", "blk.N.attn_q_norm", "norm", add = 1 },
-        { "model.layers.N.self_attn.k_norm", "blk.N.attn_k_norm", "norm", add = 1 },
-        { "model.layers.N.post_attention_layernorm", "blk.N.post_attention_norm", "norm", add = 1 },
-        { "model.layers.N.pre_feedforward_layernorm", "blk.N.ffn_norm", "norm", add = 1 },
-        { "model.layers.N.mlp.gate_proj", "blk.N.ffn_gate", "linear" },
-        { "model.layers.N.mlp.up_proj", "blk.N.ffn_up", "linear" },
-        { "model.layers.N.mlp.down_proj", "blk.N.ffn_down", "linear" },
-        { "model.layers.N.post_feedforward_layernorm", "blk.N.post_ffw_norm", "norm", add = 1 },
+        decoder.attention(),
+        decoder.head_norms(gemma.norm),
+        gemma.four_norms,
+        decoder.mlp(),
     },
 
     metadata = {
-        { "context_length", "u32", "max_position_embeddings" },
-        { "embedding_length", "u32", "hidden_size" },
-        { "block_count", "u32", "num_hidden_layers" },
-        { "feed_forward_length", "u32", "intermediate_size" },
-        { "attention.head_count", "u32", "num_attention_heads" },
-        { "attention.layer_norm_rms_epsilon", "f32", "rms_norm_eps" },
-        { "attention.key_length", "u32", "head_dim" },
-        { "attention.value_length", "u32", "head_dim" },
-        { "general.file_type", "u32", "file_type" },
+        gemma.shape(false),
         { "rope.freq_base", "f32", "rope_theta" },
         { "rope.freq_base_swa", "f32", "rope_local_base_freq", profile = "local_rope" },
         { "final_logit_softcapping", "f32", "final_logit_softcapping" },
@@ -90,13 +76,10 @@ return {
 
     tokenizer = { "spm" },
 
-    tokenizer_rows = function()
-        return {}, { { key = "tokenizer.ggml.add_space_prefix", type = "bool", value = false } }
-    end,
+    tokenizer_rows = gemma.tokenizer_rows,
     unsaid = "query_pre_attn_scalar",
 
     from_gguf = function(fields)
-        local largest = fields.num_hidden_layers == 62
-        fields.query_pre_attn_scalar = largest and math.floor(fields.hidden_size / fields.num_attention_heads) or fields.head_dim
+        fields.query_pre_attn_scalar = gemma.query_scalar(fields, 62)
     end,
 }

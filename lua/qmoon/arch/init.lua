@@ -7,7 +7,8 @@
 --   architectures   the class names of config.json that mean it
 --   defaults        config fields that a config.json may leave out, as transformers fills them in
 --   complete        function(fields): sets fields that follow from others
---   modules         rows {hf, gguf, role, …}; N stands for the layer, E for the expert
+--   modules         rows {hf, gguf, role, …}; N stands for the layer, E for the expert; a list of rows may stand
+--                   for a row (qmoon.decoder has some)
 --   strip           what names have too much in larger models ("language_model.")
 --   left_out        rows {Lua pattern, why} of tensors that GGUF has no place for
 --   metadata        rows {key, type, field}, in the order GGUF files have them; "a.b" is a field of a field, a
@@ -77,8 +78,20 @@ local function row_of(module, suffix)
     }, { __index = module })
 end
 
+--- The rows of a list in which a list of rows may stand for a row.
+local function flat(rows)
+    local all = {}
+    for _, row in ipairs(rows) do
+        for _, r in ipairs(type(row) == "table" and type(row[1]) == "table" and row or { row }) do
+            all[#all + 1] = r
+        end
+    end
+    return all
+end
+
 --- Rows of tensors from rows of modules: a module has a weight and maybe a bias.
 local function index(a)
+    a.modules, a.metadata = flat(a.modules), flat(a.metadata)
     a.by_hf, a.by_gguf, a.rows = {}, {}, {}
     for _, module in ipairs(a.modules) do
         for _, suffix in ipairs(suffixes_of(module)) do
@@ -88,13 +101,6 @@ local function index(a)
             a.by_gguf[row.gguf] = a.by_gguf[row.gguf] or row
         end
     end
-    local metadata = {}
-    for _, row in ipairs(a.metadata) do
-        for _, r in ipairs(type(row[1]) == "table" and row or { row }) do
-            metadata[#metadata + 1] = r
-        end
-    end
-    a.metadata = metadata
     return a
 end
 
@@ -115,7 +121,7 @@ end
 local ROLES = { embedding = true, output = true, norm = true, linear = true, router = true, experts = true }
 
 local function check_modules(a)
-    for i, m in ipairs(a.modules) do
+    for i, m in ipairs(flat(a.modules)) do
         local gguf = type(m) == "table" and (type(m[2]) == "table" and m[2][1] or m[2])
         if type(m) ~= "table" or type(m[1]) ~= "string" or type(gguf) ~= "string" and not m.left_out then
             core.fail("usage", "architecture '%s': module %d must be { name in the checkpoint, name in GGUF, role }",

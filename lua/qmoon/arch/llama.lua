@@ -1,6 +1,7 @@
 --- Llama 1 to 3 and everything built like it: SmolLM, TinyLlama, Yi, DeepSeek's dense distillations.
 -- Sources: transformers' LlamaConfig (defaults), llama.cpp's tensor and metadata names.
 
+local decoder = require "qmoon.decoder"
 local llama = require "qmoon.llama"
 local rope = require "qmoon.rope"
 
@@ -32,20 +33,10 @@ return {
     end,
 
     modules = {
-        { "model.embed_tokens", "token_embd", "embedding" },
-        { "lm_head", "output", "output", tied = true },
-        { "model.norm", "output_norm", "norm" },
-        { "model.layers.N.input_layernorm", "blk.N.attn_norm", "norm" },
-        { "model.layers.N.self_attn.q_proj", "blk.N.attn_q", "linear", bias = "optional",
-          heads = "num_attention_heads" },
-        { "model.layers.N.self_attn.k_proj", "blk.N.attn_k", "linear", bias = "optional",
-          heads = "num_key_value_heads" },
-        { "model.layers.N.self_attn.v_proj", "blk.N.attn_v", "linear", bias = "optional" },
-        { "model.layers.N.self_attn.o_proj", "blk.N.attn_output", "linear", bias = "optional" },
-        { "model.layers.N.post_attention_layernorm", "blk.N.ffn_norm", "norm" },
-        { "model.layers.N.mlp.gate_proj", "blk.N.ffn_gate", "linear", bias = "optional" },
-        { "model.layers.N.mlp.up_proj", "blk.N.ffn_up", "linear", bias = "optional" },
-        { "model.layers.N.mlp.down_proj", "blk.N.ffn_down", "linear", bias = "optional" },
+        decoder.ends(),
+        decoder.attention("optional", "optional", true),
+        decoder.ffn_norm,
+        decoder.mlp("optional"),
     },
 
     metadata = llama.metadata,

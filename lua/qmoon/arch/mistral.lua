@@ -2,6 +2,7 @@
 -- Sources: transformers' MistralConfig (defaults), llama.cpp's tensor and metadata names. GGUF calls them llama;
 -- the sliding window is not in GGUF files.
 
+local decoder = require "qmoon.decoder"
 local llama = require "qmoon.llama"
 local rope = require "qmoon.rope"
 
@@ -33,18 +34,10 @@ return {
     end,
 
     modules = {
-        { "model.embed_tokens", "token_embd", "embedding" },
-        { "lm_head", "output", "output", tied = true },
-        { "model.norm", "output_norm", "norm" },
-        { "model.layers.N.input_layernorm", "blk.N.attn_norm", "norm" },
-        { "model.layers.N.self_attn.q_proj", "blk.N.attn_q", "linear", heads = "num_attention_heads" },
-        { "model.layers.N.self_attn.k_proj", "blk.N.attn_k", "linear", heads = "num_key_value_heads" },
-        { "model.layers.N.self_attn.v_proj", "blk.N.attn_v", "linear" },
-        { "model.layers.N.self_attn.o_proj", "blk.N.attn_output", "linear" },
-        { "model.layers.N.post_attention_layernorm", "blk.N.ffn_norm", "norm" },
-        { "model.layers.N.mlp.gate_proj", "blk.N.ffn_gate", "linear" },
-        { "model.layers.N.mlp.up_proj", "blk.N.ffn_up", "linear" },
-        { "model.layers.N.mlp.down_proj", "blk.N.ffn_down", "linear" },
+        decoder.ends(),
+        decoder.attention(nil, nil, true),
+        decoder.ffn_norm,
+        decoder.mlp(),
     },
 
     metadata = llama.metadata,

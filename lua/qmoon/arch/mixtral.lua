@@ -1,6 +1,7 @@
 --- Mixtral: Mistral with experts. transformers 4 has a tensor for each expert, transformers 5 may have stacks.
 -- Sources: transformers' MixtralConfig (defaults), llama.cpp's tensor and metadata names.
 
+local decoder = require "qmoon.decoder"
 local llama = require "qmoon.llama"
 
 return {
@@ -32,24 +33,15 @@ return {
     end,
 
     modules = {
-        { "model.embed_tokens", "token_embd", "embedding" },
-        { "lm_head", "output", "output", tied = true },
-        { "model.norm", "output_norm", "norm" },
-        { "model.layers.N.input_layernorm", "blk.N.attn_norm", "norm" },
-        { "model.layers.N.self_attn.q_proj", "blk.N.attn_q", "linear", heads = "num_attention_heads" },
-        { "model.layers.N.self_attn.k_proj", "blk.N.attn_k", "linear", heads = "num_key_value_heads" },
-        { "model.layers.N.self_attn.v_proj", "blk.N.attn_v", "linear" },
-        { "model.layers.N.self_attn.o_proj", "blk.N.attn_output", "linear" },
-        { "model.layers.N.post_attention_layernorm", "blk.N.ffn_norm", "norm" },
+        decoder.ends(),
+        decoder.attention(nil, nil, true),
+        decoder.ffn_norm,
         { "model.layers.N.block_sparse_moe.gate", "blk.N.ffn_gate_inp", "router" },
         { "model.layers.N.block_sparse_moe.experts.E.w1", "blk.N.ffn_gate_exps", "linear" },
         { "model.layers.N.block_sparse_moe.experts.E.w2", "blk.N.ffn_down_exps", "linear" },
         { "model.layers.N.block_sparse_moe.experts.E.w3", "blk.N.ffn_up_exps", "linear" },
         { "model.layers.N.mlp.gate", "blk.N.ffn_gate_inp", "router", also = true },
-        { "model.layers.N.mlp.experts.gate_up_proj", { "blk.N.ffn_gate_exps", "blk.N.ffn_up_exps" }, "experts",
-          also = true, plain = true },
-        { "model.layers.N.mlp.experts.down_proj", { "blk.N.ffn_down_exps" }, "experts", also = true,
-          plain = true },
+        decoder.stacked_experts,
     },
 
     metadata = llama.metadata,

@@ -2,6 +2,7 @@
 -- Sources: transformers' Phi3Config (defaults), llama.cpp's tensor and metadata names.
 
 local core = require "qmoon.core"
+local decoder = require "qmoon.decoder"
 local json = require "qmoon.json"
 local rope = require "qmoon.rope"
 
@@ -43,13 +44,10 @@ return {
     end,
 
     modules = {
-        { "model.embed_tokens", "token_embd", "embedding" },
-        { "lm_head", "output", "output", tied = true },
-        { "model.norm", "output_norm", "norm" },
-        { "model.layers.N.input_layernorm", "blk.N.attn_norm", "norm" },
+        decoder.ends(),
         { "model.layers.N.self_attn.qkv_proj", "blk.N.attn_qkv", "linear" },
         { "model.layers.N.self_attn.o_proj", "blk.N.attn_output", "linear" },
-        { "model.layers.N.post_attention_layernorm", "blk.N.ffn_norm", "norm" },
+        decoder.ffn_norm,
         { "model.layers.N.mlp.gate_up_proj", "blk.N.ffn_up", "linear" },
         { "model.layers.N.mlp.down_proj", "blk.N.ffn_down", "linear" },
     },

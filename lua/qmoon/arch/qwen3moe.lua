@@ -1,6 +1,7 @@
 --- Qwen3 with experts (Qwen3-30B-A3B, Qwen3-235B-A22B).
 -- Sources: transformers' Qwen3MoeConfig (defaults), llama.cpp's tensor and metadata names.
 
+local decoder = require "qmoon.decoder"
 local rope = require "qmoon.rope"
 
 return {
@@ -37,40 +38,18 @@ return {
     end,
 
     modules = {
-        { "model.embed_tokens", "token_embd", "embedding" },
-        { "lm_head", "output", "output", tied = true },
-        { "model.norm", "output_norm", "norm" },
-        { "model.layers.N.input_layernorm", "blk.N.attn_norm", "norm" },
-        { "model.layers.N.self_attn.q_proj", "blk.N.attn_q", "linear", bias = "optional" },
-        { "model.layers.N.self_attn.k_proj", "blk.N.attn_k", "linear", bias = "optional" },
-        { "model.layers.N.self_attn.v_proj", "blk.N.attn_v", "linear", bias = "optional" },
-        { "model.layers.N.self_attn.o_proj", "blk.N.attn_output", "linear", bias = "optional" },
-        { "model.layers.N.self_attn.q_norm", "blk.N.attn_q_norm", "norm" },
-        { "model.layers.N.self_attn.k_norm", "blk.N.attn_k_norm", "norm" },
-        { "model.layers.N.post_attention_layernorm", "blk.N.ffn_norm", "norm" },
-        { "model.layers.N.mlp.gate", "blk.N.ffn_gate_inp", "router" },
-        { "model.layers.N.mlp.experts.E.down_proj", "blk.N.ffn_down_exps", "linear" },
-        { "model.layers.N.mlp.experts.E.gate_proj", "blk.N.ffn_gate_exps", "linear" },
-        { "model.layers.N.mlp.experts.E.up_proj", "blk.N.ffn_up_exps", "linear" },
-        { "model.layers.N.mlp.experts.gate_up_proj", { "blk.N.ffn_gate_exps", "blk.N.ffn_up_exps" }, "experts",
-          also = true, plain = true },
-        { "model.layers.N.mlp.experts.down_proj", { "blk.N.ffn_down_exps" }, "experts", also = true,
-          plain = true },
+        decoder.ends(),
+        decoder.attention("optional", "optional"),
+        decoder.head_norms(),
+        decoder.ffn_norm,
+        decoder.experts,
+        decoder.stacked_experts,
     },
 
     metadata = {
-        { "block_count", "u32", "num_hidden_layers" },
-        { "context_length", "u32", "max_position_embeddings" },
-        { "embedding_length", "u32", "hidden_size" },
-        { "feed_forward_length", "u32", "intermediate_size" },
-        { "attention.head_count", "u32", "num_attention_heads" },
-        { "attention.head_count_kv", "u32", "num_key_value_heads" },
-        { "rope.freq_base", "f32", "rope_theta" },
-        { "attention.layer_norm_rms_epsilon", "f32", "rms_norm_eps" },
+        decoder.shape,
         { "expert_used_count", "u32", "num_experts_per_tok" },
-        { "attention.key_length", "u32", "head_dim" },
-        { "attention.value_length", "u32", "head_dim" },
-        { "general.file_type", "u32", "file_type" },
+        decoder.head_lengths,
         { "expert_count", "u32", "num_local_experts" },
         { "expert_feed_forward_length", "u32", "moe_intermediate_size" },
         rope.keys,
