@@ -208,6 +208,7 @@ FORCE:
 # The peers: the packages that define the formats read, and recompute, what we write (docs/peers.md).
 # PEERS_FULL_VENV: an environment that has them already.  LLAMA_BIN: a folder of llama.cpp's programs, inside the
 # build folder they were made in.  PEERS_MODELS: a folder with small-qwen2 and its adapters, tested too.
+# PEERS_GOLDEN: a folder with golden/ and text/, what transformers and bitsandbytes computed with those models.
 ifndef PEERS_FULL_VENV
 PEERS_FULL_VENV = $(BUILD)/peers-full
 PEERS_FULL_MADE = peers-full-venv
@@ -231,6 +232,7 @@ test-peers-full: deps $(PEERS_FULL_MADE) $(LLAMA_MADE)
 	    $(if $(PEERS_MODELS),--models $(PEERS_MODELS))
 	$(PEERS_FULL_VENV)/bin/python -B tests/peers/bnb_quantize.py $(BUILD)/qmoon
 	$(PEERS_FULL_VENV)/bin/python -B tests/peers/inference.py $(BUILD)/qmoon
+	$(if $(PEERS_GOLDEN),$(BUILD)/qmoon tests/peers/golden.lua $(PEERS_MODELS) $(PEERS_GOLDEN)/golden $(PEERS_GOLDEN)/text)
 	$(PEERS_FULL_VENV)/bin/python -B tests/peers/merge_peft.py --qmoon $(BUILD)/qmoon \
 	    $(if $(PEERS_MODELS),--models $(PEERS_MODELS))
 
