@@ -81,4 +81,27 @@ static inline void k32_encode_important(int most, const float *values, const flo
     k32_finish(x, &a, most, b);
 }
 
+/* Writes one block: its head, and codes of a byte each. */
+typedef void k32_pack(const struct qm_k32 *head, const uint8_t *code, uint8_t *out);
+
+/* Whole blocks of `size` bytes each. */
+static inline void k32_encode_blocks(const qm_affine_search *s, k32_pack *pack, size_t size, const float *x,
+                                     const float *importance, size_t blocks, uint8_t *out)
+{
+    float squares[LANES];
+    if (importance)
+        block_squares(x, blocks, QM_K32_BLOCK, squares);
+    for (size_t i = 0; i < blocks; i += BLOCKS) {
+        k32_blocks b;
+        size_t few = blocks - i < BLOCKS ? blocks - i : BLOCKS;
+        if (importance)
+            k32_encode_important(s->most, x + QM_K32_BLOCK * i, importance + QM_K32_BLOCK * i, few,
+                                 squares + i, &b);
+        else
+            k32_encode(s, x + QM_K32_BLOCK * i, few, &b);
+        for (size_t j = 0; j < few; j++)
+            pack(&b.head[j], b.code[QM_K32_SUBS * j], out + size * (i + j));
+    }
+}
+
 #endif

@@ -18,21 +18,8 @@ static inline void pack(const struct qm_k32 *head, const uint8_t *code, uint8_t 
 LANES_APART void encode_blocks(const float *x, const float *importance, size_t blocks, float power,
                                uint8_t *out)
 {
-    float squares[LANES];
     (void)power;
-    if (importance)
-        block_squares(x, blocks, QM_K32_BLOCK, squares);
-    for (size_t i = 0; i < blocks; i += BLOCKS) {
-        k32_blocks b;
-        size_t few = blocks - i < BLOCKS ? blocks - i : BLOCKS;
-        if (importance)
-            k32_encode_important(qm_q4_k_search.most, x + QM_K32_BLOCK * i, importance + QM_K32_BLOCK * i,
-                                 few, squares + i, &b);
-        else
-            k32_encode(&qm_q4_k_search, x + QM_K32_BLOCK * i, few, &b);
-        for (size_t j = 0; j < few; j++)
-            pack(&b.head[j], b.code[QM_K32_SUBS * j], out + sizeof(struct qm_q4_k) * (i + j));
-    }
+    k32_encode_blocks(&qm_q4_k_search, pack, sizeof(struct qm_q4_k), x, importance, blocks, out);
 }
 
 static void encode(const float *x, size_t n, const qm_codec *c, uint8_t *const plane[])

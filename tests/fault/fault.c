@@ -41,7 +41,7 @@ static const struct {
               {"EMFILE", EMFILE},        {"EDQUOT", EDQUOT}, {"EROFS", EROFS},
               {"EOPNOTSUPP", EOPNOTSUPP}};
 
-/* What FAULT asks for; set before main and never changed. */
+/* What FAULT asks for; set when main begins and never changed. */
 static char wanted[32];
 static long nth;
 static bool onwards, kills, shortens;
@@ -77,7 +77,7 @@ static bool lies_in(const void *code, const range *r)
     return (uintptr_t)code >= r->from && (uintptr_t)code < r->to;
 }
 
-__attribute__((constructor)) static void read_environment(void)
+static void read_environment(void)
 {
     const char *text = getenv("FAULT");
     char count[32] = "", how[32] = "";
@@ -93,6 +93,27 @@ __attribute__((constructor)) static void read_environment(void)
     main_thread = pthread_self();
     dl_iterate_phdr(find_code, &cjson);
     dl_iterate_phdr(find_code, &libgcc);
+}
+
+/* The function that this file stands before. */
+#define REAL(name) ((__typeof__(&(name)))dlsym(RTLD_NEXT, #name))
+
+/* Calls count from main on: what the loader and CUDA's runtime do before is not ours to survive. */
+typedef int main_function(int, char **, char **);
+static main_function *program_main;
+
+static int main_that_counts(int argc, char **argv, char **env)
+{
+    read_environment();
+    return program_main(argc, argv, env);
+}
+
+int __libc_start_main(main_function *, int, char **, void (*)(void), void (*)(void), void (*)(void), void *);
+int __libc_start_main(main_function *entry, int argc, char **argv, void (*init)(void), void (*fini)(void),
+                      void (*loader_fini)(void), void *stack_end)
+{
+    program_main = entry;
+    return REAL(__libc_start_main)(main_that_counts, argc, argv, init, fini, loader_fini, stack_end);
 }
 
 /* Whether this call of `name` is the one.  Uses system calls only: the caller may be malloc. */
@@ -111,9 +132,6 @@ static bool fires(const char *name)
     errno = number;
     return true;
 }
-
-/* The function that this file stands before. */
-#define REAL(name) ((__typeof__(&(name)))dlsym(RTLD_NEXT, #name))
 
 /* result FUNCTION(parameters) that fails with `failure`. */
 #define STAND_BEFORE(result, failure, name, parameters, ...) \
