@@ -1,4 +1,4 @@
-/* run.h: running ops on a GPU: what run.c, prepare.c and step.c share. */
+/* run.h: running ops on a GPU: what files of ops, prepare.c and step.c share. */
 #ifndef QM_CUDA_RUN_H
 #define QM_CUDA_RUN_H
 
@@ -8,7 +8,7 @@
 #include "ops.h"
 
 /* Products that share their right-hand side are launched together, and so are the two turns of queries and
- * keys.  What came last waits here for the call after it (run.c). */
+ * keys.  What came last waits here for the call after it (products.c). */
 typedef struct qm_waiting {
     int products, rotations;
     qm_matrix w[QM_TOGETHER];

@@ -1,0 +1,133 @@
+/* ids.c: ops on a GPU that take or give ids. */
+#include <string.h>
+
+#include "call.h"
+
+/* Where a call's ids are on the GPU: those of the step that is being captured, or a copy. */
+static bool read_ids(qm_cuda *d, const qm_call *c, const qm_arg *a, const int32_t **ids, void **taken,
+                     qm_err *e)
+{
+    *taken = NULL;
+    if (d->ops->capturing) {
+        *ids = d->ops->ids;
+        return a->count == 1
+               || qm_call_fail(c, e, "a captured step has one id, not %lld", (long long)a->count);
+    }
+    *ids = *taken = qm_cuda_take(d, (uint64_t)a->count * sizeof **ids, e);
+    return *taken
+           && qm_cuda_check(d,
+                            cudaMemcpyAsync(*taken, a->ids, (size_t)a->count * sizeof **ids,
+                                            cudaMemcpyHostToDevice, d->stream),
+                            "copying ids", e);
+}
+
+/* A quantised table's rows, one by one. */
+static bool decode_rows(qm_cuda *d, const qm_call *c, const qm_tensor *w, activation *y, qm_err *e)
+{
+    if (d->ops->capturing)
+        return qm_call_fail(c, e, "a quantised table cannot be captured");
+    for (int64_t i = 0; i < c->arg[1].count; i++)
+        if (!qm_cuda_decode_tensor(d, w, c->arg[1].ids[i] * (int64_t)y->cols, y->cols, y->x + i * y->cols,
+                                   QM_F32, e))
+            return false;
+    return true;
+}
+
+static bool embedding(qm_cuda *d, qm_call *c, qm_err *e)
+{
+    const qm_tensor *w = c->arg[0].tensor;
+    activation y;
+    const int32_t *ids;
+    void *taken;
+    if (!make_out(d, c, false, &y, e) || !qm_cuda_flush(d, e))
+        return false;
+    if (qm_cuda_plain_type(w->format) == QM_DTYPE_COUNT)
+        return decode_rows(d, c, w, &y, e);
+    bool ok = read_ids(d, c, &c->arg[1], &ids, &taken, e)
+              && ran(d, c, qm_rows_of(w->plane[0].data, w->dtype, ids, y.rows, y.cols, y.x, d->stream), e);
+    qm_cuda_give(d, taken);
+    return ok;
+}
+
+static bool logprobs(qm_cuda *d, qm_call *c, qm_err *e)
+{
+    activation x = arg(c, 0), y;
+    const int32_t *ids;
+    void *taken;
+    bool ok = make_out(d, c, false, &y, e) && qm_cuda_flush(d, e)
+              && read_ids(d, c, &c->arg[1], &ids, &taken, e);
+    if (!ok)
+        return false;
+    ok = ran(d, c, qm_logprob_rows(x.x, x.rows, x.cols, ids, y.x, d->stream), e);
+    qm_cuda_give(d, taken);
+    return ok;
+}
+
+/* An i32 tensor here: ids are for the one who asks. */
+static bool make_ids(qm_call *c, int32_t **ids, qm_err *e)
+{
+    if (!(c->out = qm_tensor_new(NULL, &c->shape, e)))
+        return false;
+    c->out->dtype = QM_I32;
+    *ids = (int32_t *)(void *)qm_tensor_plane_new(
+        c->out, 0, (uint64_t)qm_shape_count(&c->shape) * sizeof **ids, NULL, e);
+    return *ids != NULL;
+}
+
+static bool argmax(qm_cuda *d, qm_call *c, qm_err *e)
+{
+    activation x = arg(c, 0);
+    int32_t *here;
+    if (x.cols == 0)
+        return qm_call_fail(c, e, "rows of no values have no largest");
+    if (!make_ids(c, &here, e) || !qm_cuda_flush(d, e))
+        return false;
+    memset(here, 0, x.rows * sizeof *here);
+    uint64_t *best = (uint64_t *)(void *)d->ops->counters;
+    for (uint32_t at = 0, most = QM_COUNTERS / 32; at < x.rows; at += most) {
+        uint32_t n = x.rows - at < most ? x.rows - at : most;
+        int32_t *ids = d->ops->capturing ? d->ops->ids : qm_cuda_take(d, n * sizeof *ids, e);
+        if (!ids
+            || !ran(d, c,
+                    qm_argmax_rows(x.x + (uint64_t)at * x.cols, n, x.cols, best,
+                                   (uint32_t *)(void *)(best + n), ids, d->stream),
+                    e))
+            return false;
+        if (d->ops->capturing)
+            return x.rows == 1 || qm_call_fail(c, e, "a captured step has one row of logits, not %u", x.rows);
+        bool ok = qm_cuda_download(d, here + at, ids, n * sizeof *ids, e);
+        qm_cuda_give(d, ids);
+        if (!ok)
+            return false;
+    }
+    return true;
+}
+
+/* Ops that decide one number from one row run here, on a copy of it. */
+static bool on_cpu(qm_cuda *d, qm_call *c, qm_err *e)
+{
+    if (d->ops->capturing)
+        return qm_call_fail(c, e, "cannot be captured: it runs on the CPU");
+    qm_tensor *here[QM_MAX_PARAMS] = {0};
+    qm_call k = *c;
+    bool ok = true;
+    for (int i = 0; ok && i < qm_op_params(c->op); i++)
+        if (c->arg[i].tensor) {
+            ok = (here[i] = qm_tensor_to(c->arg[i].tensor, NULL, e)) != NULL;
+            k.arg[i].tensor = here[i];
+        }
+    ok = ok && qm_op_call(&k, e);
+    c->out = ok ? k.out : NULL;
+    for (int i = 0; i < QM_MAX_PARAMS; i++)
+        qm_tensor_free(here[i]);
+    return ok;
+}
+
+const qm_cuda_way qm_cuda_ids[] = {
+    {"argmax", argmax},
+    {"embedding", embedding},
+    {"kl", on_cpu},
+    {"logprobs", logprobs},
+    {"sample", on_cpu},
+    {NULL, NULL},
+};

@@ -1,0 +1,122 @@
+/* positions.c: ops on a GPU that depend on where a token stands: turning by position, and attention. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "call.h"
+
+/* Frequencies as core/ops/rope.c has them: rounded to f32. */
+static bool rope_table(qm_cuda *d, const qm_call *c, double base, uint32_t dim, const qm_tensor *factors,
+                       const float **inverse, qm_err *e)
+{
+    qm_cuda_ops *o = d->ops;
+    const void *key = factors ? factors->plane[0].data : NULL;
+    for (int i = 0; i < o->ropes; i++)
+        if (o->rope[i].base == base && o->rope[i].dim == dim && o->rope[i].factors == key) {
+            *inverse = o->rope[i].inverse;
+            return true;
+        }
+    if (o->capturing || o->ropes == QM_ROPE_TABLES)
+        return qm_call_fail(c, e, "frequencies that no call before had; run one step before it is captured");
+    size_t pairs = dim / 2;
+    float *f = malloc(2 * pairs * sizeof *f + 1), *made = f + pairs;
+    bool ok = f && (!factors || qm_tensor_values(factors, f, e));
+    for (size_t i = 0; ok && i < pairs; i++) {
+        made[i] = (float)(1 / pow(base, 2.0 * (double)i / dim));
+        made[i] = factors ? made[i] / f[i] : made[i];
+    }
+    qm_rope_table *t = &o->rope[o->ropes];
+    *t = (qm_rope_table){base, dim, key, NULL};
+    ok = ok && (t->inverse = qm_cuda_alloc(d, pairs * sizeof *made + 1, e))
+         && qm_cuda_upload(d, t->inverse, made, pairs * sizeof *made, e);
+    o->ropes += ok;
+    *inverse = t->inverse;
+    free(f);
+    return ok;
+}
+
+static qm_position position(const qm_cuda *d, int64_t first)
+{
+    return (qm_position){(int32_t)first, d->ops->capturing ? d->ops->passed : NULL};
+}
+
+static bool rope(qm_cuda *d, qm_call *c, qm_err *e)
+{
+    enum { X, FIRST, HEAD_DIM, ROTARY_DIM, BASE, KIND, FACTORS, SCALE };
+    qm_waiting *k = &d->ops->waiting;
+    activation x = arg(c, X), y;
+    uint32_t head = (uint32_t)c->arg[HEAD_DIM].number;
+    uint32_t turned = c->arg[ROTARY_DIM].given ? (uint32_t)c->arg[ROTARY_DIM].number : head;
+    const float *inverse = NULL;
+    if (head % 2)
+        return qm_call_fail(c, e, "heads of an odd number of values run on the CPU only");
+    if (!rope_table(d, c, c->arg[BASE].number, turned, c->arg[FACTORS].tensor, &inverse, e)
+        || !make_out(d, c, false, &y, e))
+        return false;
+    qm_waiting was = *k;
+    was.rope.tokens = x.rows, was.rope.head_dim = head, was.rope.rotary_dim = turned,
+    was.rope.neox = c->arg[KIND].choice == 0;
+    was.rope.inverse = inverse, was.rope.scale = (float)c->arg[SCALE].number,
+    was.rope.at = position(d, qm_arg_int(c, FIRST));
+    bool joins = k->rotations == 1 && memcmp(&k->rope, &was.rope, sizeof k->rope) == 0 && x.x != k->r[0].y;
+    if (!joins && !qm_cuda_flush(d, e))
+        return false;
+    k->rope = was.rope;
+    k->r[k->rotations++] = (qm_rotation){x.x, y.x, x.cols};
+    return k->rotations < 2 || qm_cuda_flush(d, e);
+}
+
+static bool attention(qm_cuda *d, qm_call *c, qm_err *e)
+{
+    enum { Q, K, V, CACHE, LAYER, HEADS, KV_HEADS, SCALE, WINDOW, SOFTCAP, SINKS };
+    qm_kv *kv = c->arg[CACHE].cache;
+    int layer = (int)c->arg[LAYER].number;
+    activation q = arg(c, Q), y;
+    vector sinks;
+    if (kv->device != &d->device)
+        return qm_call_fail(c, e, "queries are on %s and the cache is not; give kv_cache its device",
+                            d->device.name);
+    if (kv->head_dim % 8 || kv->head_dim > 512)
+        return qm_call_fail(
+            c, e, "heads of %d values run on the CPU only: here they are a multiple of 8, up to 512",
+            kv->head_dim);
+    if (!make_out(d, c, kv->head_dim % 64 == 0, &y, e) || !read_vector(d, &c->arg[SINKS], &sinks, e)
+        || !qm_cuda_flush(d, e))
+        return false;
+    qm_attention a = {.q = q.x,
+                      .k = arg(c, K).x,
+                      .v = arg(c, V).x,
+                      .keys = qm_kv_keys(kv, layer, 0),
+                      .values = qm_kv_values(kv, layer, 0),
+                      .dtype = kv->dtype,
+                      .tokens = q.rows,
+                      .heads = (uint32_t)c->arg[HEADS].number,
+                      .kv_heads = (uint32_t)kv->kv_heads,
+                      .head_dim = (uint32_t)kv->head_dim,
+                      .context = (uint32_t)kv->context,
+                      .at = position(d, kv->count[layer]),
+                      .scale = c->arg[SCALE].given ? (float)c->arg[SCALE].number
+                                                   : 1 / sqrtf((float)kv->head_dim),
+                      .softcap = (float)c->arg[SOFTCAP].number,
+                      .window = (uint32_t)c->arg[WINDOW].number,
+                      .sinks = sinks.values,
+                      .y = y.x,
+                      .h = y.half.half ? &y.half : NULL};
+    if ((uint64_t)a.tokens * a.kv_heads > QM_COUNTERS / 8)
+        return qm_call_fail(c, e, "%u tokens at once are more than %d; give fewer", a.tokens,
+                            QM_COUNTERS / 8 / kv->kv_heads);
+    a.counters = (uint32_t *)(void *)(d->ops->counters + QM_COUNTERS / 2);
+    a.partial = qm_cuda_take(d, qm_attention_scratch(a.tokens, a.heads, a.kv_heads, a.head_dim), e);
+    bool ok = a.partial && ran(d, c, qm_attend(&a, d->stream), e);
+    qm_cuda_give(d, a.partial);
+    drop_vector(d, &sinks);
+    if (ok)
+        kv->count[layer] += (int)a.tokens;
+    return ok;
+}
+
+const qm_cuda_way qm_cuda_positions[] = {
+    {"attention", attention},
+    {"rope", rope},
+    {NULL, NULL},
+};

@@ -1,0 +1,244 @@
+/* products.c: matrix products on a GPU.
+ *
+ * A product or a turn is not launched at once but waits for the next call, because products of the same x,
+ * and an addition to one of their results, are one launch, and so are the turns of queries and keys. Anything
+ * else launches what waits first, and so does giving back or reading memory (qm_cuda_flush). */
+#include <string.h>
+
+#include "call.h"
+
+/* ---- what waits ---------------------------------------------------------------------------------- */
+
+bool qm_cuda_flush(qm_cuda *d, qm_err *e)
+{
+    qm_waiting *w = d->ops ? &d->ops->waiting : NULL;
+    cudaError_t r = cudaSuccess;
+    if (!w)
+        return true;
+    if (w->products)
+        r = qm_matrix_decode(w->w, w->p, w->products, &w->x, d->stream);
+    if (w->rotations)
+        r = qm_rope(w->r, w->rotations, w->rope.tokens, w->rope.head_dim, w->rope.rotary_dim, w->rope.neox,
+                    w->rope.inverse, w->rope.scale, w->rope.at, d->stream);
+    w->products = w->rotations = 0;
+    return qm_cuda_check(d, r, "multiplying", e);
+}
+
+static bool same_kind(const qm_matrix *a, const qm_matrix *b)
+{
+    return a->group == b->group && a->scale == b->scale && a->cols == b->cols
+           && memcmp(a->level, b->level, sizeof a->level) == 0;
+}
+
+static bool add_product(qm_cuda *d, const qm_matrix *w, const qm_product *p, const qm_half *x,
+                        const float *values, qm_err *e)
+{
+    qm_waiting *k = &d->ops->waiting;
+    bool joins = k->products && k->products < QM_TOGETHER && k->x_values == values && k->x.half == x->half
+                 && same_kind(k->w, w);
+    if (!joins && !qm_cuda_flush(d, e))
+        return false;
+    k->w[k->products] = *w;
+    k->p[k->products++] = *p;
+    k->x = *x;
+    k->x_values = values;
+    return true;
+}
+
+/* ---- linear -------------------------------------------------------------------------------------- */
+
+enum {
+    FEW = 8,
+    SOME = 40
+}; /* tokens: at once by our kernels; and from where on cuBLAS is faster than those in turns */
+enum {
+    SLICE = 128 << 20,
+    SLICE_ROWS = 256
+}; /* bytes of f16 that a matrix is decoded to at a time, in so many rows */
+
+/* x of eight tokens at a time as f16, made where its producer did not. */
+static bool half_of(qm_cuda *d, const activation *x, uint32_t from, uint32_t n, qm_half *h, void **taken,
+                    qm_err *e)
+{
+    *taken = NULL;
+    if (x->half.half && from == 0 && n == x->rows) {
+        *h = x->half;
+        return true;
+    }
+    *taken = qm_cuda_take(d, qm_half_bytes(n, x->cols), e);
+    if (!*taken || !qm_cuda_flush(d, e))
+        return false;
+    *h = qm_half_at(*taken, n, x->cols);
+    return qm_cuda_check(d, qm_to_half(x->x + (uint64_t)from * x->cols, n, x->cols, h, d->stream),
+                         "converting", e);
+}
+
+static bool packed_few(qm_cuda *d, const qm_matrix *m, const activation *x, uint32_t from, uint32_t n,
+                       const qm_product *p, qm_err *e)
+{
+    qm_half h;
+    void *taken;
+    qm_product q = *p;
+    q.y += (uint64_t)from * p->y_stride;
+    bool ok = half_of(d, x, from, n, &h, &taken, e)
+              && add_product(d, m, &q, &h, x->x + (uint64_t)from * x->cols, e);
+    if (taken && !qm_cuda_flush(d, e))
+        ok = false;
+    qm_cuda_give(d, taken);
+    return ok;
+}
+
+/* A slice of rows at a time as f16, which the library multiplies by. */
+static bool packed_many(qm_cuda *d, const qm_matrix *m, const activation *x, const qm_product *p, qm_err *e)
+{
+    uint64_t n = (uint64_t)x->rows * x->cols;
+    uint32_t most = SLICE / 2 / m->cols / SLICE_ROWS * SLICE_ROWS;
+    most = most < SLICE_ROWS ? SLICE_ROWS : most;
+    most = most < m->rows ? most : m->rows;
+    char *taken = qm_cuda_take(d, whole(n * 2) + whole((uint64_t)most * m->cols * 2) + 512, e);
+    if (!taken)
+        return false;
+    char *weights = taken + whole(n * 2);
+    float *alpha = (float *)(void *)(weights + whole((uint64_t)most * m->cols * 2));
+    cudaError_t r = qm_to_half_plain(x->x, n, taken, alpha, (uint32_t *)(void *)(alpha + 64), d->stream);
+    bool ok = qm_cuda_check(d, r, "converting", e);
+    for (uint32_t at = 0; ok && at < m->rows; at += most) {
+        uint32_t rows = m->rows - at < most ? m->rows - at : most;
+        ok = qm_cuda_check(d, qm_matrix_values(m, weights, at, rows, d->stream), "decoding a weight", e)
+             && qm_cuda_blas(d, weights, QM_F16, rows, m->cols, taken, x->rows, alpha, false, p->y + at,
+                             m->rows, e);
+    }
+    if (ok && (p->bias || p->add))
+        ok = qm_cuda_check(d, qm_finish_product(p->y, x->rows, m->rows, p, d->stream), "multiplying", e);
+    qm_cuda_give(d, taken);
+    return ok;
+}
+
+static bool packed(qm_cuda *d, const qm_matrix *m, const activation *x, const qm_product *p, qm_err *e)
+{
+    if (x->rows > SOME && qm_cuda_has_blas(d))
+        return qm_cuda_flush(d, e) && packed_many(d, m, x, p, e);
+    for (uint32_t at = 0; at < x->rows; at += FEW)
+        if (!packed_few(d, m, x, at, x->rows - at < FEW ? x->rows - at : FEW, p, e))
+            return false;
+    return true;
+}
+
+/* f16 weights with x as f16; bf16 with x as the sum of two bf16, so that nothing is lost; f32 as they are. */
+static bool plain_many(qm_cuda *d, const void *w, qm_dtype t, uint32_t rows, const activation *x,
+                       const qm_product *p, qm_err *e)
+{
+    uint64_t n = (uint64_t)x->rows * x->cols;
+    bool ok;
+    if (t == QM_F32) {
+        ok = qm_cuda_blas(d, w, t, rows, x->cols, x->x, x->rows, NULL, false, p->y, rows, e);
+    } else {
+        char *taken = qm_cuda_take(d, 2 * whole(n * 2) + 512, e);
+        float *alpha = (float *)(void *)(taken + 2 * whole(n * 2));
+        if (!taken)
+            return false;
+        cudaError_t r = t == QM_F16 ? qm_to_half_plain(x->x, n, taken, alpha,
+                                                       (uint32_t *)(void *)(alpha + 64), d->stream)
+                                    : qm_split_bf16(x->x, n, taken, taken + whole(n * 2), d->stream);
+        ok = qm_cuda_check(d, r, "converting", e)
+             && qm_cuda_blas(d, w, t, rows, x->cols, taken, x->rows, t == QM_F16 ? alpha : NULL, false, p->y,
+                             rows, e)
+             && (t == QM_F16
+                 || qm_cuda_blas(d, w, t, rows, x->cols, taken + whole(n * 2), x->rows, NULL, true, p->y,
+                                 rows, e));
+        qm_cuda_give(d, taken);
+    }
+    if (ok && (p->bias || p->add))
+        ok = qm_cuda_check(d, qm_finish_product(p->y, x->rows, rows, p, d->stream), "multiplying", e);
+    return ok;
+}
+
+static bool plain(qm_cuda *d, const void *w, qm_dtype t, uint32_t rows, const activation *x,
+                  const qm_product *p, qm_err *e)
+{
+    if (!qm_cuda_flush(d, e))
+        return false;
+    if (x->rows > FEW && qm_cuda_has_blas(d))
+        return plain_many(d, w, t, rows, x, p, e);
+    for (uint32_t at = 0; at < x->rows; at += FEW) {
+        uint32_t n = x->rows - at < FEW ? x->rows - at : FEW;
+        qm_product q = *p;
+        q.y += (uint64_t)at * p->y_stride;
+        if (!qm_cuda_check(
+                d, qm_plain_decode(w, t, rows, x->cols, x->x + (uint64_t)at * x->cols, n, &q, d->stream),
+                "multiplying", e))
+            return false;
+    }
+    return true;
+}
+
+/* Weights that nobody prepared are decoded for this once. */
+static bool decoded(qm_cuda *d, const qm_tensor *w, uint32_t rows, const activation *x, const qm_product *p,
+                    qm_err *e)
+{
+    uint64_t count = (uint64_t)rows * x->cols;
+    void *values = qm_cuda_take(d, count * sizeof(float), e);
+    bool ok = values && qm_cuda_flush(d, e)
+              && qm_cuda_decode_tensor(d, w, 0, (int64_t)count, values, QM_F32, e)
+              && plain(d, values, QM_F32, rows, x, p, e);
+    qm_cuda_give(d, values);
+    return ok;
+}
+
+static bool product(qm_cuda *d, const qm_tensor *w, const activation *x, const float *bias, float *y,
+                    qm_err *e)
+{
+    qm_matrix m;
+    uint32_t rows = rows_of(w);
+    qm_product p = {.bias = bias, .y = y, .y_stride = rows};
+    if (qm_cuda_matrix_of(d, w, &m))
+        return packed(d, &m, x, &p, e);
+    if (w->laid_out)
+        return qm_fail(e, QM_EFAIL, "linear: a weight that was prepared for another device");
+    return qm_cuda_plain_type(w->format) != QM_DTYPE_COUNT ? plain(d, w->plane[0].data, w->dtype, rows, x, &p, e)
+                                                           : decoded(d, w, rows, x, &p, e);
+}
+
+static bool linear(qm_cuda *d, qm_call *c, qm_err *e)
+{
+    activation x = arg(c, 0), y;
+    vector bias;
+    bool ok = make_out(d, c, false, &y, e) && read_vector(d, &c->arg[2], &bias, e);
+    if (!ok)
+        return false;
+    ok = product(d, c->arg[1].tensor, &x, bias.values, y.x, e) && (!bias.taken || qm_cuda_flush(d, e));
+    drop_vector(d, &bias);
+    return ok;
+}
+
+/* y + scale * (x A^T) B^T */
+static bool lora(qm_cuda *d, qm_call *c, qm_err *e)
+{
+    enum { Y, X, A, B, SCALE };
+    activation y = arg(c, Y), x = arg(c, X), out;
+    const qm_tensor *a = c->arg[A].tensor, *b = c->arg[B].tensor;
+    uint32_t rank = rows_of(a);
+    if (!make_out(d, c, false, &out, e) || !qm_cuda_flush(d, e))
+        return false;
+    float *inner = qm_cuda_take(d, whole((uint64_t)x.rows * rank * 4) + (uint64_t)y.rows * y.cols * 4, e);
+    if (!inner)
+        return false;
+    float *delta = inner + whole((uint64_t)x.rows * rank * 4) / 4;
+    activation in = {inner, x.rows, rank, {0}};
+    bool ok = product(d, a, &x, NULL, inner, e) && qm_cuda_flush(d, e) && product(d, b, &in, NULL, delta, e)
+              && qm_cuda_flush(d, e)
+              && ran(d, c,
+                     qm_each_value(QM_EACH_SCALE, delta, NULL, (float)c->arg[SCALE].number, y.rows, y.cols,
+                                   delta, NULL, d->stream),
+                     e)
+              && ran(d, c, qm_each_value(QM_EACH_ADD, y.x, delta, 0, y.rows, y.cols, out.x, NULL, d->stream),
+                     e);
+    qm_cuda_give(d, inner);
+    return ok;
+}
+
+const qm_cuda_way qm_cuda_products[] = {
+    {"linear", linear},
+    {"lora", lora},
+    {NULL, NULL},
+};

@@ -1,0 +1,110 @@
+/* values.c: ops on a GPU that work value by value or row by row. */
+#include "call.h"
+
+static bool each(qm_cuda *d, qm_call *c, qm_each_op f, bool two, float by, bool with_half, qm_err *e)
+{
+    activation x = arg(c, 0), out;
+    const float *y = two ? arg(c, 1).x : NULL;
+    if (!make_out(d, c, with_half, &out, e) || !qm_cuda_flush(d, e))
+        return false;
+    return ran(
+        d, c,
+        qm_each_value(f, x.x, y, by, x.rows, x.cols, out.x, out.half.half ? &out.half : NULL, d->stream), e);
+}
+
+/* To the result of a product that waits, an addition is free. */
+static bool add(qm_cuda *d, qm_call *c, qm_err *e)
+{
+    qm_waiting *k = &d->ops->waiting;
+    qm_product *last = k->products ? &k->p[k->products - 1] : NULL;
+    const float *x = arg(c, 0).x, *y = arg(c, 1).x;
+    bool here = last && !last->add && (x == last->y) != (y == last->y);
+    const float *other = here ? (x == last->y ? y : x) : NULL;
+    for (int i = 0; here && i < k->products; i++)
+        here = other != k->p[i].y && other != k->p[i].sum;
+    if (!here)
+        return each(d, c, QM_EACH_ADD, true, 0, false, e);
+    activation out;
+    if (!make_out(d, c, false, &out, e))
+        return false;
+    last->add = other;
+    last->sum = out.x;
+    return qm_cuda_flush(d, e);
+}
+
+static bool mul(qm_cuda *d, qm_call *c, qm_err *e) { return each(d, c, QM_EACH_MUL, true, 0, true, e); }
+static bool scale(qm_cuda *d, qm_call *c, qm_err *e)
+{
+    return each(d, c, QM_EACH_SCALE, false, (float)c->arg[1].number, false, e);
+}
+static bool softcap(qm_cuda *d, qm_call *c, qm_err *e)
+{
+    return each(d, c, QM_EACH_SOFTCAP, false, (float)c->arg[1].number, false, e);
+}
+static bool swiglu(qm_cuda *d, qm_call *c, qm_err *e) { return each(d, c, QM_EACH_SWIGLU, true, 0, true, e); }
+static bool geglu(qm_cuda *d, qm_call *c, qm_err *e) { return each(d, c, QM_EACH_GEGLU, true, 0, true, e); }
+static bool gated(qm_cuda *d, qm_call *c, qm_err *e) { return each(d, c, QM_EACH_GATED, true, 0, false, e); }
+
+static bool activate(qm_cuda *d, qm_call *c, qm_err *e)
+{
+    static const qm_each_op kinds[] = {QM_EACH_SILU, QM_EACH_GELU_TANH, QM_EACH_GELU, QM_EACH_RELU};
+    return each(d, c, kinds[c->arg[1].choice], false, 0, false, e);
+}
+
+static bool columns(qm_cuda *d, qm_call *c, qm_err *e)
+{
+    activation x = arg(c, 0), out;
+    if (!make_out(d, c, false, &out, e) || !qm_cuda_flush(d, e))
+        return false;
+    return ran(d, c, qm_columns(x.x, x.rows, x.cols, (uint32_t)c->arg[1].number, out.cols, out.x, d->stream),
+               e);
+}
+
+static bool rows(qm_cuda *d, qm_call *c, qm_err *e)
+{
+    activation x = arg(c, 0), out;
+    if (!make_out(d, c, false, &out, e) || !qm_cuda_flush(d, e))
+        return false;
+    return ran(d, c,
+               cudaMemcpyAsync(out.x, x.x + (uint64_t)c->arg[1].number * x.cols,
+                               (uint64_t)out.rows * out.cols * 4, cudaMemcpyDeviceToDevice, d->stream),
+               e);
+}
+
+static bool rmsnorm(qm_cuda *d, qm_call *c, qm_err *e)
+{
+    activation x = arg(c, 0), y;
+    vector w;
+    uint32_t run = (uint32_t)qm_tensor_cols(c->arg[1].tensor);
+    if (!make_out(d, c, run == x.cols, &y, e) || !read_vector(d, &c->arg[1], &w, e) || !qm_cuda_flush(d, e))
+        return false;
+    cudaError_t r = qm_rmsnorm(x.x, w.values, (float)c->arg[3].number, (float)c->arg[2].number,
+                               (uint64_t)x.rows * x.cols / run, run, y.x, y.half.half ? &y.half : NULL,
+                               d->stream);
+    drop_vector(d, &w);
+    return ran(d, c, r, e);
+}
+
+static bool softmax(qm_cuda *d, qm_call *c, qm_err *e)
+{
+    activation x = arg(c, 0), y;
+    if (!make_out(d, c, false, &y, e) || !qm_cuda_flush(d, e))
+        return false;
+    return ran(d, c, qm_softmax_rows(x.x, x.rows, x.cols, y.x, d->stream), e);
+}
+
+const qm_cuda_way qm_cuda_values[] = {
+    {"activation", activate},
+    {"add", add},
+    {"columns", columns},
+    {"gated", gated},
+    {"geglu", geglu},
+    {"mul", mul},
+    {"rmsnorm", rmsnorm},
+    {"rows", rows},
+    {"scale", scale},
+    {"softcap", softcap},
+    {"softmax", softmax},
+    {"swiglu", swiglu},
+    {NULL, NULL},
+};
