@@ -83,6 +83,18 @@ static void f16_to_f32(const void *src, float *dst, size_t n) { f16_to_f32_each(
 static void f32_to_f16(const float *src, void *dst, size_t n) { f32_to_f16_each(src, dst, n); }
 #endif
 
+static void codes_to_f32(const int8_t *code, const void *scale, float *dst, size_t n)
+{
+    const uint8_t *s = scale;
+    for (size_t i = 0; i < n; i += 32, s += 2) {
+        uint16_t h;
+        memcpy(&h, s, 2);
+        float d = qm_f16_to_f32(h);
+        for (size_t k = 0; k < 32; k++)
+            dst[i + k] = (float)code[i + k] * d;
+    }
+}
+
 static void bf16_to_f32(const void *src, float *dst, size_t n)
 {
     const uint8_t *s = src;
@@ -403,6 +415,7 @@ static void group_sums(const float *x, const float *y, size_t n, size_t block, q
 const qm_vec NAMED(QM_LEVEL) = {
     .f16_to_f32 = f16_to_f32,
     .bf16_to_f32 = bf16_to_f32,
+    .codes_to_f32 = codes_to_f32,
     .f32_to_f16 = f32_to_f16,
     .f32_to_bf16 = f32_to_bf16,
     .round_f16 = round_f16,

@@ -32,6 +32,8 @@ typedef struct qm_groupsum {
 typedef struct qm_vec {
     void (*f16_to_f32)(const void *src, float *dst, size_t n); /* src may be unaligned */
     void (*bf16_to_f32)(const void *src, float *dst, size_t n);
+    /* dst[i] = code[i] * scale[i / 32], scales being f16; n a multiple of 32 */
+    void (*codes_to_f32)(const int8_t *code, const void *scale, float *dst, size_t n);
     void (*f32_to_f16)(const float *src, void *dst, size_t n);
     void (*f32_to_bf16)(const float *src, void *dst, size_t n);
     /* In place: x becomes the nearest f16 / bf16 value. */

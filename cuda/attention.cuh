@@ -65,23 +65,51 @@ struct attend_job {
     uint32_t rounds;        /* taken ATTEND_GROUP at a time */
 };
 
-/* Four values in a row. */
-template <qm_dtype D> __device__ inline float4 kv_four(const void *p, uint64_t i)
-{
-    if constexpr (D == QM_F32)
-        return __ldcg((const float4 *)((const float *)p + i));
-    uint2 w = __ldcg((const uint2 *)((const __half *)p + i));
-    float2 a = __half22float2(*(__half2 *)&w.x), b = __half22float2(*(__half2 *)&w.y);
-    return make_float4(a.x, a.y, b.x, b.y);
-}
+/* A layer's keys or values; D as in core/kv.h, so that i8 are codes with a scale for every 32. */
+template <qm_dtype D> struct kv_part {
+    char *data;
+    __half *scale;
 
-template <qm_dtype D> __device__ inline void kv_store(void *p, uint64_t i, float v)
-{
-    if constexpr (D == QM_F32)
-        ((float *)p)[i] = v;
-    else
-        ((__half *)p)[i] = __float2half_rn(v);
-}
+    __device__ kv_part(const qm_attention &a, void *p) : data((char *)p), scale((__half *)((char *)p + a.scales_at)) {}
+    __device__ float scale_at(uint64_t i) const { return __half2float(__ldcg(scale + i / QM_KV_RUN)); }
+
+    /* Four values in a row, i a multiple of 4. */
+    __device__ float4 four(uint64_t i) const
+    {
+        if constexpr (D == QM_F32) {
+            return __ldcg((const float4 *)((const float *)data + i));
+        } else if constexpr (D == QM_I8) {
+            uint32_t w = __ldcg((const uint32_t *)(data + i));
+            float by = scale_at(i);
+            return make_float4(by * (float)(int8_t)w, by * (float)(int8_t)(w >> 8), by * (float)(int8_t)(w >> 16), by * (float)(int8_t)(w >> 24));
+        } else {
+            uint2 w = __ldcg((const uint2 *)((const __half *)data + i));
+            if constexpr (D == QM_BF16)
+                return make_float4(__uint_as_float(w.x << 16), __uint_as_float(w.x & 0xffff0000u), __uint_as_float(w.y << 16),
+                                   __uint_as_float(w.y & 0xffff0000u));
+            float2 a = __half22float2(*(__half2 *)&w.x), b = __half22float2(*(__half2 *)&w.y);
+            return make_float4(a.x, a.y, b.x, b.y);
+        }
+    }
+
+    /* Whole warps together: lane l has value i, which is l more than a multiple of 32. */
+    __device__ void store(uint64_t i, float v) const
+    {
+        if constexpr (D == QM_F32) {
+            ((float *)data)[i] = v;
+        } else if constexpr (D == QM_F16) {
+            ((__half *)data)[i] = __float2half_rn(v);
+        } else if constexpr (D == QM_BF16) {
+            ((__nv_bfloat16 *)data)[i] = __float2bfloat16_rn(v);
+        } else { /* as core/formats/q8_0.c */
+            const bool finite = !__any_sync(~0u, !(fabsf(v) < INFINITY));
+            float d = __fdiv_rn(most_in_warp(fabsf(v)), 127), inverse = d != 0 ? __frcp_rn(d) : 0;
+            ((int8_t *)data)[i] = finite ? (int8_t)roundf(__fmul_rn(v, inverse)) : 0;
+            if (i % QM_KV_RUN == 0)
+                scale[i / QM_KV_RUN] = finite ? __float2half_rn(d) : __ushort_as_half(0x7e00);
+        }
+    }
+};
 
 template <qm_dtype D> __global__ void append_kv(const __grid_constant__ qm_attention a)
 {
@@ -92,8 +120,8 @@ template <qm_dtype D> __global__ void append_kv(const __grid_constant__ qm_atten
         return;
     uint32_t at = (uint32_t)place_of(a.at) + token, head = i / a.head_dim;
     uint64_t to = ((uint64_t)head * a.context + at) * a.head_dim + i % a.head_dim;
-    kv_store<D>(a.keys, to, a.k[(uint64_t)token * width + i]);
-    kv_store<D>(a.values, to, a.v[(uint64_t)token * width + i]);
+    kv_part<D>(a, a.keys).store(to, a.k[(uint64_t)token * width + i]);
+    kv_part<D>(a, a.values).store(to, a.v[(uint64_t)token * width + i]);
 }
 
 /* What one block leaves of one query: its largest score, the sum of weights, and head_dim weighed values. */
@@ -130,27 +158,51 @@ __device__ inline void join_parts(const attend_job &j, uint32_t token, uint32_t 
     }
 }
 
-/* Eight f16 or four f32 in a row, in 16 bytes. */
+/* Numbers of a key that a lane reads at once: 16 bytes of f32, f16 or bf16, 8 of codes. */
 template <qm_dtype D> struct kv_bytes {
     static constexpr int N = D == QM_F32 ? 4 : 8;
     uint4 v;
 
-    __device__ void load(const void *p, uint64_t i) { v = __ldcg((const uint4 *)((const char *)p + i * (16 / N))); }
+    __device__ void load(const kv_part<D> &p, uint64_t i)
+    {
+        if constexpr (D == QM_I8) {
+            uint2 w = __ldcg((const uint2 *)(p.data + i));
+            v = make_uint4(w.x, w.y, __float_as_uint(p.scale_at(i)), 0);
+        } else {
+            v = __ldcg((const uint4 *)(p.data + i * (16 / N)));
+        }
+    }
     __device__ float dot(const float *q, float sum) const /* q on 16 bytes */
     {
+        if constexpr (D == QM_I8) {
+            float part = 0;
 #pragma unroll
-        for (int k = 0; k < N / 4; k++) {
-            float4 x = *(const float4 *)(q + 4 * k);
-            if constexpr (D == QM_F32) {
-                sum = __fmaf_rn(x.x, __uint_as_float(v.x), __fmaf_rn(x.y, __uint_as_float(v.y), sum));
-                sum = __fmaf_rn(x.z, __uint_as_float(v.z), __fmaf_rn(x.w, __uint_as_float(v.w), sum));
-            } else {
-                float2 a = __half22float2(((const __half2 *)&v)[2 * k]), b = __half22float2(((const __half2 *)&v)[2 * k + 1]);
-                sum = __fmaf_rn(x.x, a.x, __fmaf_rn(x.y, a.y, sum));
-                sum = __fmaf_rn(x.z, b.x, __fmaf_rn(x.w, b.y, sum));
+            for (int k = 0; k < N / 4; k++) {
+                float4 x = *(const float4 *)(q + 4 * k);
+                uint32_t w = k ? v.y : v.x;
+                part = __fmaf_rn(x.x, (float)(int8_t)w, __fmaf_rn(x.y, (float)(int8_t)(w >> 8), part));
+                part = __fmaf_rn(x.z, (float)(int8_t)(w >> 16), __fmaf_rn(x.w, (float)(int8_t)(w >> 24), part));
             }
+            return __fmaf_rn(part, __uint_as_float(v.z), sum);
+        } else {
+#pragma unroll
+            for (int k = 0; k < N / 4; k++) {
+                float4 x = *(const float4 *)(q + 4 * k);
+                if constexpr (D == QM_F32) {
+                    sum = __fmaf_rn(x.x, __uint_as_float(v.x), __fmaf_rn(x.y, __uint_as_float(v.y), sum));
+                    sum = __fmaf_rn(x.z, __uint_as_float(v.z), __fmaf_rn(x.w, __uint_as_float(v.w), sum));
+                } else if constexpr (D == QM_BF16) {
+                    uint32_t a = k ? v.z : v.x, b = k ? v.w : v.y;
+                    sum = __fmaf_rn(x.x, __uint_as_float(a << 16), __fmaf_rn(x.y, __uint_as_float(a & 0xffff0000u), sum));
+                    sum = __fmaf_rn(x.z, __uint_as_float(b << 16), __fmaf_rn(x.w, __uint_as_float(b & 0xffff0000u), sum));
+                } else {
+                    float2 a = __half22float2(((const __half2 *)&v)[2 * k]), b = __half22float2(((const __half2 *)&v)[2 * k + 1]);
+                    sum = __fmaf_rn(x.x, a.x, __fmaf_rn(x.y, a.y, sum));
+                    sum = __fmaf_rn(x.z, b.x, __fmaf_rn(x.w, b.y, sum));
+                }
+            }
+            return sum;
         }
-        return sum;
     }
 };
 
@@ -162,8 +214,8 @@ __device__ inline void append_own(const qm_attention &a, uint32_t kv, int32_t po
         return;
     const uint64_t to = ((uint64_t)kv * a.context + position) * a.head_dim;
     for (uint32_t i = threadIdx.x; i < a.head_dim; i += ATTEND_THREADS) {
-        kv_store<D>(a.keys, to + i, a.k[kv * a.head_dim + i]);
-        kv_store<D>(a.values, to + i, a.v[kv * a.head_dim + i]);
+        kv_part<D>(a, a.keys).store(to + i, a.k[kv * a.head_dim + i]);
+        kv_part<D>(a, a.values).store(to + i, a.v[kv * a.head_dim + i]);
     }
     __syncthreads();
 }
@@ -197,6 +249,7 @@ template <qm_dtype D, int DIMS> __global__ void __launch_bounds__(ATTEND_THREADS
     const int32_t each = (count + (int32_t)parts - 1) / (int32_t)parts;
     const int32_t begin = from + (int32_t)split * each, end = begin + each < seen ? begin + each : seen;
     const uint64_t base = (uint64_t)kv * a.context * d;
+    const kv_part<D> cached_keys(a, a.keys), cached_values(a, a.values);
     if (a.tokens == 1 && !early)
         append_own<D>(a, kv, position, begin, end);
     for (uint32_t round = 0; round < j.rounds; round++) {
@@ -213,13 +266,13 @@ template <qm_dtype D, int DIMS> __global__ void __launch_bounds__(ATTEND_THREADS
                     int32_t p = (int32_t)(turn * ATTEND_WARPS + warp) * 4 + (int32_t)lane / 8;
                     uint32_t c = (piece * 8 + lane % 8) * N;
                     if (p < n && c < d)
-                        keys[turn][piece].load(a.keys, base + (uint64_t)(first + p) * d + c);
+                        keys[turn][piece].load(cached_keys, base + (uint64_t)(first + p) * d + c);
                 }
             if (DIMS == 1)
 #pragma unroll
                 for (int i = 0; i < MINE; i++)
                     if ((int32_t)(i * ATTEND_WARPS + warp) < n && lane * 4 < d)
-                        values[i][0] = kv_four<D>(a.values, base + (uint64_t)(first + i * ATTEND_WARPS + warp) * d + lane * 4);
+                        values[i][0] = cached_values.four(base + (uint64_t)(first + i * ATTEND_WARPS + warp) * d + lane * 4);
             if (early && first == begin && round == 0) {
                 wait_for_previous();
                 append_own<D>(a, kv, position, begin, end);
@@ -232,13 +285,13 @@ template <qm_dtype D, int DIMS> __global__ void __launch_bounds__(ATTEND_THREADS
                         int32_t p = (int32_t)(turn * ATTEND_WARPS + warp) * 4 + (int32_t)lane / 8;
                         uint32_t c = (piece * 8 + lane % 8) * N;
                         if (first + p == position && c < d)
-                            keys[turn][piece].load(a.keys, base + (uint64_t)position * d + c);
+                            keys[turn][piece].load(cached_keys, base + (uint64_t)position * d + c);
                     }
                 if (DIMS == 1)
 #pragma unroll
                     for (int i = 0; i < MINE; i++)
                         if (first + (int32_t)(i * ATTEND_WARPS + warp) == position && lane * 4 < d)
-                            values[i][0] = kv_four<D>(a.values, base + (uint64_t)position * d + lane * 4);
+                            values[i][0] = cached_values.four(base + (uint64_t)position * d + lane * 4);
             }
             if (first == begin) {
                 for (uint32_t i = threadIdx.x; i < ATTEND_GROUP * d; i += ATTEND_THREADS) {
@@ -306,7 +359,7 @@ template <qm_dtype D, int DIMS> __global__ void __launch_bounds__(ATTEND_THREADS
                     int32_t p = k * ATTEND_WARPS + (int32_t)warp;
                     if (p >= n)
                         break;
-                    float4 v = DIMS == 1 ? values[k][0] : kv_four<D>(a.values, base + (uint64_t)(first + p) * d + c);
+                    float4 v = DIMS == 1 ? values[k][0] : cached_values.four(base + (uint64_t)(first + p) * d + c);
 #pragma unroll
                     for (int q = 0; q < ATTEND_GROUP; q++) {
                         float by = scores[q * ATTEND_CHUNK + p];
@@ -373,6 +426,20 @@ template <int DIM> __device__ inline void flash_load(uint32_t to, const __half *
         int32_t at = first + (int32_t)row;
         copy_async(flash_at<DIM>(to, row, eighth), from + (int64_t)(at < end ? at : 0) * DIM + eighth * 8, at < end);
     }
+}
+
+/* The first `each` codes of every head as f16, keys and then values; the grid's y is the head, its z which of the two. */
+__global__ void unpack_kv(const __grid_constant__ qm_attention a, __half *to, uint32_t each)
+{
+    let_next_begin();
+    wait_for_previous();
+    const kv_part<QM_I8> part(a, blockIdx.z ? a.values : a.keys);
+    uint32_t i = (blockIdx.x * blockDim.x + threadIdx.x) * 4;
+    if (i >= each)
+        return;
+    float4 v = part.four((uint64_t)blockIdx.y * a.context * a.head_dim + i);
+    __half2 two[2] = {__floats2half2_rn(v.x, v.y), __floats2half2_rn(v.z, v.w)};
+    *(uint2 *)(to + ((uint64_t)blockIdx.z * a.kv_heads + blockIdx.y) * each + i) = *(uint2 *)two;
 }
 
 template <int DIM> __global__ void __launch_bounds__(FLASH_THREADS) flash(const __grid_constant__ qm_attention a)
@@ -500,6 +567,11 @@ uint64_t qm_attention_scratch(uint32_t tokens, uint32_t heads, uint32_t kv_heads
     return (uint64_t)tokens * heads * splits_for(tokens, kv_heads) * (head_dim + 2) * 4;
 }
 
+template <qm_dtype D> static cudaError_t append(const qm_attention *a, cudaStream_t s)
+{
+    return launch(append_kv<D>, dim3((a->kv_heads * a->head_dim + 255) / 256, a->tokens), 256, 0, s, *a);
+}
+
 template <qm_dtype D> static cudaError_t launch_attend(const qm_attention *a, cudaStream_t s)
 {
     attend_job j = {};
@@ -512,7 +584,7 @@ template <qm_dtype D> static cudaError_t launch_attend(const qm_attention *a, cu
     size_t shared = (ATTEND_GROUP * a->head_dim + ATTEND_GROUP * ATTEND_CHUNK + ATTEND_WARPS * ATTEND_GROUP * a->head_dim + 3 * ATTEND_GROUP) * 4;
     cudaError_t r = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared);
     if (!r && a->tokens > 1)
-        r = launch(append_kv<D>, dim3((a->kv_heads * a->head_dim + 255) / 256, a->tokens), 256, 0, s, *a);
+        r = append<D>(a, s);
     return r ? r : launch(kernel, dim3(a->kv_heads, j.splits, a->tokens), ATTEND_THREADS, shared, s, j);
 }
 
@@ -520,19 +592,47 @@ template <int DIM> static cudaError_t launch_flash(const qm_attention *a, cudaSt
 {
     const size_t shared = 4 * FLASH_KEYS * DIM * 2;
     cudaError_t r = cudaFuncSetAttribute(flash<DIM>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared);
-    if (!r)
-        r = launch(append_kv<QM_F16>, dim3((a->kv_heads * a->head_dim + 255) / 256, a->tokens), 256, 0, s, *a);
     return r ? r : launch(flash<DIM>, dim3((a->tokens + FLASH_ROWS - 1) / FLASH_ROWS, a->heads), FLASH_THREADS, shared, s, *a);
+}
+
+/* Whether the tensor cores do it: they take f16, and codes that are brought to it first.  A bf16 may be beyond f16. */
+static bool is_prompt(const qm_attention *a)
+{
+    return a->tokens > QM_HALF_TOKENS && (a->dtype == QM_F16 || a->dtype == QM_I8) && !a->sinks && !a->at.passed
+           && (a->head_dim == 64 || a->head_dim == 128);
+}
+
+uint64_t qm_attention_unpacked(const qm_attention *a)
+{
+    uint64_t seen = (uint64_t)a->at.first + a->tokens;
+    return is_prompt(a) && a->dtype == QM_I8 ? 2 * a->kv_heads * seen * a->head_dim * sizeof(__half) : 0;
+}
+
+static cudaError_t attend_prompt(const qm_attention *a, cudaStream_t s)
+{
+    qm_attention b = *a;
+    cudaError_t r = a->dtype == QM_F16 ? append<QM_F16>(a, s) : append<QM_I8>(a, s);
+    if (a->dtype == QM_I8) {
+        b.context = (uint32_t)a->at.first + a->tokens;
+        uint32_t each = b.context * a->head_dim;
+        __half *to = (__half *)a->unpacked;
+        b.keys = to, b.values = to + (uint64_t)a->kv_heads * each;
+        if (!r)
+            r = launch(unpack_kv, dim3((each / 4 + 255) / 256, a->kv_heads, 2), 256, 0, s, *a, to, each);
+    }
+    return r ? r : a->head_dim == 64 ? launch_flash<64>(&b, s) : launch_flash<128>(&b, s);
 }
 
 cudaError_t qm_attend(const qm_attention *a, cudaStream_t s)
 {
-    if (a->tokens > QM_HALF_TOKENS && a->dtype == QM_F16 && !a->sinks && !a->at.passed)
-        switch (a->head_dim) {
-        case 64: return launch_flash<64>(a, s);
-        case 128: return launch_flash<128>(a, s);
-        }
-    return a->dtype == QM_F32 ? launch_attend<QM_F32>(a, s) : launch_attend<QM_F16>(a, s);
+    if (is_prompt(a))
+        return attend_prompt(a, s);
+    switch (a->dtype) {
+    case QM_F32: return launch_attend<QM_F32>(a, s);
+    case QM_F16: return launch_attend<QM_F16>(a, s);
+    case QM_BF16: return launch_attend<QM_BF16>(a, s);
+    default: return launch_attend<QM_I8>(a, s);
+    }
 }
 
 #endif

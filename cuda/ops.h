@@ -6,7 +6,7 @@
 #ifndef QM_CUDA_OPS_H
 #define QM_CUDA_OPS_H
 
-#include "../core/qm.h"
+#include "../core/kv.h"
 #include "matrix.h"
 
 #ifdef __cplusplus
@@ -60,8 +60,9 @@ cudaError_t qm_rope(const qm_rotation *r, int n, uint32_t tokens, uint32_t head_
 /* Attention of `tokens` queries, the last of which are at `at`, to the cache of one layer, after appending k and v to it. */
 typedef struct qm_attention {
     const float *q, *k, *v;
-    void *keys, *values; /* [kv_heads][context][head_dim] */
-    qm_dtype dtype;      /* f16 or f32 */
+    void *keys, *values; /* [kv_heads][context][head_dim], and scales_at bytes behind their start the scales (core/kv.h) */
+    qm_dtype dtype;      /* f32, f16, bf16 or i8 */
+    uint64_t scales_at;
     uint32_t tokens, heads, kv_heads, head_dim, context;
     qm_position at;
     float scale, softcap; /* softcap 0: none */
@@ -70,9 +71,11 @@ typedef struct qm_attention {
     float *y;
     float *partial;     /* qm_attention_scratch bytes */
     uint32_t *counters; /* one for a token and key head, zero before and after */
+    void *unpacked;     /* qm_attention_unpacked bytes */
     const qm_half *h;   /* or NULL */
 } qm_attention;
 uint64_t qm_attention_scratch(uint32_t tokens, uint32_t heads, uint32_t kv_heads, uint32_t head_dim);
+uint64_t qm_attention_unpacked(const qm_attention *a); /* room for keys and values that are codes, as f16; 0 where that is not done */
 cudaError_t qm_attend(const qm_attention *a, cudaStream_t s);
 
 /* y = x W^T + bias for plain weights, up to 8 tokens; slower where cols is no multiple of 8 or addresses are none of 16. */

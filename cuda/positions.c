@@ -86,8 +86,9 @@ static bool attention(qm_cuda *d, qm_call *c, qm_err *e)
     qm_attention a = {.q = q.x,
                       .k = arg(c, K).x,
                       .v = arg(c, V).x,
-                      .keys = qm_kv_keys(kv, layer, 0),
-                      .values = qm_kv_values(kv, layer, 0),
+                      .keys = qm_kv_part(kv, layer, false),
+                      .values = qm_kv_part(kv, layer, true),
+                      .scales_at = qm_kv_scales_at(kv),
                       .dtype = kv->dtype,
                       .tokens = q.rows,
                       .heads = (uint32_t)c->arg[HEADS].number,
@@ -107,8 +108,11 @@ static bool attention(qm_cuda *d, qm_call *c, qm_err *e)
                             QM_COUNTERS / 8 / kv->kv_heads);
     a.counters = (uint32_t *)(void *)(d->ops->counters + QM_COUNTERS / 2);
     a.partial = qm_cuda_take(d, qm_attention_scratch(a.tokens, a.heads, a.kv_heads, a.head_dim), e);
-    bool ok = a.partial && ran(d, c, qm_attend(&a, d->stream), e);
+    uint64_t unpacked = qm_attention_unpacked(&a);
+    a.unpacked = unpacked ? qm_cuda_take(d, unpacked, e) : NULL;
+    bool ok = a.partial && (a.unpacked || !unpacked) && ran(d, c, qm_attend(&a, d->stream), e);
     qm_cuda_give(d, a.partial);
+    qm_cuda_give(d, a.unpacked);
     drop_vector(d, &sinks);
     if (ok)
         kv->count[layer] += (int)a.tokens;

@@ -381,20 +381,20 @@ static int field_count(lua_State *L, const char *name, double absent, int most)
     return (int)v;
 }
 
-/* kv_cache{layers, kv_heads, head_dim, context, dtype = "f16" | "f32", device = GPU} -> cache. */
+/* kv_cache{layers, kv_heads, head_dim, context, dtype = "f16" | "f32" | "bf16" | "q8_0", device = GPU} -> cache. */
 static int kv_cache(lua_State *L)
 {
     luaL_checktype(L, 1, LUA_TTABLE);
     int layers = field_count(L, "layers", -1, 65536), heads = field_count(L, "kv_heads", -1, 65536);
     int dim = field_count(L, "head_dim", -1, 65536), context = field_count(L, "context", -1, 1 << 30);
-    const char *dtype = qml_field_string(L, 1, "dtype", "f16");
+    const char *name = qml_field_string(L, 1, "dtype", "f16");
     qm_device *device = qml_field_box(L, 1, "device", QML_DEVICE);
-    bool half = strcmp(dtype, "f16") == 0;
-    if (!half && strcmp(dtype, "f32") != 0)
-        return luaL_error(L, "kv_cache: dtype must be \"f16\" or \"f32\", not '%s'", dtype);
+    qm_dtype dtype = qm_kv_type(name);
+    if (dtype == QM_DTYPE_COUNT)
+        return luaL_error(L, "kv_cache: dtype must be %s, not '%s'", qm_kv_types, name);
     qm_err e = {0};
     void **box = qml_box(L, QML_CACHE);
-    *box = qm_kv_new(layers, heads, dim, context, half ? QM_F16 : QM_F32, device, &e);
+    *box = qm_kv_new(layers, heads, dim, context, dtype, device, &e);
     if (!*box)
         return qml_raise(L, &e);
     return 1;
@@ -439,7 +439,7 @@ static int cache_info(lua_State *L)
         lua_pushinteger(L, row[i].value);
         lua_setfield(L, -2, row[i].name);
     }
-    lua_pushstring(L, qm_dtypes[kv->dtype].name);
+    lua_pushstring(L, qm_kv_type_name(kv->dtype));
     lua_setfield(L, -2, "dtype");
     return 1;
 }

@@ -4,8 +4,8 @@
  *     y = sum over j of softmax(score)[j] v[j]
  *
  * heads / kv_heads queries share a head of keys and values.  Keys and values of the new tokens are appended
- * to the layer's cache first; the cache may hold them as f16, and then they are read as that by the new
- * tokens too. A sink is one score more in the softmax, of no value.
+ * to the layer's cache first; the cache may hold them in fewer bits, and then they are read as that by
+ * the new tokens too. A sink is one score more in the softmax, of no value.
  *
  * Work is cut into a head of keys and some tokens; their scores, all queries times all positions, are kept at
  * once.  How it is cut changes no sum.
@@ -63,30 +63,12 @@ static bool check(qm_call *c, qm_err *e)
 }
 
 /* Rows of all heads to a place for each head. */
-static void append(const qm_kv *kv, int layer, const float *rows, int64_t tokens, bool keys)
+static void append(const qm_kv *kv, int layer, const float *rows, int64_t tokens, bool values)
 {
-    size_t dim = (size_t)kv->head_dim, item = qm_kv_item(kv);
+    uint8_t *part = qm_kv_part(kv, layer, values);
     for (int64_t t = 0; t < tokens; t++)
-        for (int h = 0; h < kv->kv_heads; h++) {
-            uint8_t *head = keys ? qm_kv_keys(kv, layer, h) : qm_kv_values(kv, layer, h);
-            uint8_t *to = head + ((size_t)kv->count[layer] + (size_t)t) * dim * item;
-            const float *from = rows + ((size_t)t * (size_t)kv->kv_heads + (size_t)h) * dim;
-            if (kv->dtype == QM_F16)
-                qm_vec_get()->f32_to_f16(from, to, dim);
-            else
-                memcpy(to, from, dim * item);
-        }
-}
-
-/* Positions from … to - 1 of a head, as f32. */
-static const float *bring(const qm_kv *kv, const uint8_t *head, int64_t from, int64_t to, float *space)
-{
-    size_t dim = (size_t)kv->head_dim;
-    const uint8_t *at = head + (size_t)from * dim * qm_kv_item(kv);
-    if (kv->dtype == QM_F32)
-        return (const float *)(const void *)at;
-    qm_vec_get()->f16_to_f32(at, space, (size_t)(to - from) * dim);
-    return space;
+        for (int h = 0; h < kv->kv_heads; h++, rows += kv->head_dim)
+            qm_kv_put(kv, part, h, kv->count[layer] + t, rows);
 }
 
 /* Keys of up to POSITIONS positions, turned: number i of position p at i * POSITIONS + p.  What is left of
@@ -147,7 +129,7 @@ static bool work(void *arg, int64_t index, int thread, qm_err *e)
           *some = score + rows * width;
     for (int64_t at = first; at < past; at += POSITIONS) {
         int64_t end = least(at + POSITIONS, past);
-        turn(bring(j->kv, qm_kv_keys(j->kv, j->layer, (int)head), at, end, space), end - at, j->dim, columns);
+        turn(qm_kv_get(j->kv, qm_kv_part(j->kv, j->layer, false), (int)head, at, end, space), end - at, j->dim, columns);
         for (int64_t i = 0; i < rows; i++) {
             query u = query_of(j, head, token, i);
             int64_t from = most(at, u.first), to = least(end, u.last + 1);
@@ -164,7 +146,7 @@ static bool work(void *arg, int64_t index, int thread, qm_err *e)
     }
     for (int64_t at = first; at < past; at += POSITIONS) {
         int64_t end = least(at + POSITIONS, past);
-        const float *v = bring(j->kv, qm_kv_values(j->kv, j->layer, (int)head), at, end, space);
+        const float *v = qm_kv_get(j->kv, qm_kv_part(j->kv, j->layer, true), (int)head, at, end, space);
         for (int64_t i = 0; i < rows; i++) {
             query u = query_of(j, head, token, i);
             int64_t from = most(at, u.first), to = least(end, u.last + 1);
@@ -196,8 +178,8 @@ static bool run(qm_call *c, qm_err *e)
         if (!(j.sink = qm_weight_rows(&w, 0, 1, &s, e)))
             return false;
     }
-    append(kv, j.layer, qm_arg_values(c, K), j.tokens, true);
-    append(kv, j.layer, qm_arg_values(c, V), j.tokens, false);
+    append(kv, j.layer, qm_arg_values(c, K), j.tokens, false);
+    append(kv, j.layer, qm_arg_values(c, V), j.tokens, true);
     bool ok = qm_pool_run(c->pool, kv->kv_heads * ((j.tokens + j.step - 1) / j.step), work, NULL, &j, e);
     if (ok)
         kv->count[j.layer] += (int)j.tokens;

@@ -74,7 +74,7 @@ end
 ---     lm:generate{prompt = "Once", tokens = 2, greedy = true}
 ---
 ---@param source string|qmoon.Model a path as qm.open takes it, or what that gave; a merge is then applied unmerged
----@param options? {adapter: string|string[]|nil, context: integer?, kv: "f32"|"f16"|nil, llm_int8: boolean?, exact: boolean?}
+---@param options? {adapter: string|string[]|nil, context: integer?, kv: "f32"|"f16"|"bf16"|"q8_0"|nil, llm_int8: boolean?, exact: boolean?}
 ---@return qmoon.Runner
 function qm.load(source, options)
     if type(source) ~= "string" and not (type(source) == "table" and type(source.items) == "table") then

@@ -195,7 +195,7 @@ end
 
 --- Makes a model ready to run.
 ---@param source string|qmoon.Model
----@param options? {adapter: string|string[]|nil, context: integer?, kv: "f32"|"f16"|nil, llm_int8: boolean?, exact: boolean?,
+---@param options? {adapter: string|string[]|nil, context: integer?, kv: "f32"|"f16"|"bf16"|"q8_0"|nil, llm_int8: boolean?, exact: boolean?,
 ---  device: qmoon.Device?}
 ---  exact: compute with weights as they are decoded, instead of laid out for speed (where activations are rounded, too);
 ---  device: what computes, from qm.cuda (default: this machine's processors)
@@ -236,7 +236,7 @@ end
 
 --- A cache for keys and values of `tokens` tokens (the model's context, when not given).
 ---@param tokens? integer
----@param dtype? "f32"|"f16"
+---@param dtype? "f32"|"f16"|"bf16"|"q8_0"
 ---@return userdata
 function Runner:cache(tokens, dtype)
     return core.kv_cache { layers = self.layers, kv_heads = self.fields.num_key_value_heads, head_dim = self.head_dim,

@@ -16,7 +16,8 @@ function running.options(more)
     for _, o in ipairs {
         { "adapter", kind = "list", value = "DIR", doc = "peft LoRA adapters, applied unmerged" },
         { "context", kind = "integer", value = "N", doc = "the most tokens (default: what the model was made for)" },
-        { "kv", kind = "text", value = "TYPE", choices = { "f32", "f16" }, default = "f32", doc = "type of cached keys and values" },
+        { "kv", kind = "text", value = "TYPE", choices = { "f32", "f16", "bf16", "q8_0" },
+          doc = "type of cached keys and values (default: f32, on a GPU f16)" },
         { "exact", doc = "compute with weights as they decode, not laid out for speed (where activations are rounded, too)" },
         { "llm-int8", doc = "int8 weights as LLM.int8 runs them: activations in 8 bits, outlier columns in 16" },
         { "device", kind = "text", value = "D", default = "cpu", doc = "what computes: cpu, cuda:0 …, or auto (a GPU where there is one)" },

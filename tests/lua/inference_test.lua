@@ -140,12 +140,15 @@ tests["prompts longer than a batch are cut without a trace"] = function()
     assert(largest_difference(base:forward(ids), ops.rows(all, 599, 1)) < 1e-3)
 end
 
-tests["f16 caches are near f32 ones, and half as large"] = function()
-    local half = qm.load(BASE, { kv = "f16" })
+tests["caches of fewer bits are near f32 ones, and smaller"] = function()
     local ids = ids_of(40)
-    local d = largest_difference(base:forward(ids), half:forward(ids))
-    assert(d > 0 and d < 0.05, d)
-    assert(2 * half:cache(8):bytes() == base:cache(8):bytes())
+    local exact = base:forward(ids)
+    for _, kept in ipairs { { "f16", 0.05, 16 }, { "bf16", 0.4, 16 }, { "q8_0", 0.4, 8.5 } } do
+        local lm = qm.load(BASE, { kv = kept[1] })
+        local d = largest_difference(exact, lm:forward(ids))
+        assert(d > 0 and d < kept[2], kept[1] .. ": " .. d)
+        assert(lm:cache(8):bytes() == base:cache(8):bytes() * kept[3] / 32)
+    end
 end
 
 tests["draws depend on seed and number alone"] = function()

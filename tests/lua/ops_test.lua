@@ -200,19 +200,25 @@ end
 
 -- ---- the cache ---------------------------------------------------------------------------------------------------
 
+-- Types of cached numbers, and how far attention over them may be from that over f32.
+local KEPT = { { "f32", 0 }, { "f16", 1e-3 }, { "bf16", 1e-2 }, { "q8_0", 1e-2 } }
+
 T["attention a token at a time is attention of all at once, and a cache can be cut back and copied"] = function()
-    for _, dtype in ipairs { "f32", "f16" } do
-        local q, k, values = v(1, 70, 32), v(2, 70, 16), v(3, 70, 16)
-        local shape = { heads = 4, kv_heads = 2, window = 40 }
-        local all = ops.attention(q, k, values, cache(2, 8, dtype), 0, shape):values()
-        local one = cache(2, 8, dtype)
+    local q, k, values = v(1, 70, 128), v(2, 70, 64), v(3, 70, 64)
+    local shape = { heads = 4, kv_heads = 2, window = 40 }
+    local exact = ops.attention(q, k, values, cache(2, 32), 0, shape):values()
+    for _, kept in ipairs(KEPT) do
+        local dtype = kept[1]
+        local all = ops.attention(q, k, values, cache(2, 32, dtype), 0, shape):values()
+        near(all, exact, kept[2], dtype)
+        local one = cache(2, 32, dtype)
         local function row(t, i)
             return ops.embedding(t, { i })
         end
         for i = 0, 69 do
             local y = ops.attention(row(q, i), row(k, i), row(values, i), one, 0, shape):values()
-            for j = 1, 32 do
-                equal(y[j], all[32 * i + j], ("%s: token %d, value %d"):format(dtype, i, j))
+            for j = 1, 128 do
+                equal(y[j], all[128 * i + j], ("%s: token %d, value %d"):format(dtype, i, j))
             end
         end
         equal(one:length(), 0, "layer 1 holds nothing yet")
@@ -222,10 +228,23 @@ T["attention a token at a time is attention of all at once, and a cache can be c
         one:truncate(0)
         equal(one:length(), 0)
         equal(other:length(), 1)
+        near(ops.attention(row(q, 1), row(k, 1), row(values, 1), other, 1, shape):values(), { unpack(all, 129, 256) }, 0, dtype .. ": a copy")
         local again = ops.attention(q, k, values, one, 0, shape):values()
         near(again, all, 0, "after truncate")
-        equal(other:bytes(), 2 * 2 * 2 * 200 * 8 * (dtype == "f16" and 2 or 4))
+        local bits = { f32 = 32, f16 = 16, bf16 = 16, q8_0 = 8.5 }
+        equal(other:bytes(), 2 * 2 * 2 * 200 * 32 * bits[dtype] / 8)
+        equal(other:info().dtype, dtype)
     end
+end
+
+T["what an 8-bit cache cannot hold is not lost in it"] = function()
+    for _, odd in ipairs { NAN, math.huge } do
+        local list = v(2, 1, 32):values()
+        list[5] = odd
+        local y = ops.attention(v(1, 1, 32), v(2, 1, 32), core.tensor({ 1, 32 }, list), cache(1, 32, "q8_0"), 0, { heads = 1, kv_heads = 1 })
+        equal(y:stats().nan, 32)
+    end
+    raises(function() cache(1, 80, "q8_0") end, "heads of 80")
 end
 
 T["a full cache refuses and stays as it was"] = function()
@@ -477,7 +496,7 @@ T["wrong arguments of every op are refused by an error that names the parameter"
     raises(function() ops.linear(v(1, 2, 4), v(2, 3, 5)) end, "its K is 5, that of x is 4")
     raises(function() ops.embedding(v(1, 3, 4), { 3 }) end, "beyond the 3 rows")
     raises(function() qm.kv_cache { layers = 1, kv_heads = 1, head_dim = 1 } end, "context")
-    raises(function() qm.kv_cache { layers = 1, kv_heads = 1, head_dim = 1, context = 1, dtype = "bf16" } end, "dtype")
+    raises(function() qm.kv_cache { layers = 1, kv_heads = 1, head_dim = 1, context = 1, dtype = "f8" } end, "f32, f16, bf16 or q8_0, not 'f8'")
     raises(function() qm.kv_cache { layers = 65536, kv_heads = 65536, head_dim = 65536, context = 2 ^ 30 } end, "smaller context")
 end
 
