@@ -3,19 +3,11 @@
 
 #include <math.h>
 
-#include "half.h"
-
-static uint64_t mix(uint64_t seed, uint64_t i)
-{
-    uint64_t z = seed * 0xd1342543de82ef95u + (i + 1) * 0x9e3779b97f4a7c15u;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return z ^ (z >> 31);
-}
+#include "draw.h"
 
 double qm_random_uniform(uint64_t seed, uint64_t i)
 {
-    return ((double)(mix(seed, i) >> 11) + 0.5) * (1.0 / 9007199254740992.0);
+    return ((double)(qm_random_bits(seed, i) >> 11) + 0.5) * (1.0 / 9007199254740992.0);
 }
 
 /* ln(x) for x > 0: x = m 2^k with m in [sqrt(1/2), sqrt(2)), ln m = 2 atanh((m-1)/(m+1)) as a series
@@ -96,7 +88,7 @@ void qm_random_fill_bf16(uint16_t *dst, size_t n, uint64_t seed, uint64_t first,
     /* four uniforms on 0..65535: mean 131070, variance 4 * (65536^2 - 1) / 12 */
     float scale = std / 37837.2271f;
     for (size_t k = 0; k < n; k++) {
-        uint64_t z = mix(seed, first + k);
+        uint64_t z = qm_random_bits(seed, first + k);
         int sum = (int)(z & 0xffff) + (int)((z >> 16) & 0xffff) + (int)((z >> 32) & 0xffff) + (int)(z >> 48);
         dst[k] = qm_f32_to_bf16((float)(sum - 131070) * scale);
     }

@@ -96,7 +96,7 @@ bool qm_cuda_errors(qm_cuda_stream *s, const void *x, qm_dtype dtype, const qm_c
 /* ---- inference ---------------------------------------------------------------------------------- */
 
 /* The step from one token to the next as a graph.  `record` calls ops for one token: embedding of any one id (the step's
- * own is taken instead), a forward pass that appends to kv, argmax.  kv lies on the GPU and outlives the step. */
+ * own is taken instead), a forward pass that appends to kv, argmax or sample.  kv lies on the GPU and outlives the step. */
 typedef struct qm_cuda_step qm_cuda_step;
 struct qm_kv;
 qm_cuda_step *qm_cuda_step_new(qm_cuda *d, struct qm_kv *kv, bool (*record)(void *arg, qm_err *e), void *arg,

@@ -217,13 +217,6 @@ __global__ void columns(const float *x, uint32_t cols, uint32_t from, uint32_t n
         out[(uint64_t)blockIdx.y * n + i] = x[(uint64_t)blockIdx.y * cols + from + i];
 }
 
-/* A float's bits, as numbers that are in the same order; NaN the least. */
-__device__ inline uint32_t in_order(float v)
-{
-    uint32_t u = __float_as_uint(v);
-    return v != v ? 0 : u & 0x80000000u ? ~u : u | 0x80000000u;
-}
-
 enum { ARGMAX_THREADS = 256, ARGMAX_BLOCKS = 128 };
 
 __global__ void __launch_bounds__(ARGMAX_THREADS)
@@ -235,13 +228,10 @@ __global__ void __launch_bounds__(ARGMAX_THREADS)
     x += (uint64_t)blockIdx.y * cols;
     unsigned long long mine = 0;
     for (uint32_t i = blockIdx.x * ARGMAX_THREADS + threadIdx.x; i < cols; i += gridDim.x * ARGMAX_THREADS) {
-        unsigned long long v = (unsigned long long)in_order(x[i]) << 32 | (uint32_t)~i; /* the first of equals is the most */
+        unsigned long long v = in_order_at(x[i], i);
         mine = v > mine ? v : mine;
     }
-    for (int i = 16; i; i /= 2) {
-        unsigned long long other = __shfl_xor_sync(~0u, mine, i);
-        mine = other > mine ? other : mine;
-    }
+    mine = most_in_warp(mine);
     if (threadIdx.x % 32 == 0)
         most[threadIdx.x / 32] = mine;
     __syncthreads();
@@ -253,7 +243,8 @@ __global__ void __launch_bounds__(ARGMAX_THREADS)
     __threadfence();
     if (atomicAdd(count + blockIdx.y, 1) + 1 < gridDim.x)
         return;
-    ids[blockIdx.y] = (int32_t)~(uint32_t)atomicExch(best + blockIdx.y, 0ull); /* all others are done */
+    mine = atomicExch(best + blockIdx.y, 0ull); /* all others are done */
+    ids[blockIdx.y] = mine >> 32 == ORDER_OF_NAN ? -1 : (int32_t)~(uint32_t)mine;
     count[blockIdx.y] = 0;
 }
 
@@ -277,13 +268,15 @@ __global__ void __launch_bounds__(1024) softmax(const float *x, uint32_t cols, c
         out[(uint64_t)blockIdx.x * cols + i] = expf(x[i] - most) / sum;
 }
 
-__global__ void step_done(const int32_t *ids, int32_t *history, int32_t *passed)
+__global__ void step_done(int32_t *ids, int32_t *history, int32_t *passed)
 {
     let_next_begin();
     wait_for_previous();
     int32_t n = *passed;
     history[n] = *ids;
     *passed = n + 1;
+    if (*ids < 0) /* told when the history is read; until then steps need some row of the table */
+        *ids = 0;
 }
 
 /* ---- for a library's matrix product ---------------------------------------------------------------- */
@@ -389,7 +382,7 @@ cudaError_t qm_logprob_rows(const float *x, uint32_t rows, uint32_t cols, const 
     return launch(softmax, dim3(rows), 1024, 0, s, x, cols, ids, out);
 }
 
-cudaError_t qm_step_done(const int32_t *ids, int32_t *history, int32_t *passed, cudaStream_t s)
+cudaError_t qm_step_done(int32_t *ids, int32_t *history, int32_t *passed, cudaStream_t s)
 {
     return launch(step_done, dim3(1), 1, 0, s, ids, history, passed);
 }

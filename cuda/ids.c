@@ -100,7 +100,44 @@ static bool argmax(qm_cuda *d, qm_call *c, qm_err *e)
         if (!ok)
             return false;
     }
+    for (uint32_t i = 0; i < x.rows; i++)
+        if (here[i] < 0)
+            return qm_call_fail(c, e, "row %u has a NaN", i);
     return true;
+}
+
+/* In a step that is captured, the draw's number goes on with the steps, and what it gives is the step's id. */
+static bool sample(qm_cuda *d, qm_call *c, qm_err *e)
+{
+    enum { LOGITS, TEMPERATURE, TOP_K, TOP_P, SEED, STEP };
+    activation x = arg(c, LOGITS);
+    int32_t *here;
+    if (x.rows == 0 || x.cols == 0)
+        return qm_call_fail(c, e, "there are no logits to draw from");
+    if (!make_ids(c, &here, e) || !qm_cuda_flush(d, e))
+        return false;
+    uint64_t *some = qm_cuda_take(d, whole(x.cols * sizeof *some) + sizeof *here, e);
+    if (!some)
+        return false;
+    qm_draw j = {.logits = x.x + (uint64_t)(x.rows - 1) * x.cols,
+                 .n = x.cols,
+                 .temperature = c->arg[TEMPERATURE].number,
+                 .top_k = (uint64_t)c->arg[TOP_K].number,
+                 .top_p = c->arg[TOP_P].number,
+                 .seed = (uint64_t)c->arg[SEED].number,
+                 .step = (uint64_t)c->arg[STEP].number,
+                 .passed = d->ops->capturing ? d->ops->passed : NULL,
+                 .sums = d->ops->draw,
+                 .some = some,
+                 .id = d->ops->capturing ? d->ops->ids : (int32_t *)(void *)(some + whole(x.cols * sizeof *some) / sizeof *some)};
+    *here = 0;
+    bool ok = ran(d, c, qm_draw_token(&j, d->stream), e)
+              && (d->ops->capturing || qm_cuda_download(d, here, j.id, sizeof *here, e));
+    qm_cuda_give(d, some);
+    if (ok && *here < 0)
+        return qm_call_fail(c, e, "the logits hold %s",
+                            *here == QM_DRAW_NAN ? "a NaN or an infinity" : "no number at all");
+    return ok;
 }
 
 /* Ops that decide one number from one row run here, on a copy of it. */
@@ -128,6 +165,6 @@ const qm_cuda_way qm_cuda_ids[] = {
     {"embedding", embedding},
     {"kl", on_cpu},
     {"logprobs", logprobs},
-    {"sample", on_cpu},
+    {"sample", sample},
     {NULL, NULL},
 };

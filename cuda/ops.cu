@@ -7,6 +7,7 @@
 
 #include "launch.cuh"
 #include "mma.cuh"
+#include "order.cuh"
 
 #include "each.cuh"
 

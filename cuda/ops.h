@@ -82,14 +82,31 @@ cudaError_t qm_attend(const qm_attention *a, cudaStream_t s);
 cudaError_t qm_plain_decode(const void *w, qm_dtype dtype, uint32_t rows, uint32_t cols, const float *x, uint32_t tokens,
                             const qm_product *p, cudaStream_t s);
 
-/* The index of the largest of each row; the first of equals; NaN counts as less than all.  best: rows zeros of 8 bytes
+/* The index of the largest of each row; the first of equals; -1 of a row with a NaN.  best: rows zeros of 8 bytes
  * and of 4, zero again after. */
 cudaError_t qm_argmax_rows(const float *x, uint32_t rows, uint32_t cols, uint64_t *best, uint32_t *count, int32_t *ids, cudaStream_t s);
+
+/* A token drawn from one row as core/ops/sample.c draws it, with the same bits. */
+typedef struct qm_draw {
+    const float *logits;
+    uint32_t n;         /* up to QM_DRAW_MOST */
+    double temperature; /* 0: the largest is taken */
+    uint64_t top_k;     /* 0: all */
+    double top_p;
+    uint64_t seed, step;
+    const int32_t *passed; /* on the GPU: added to step; or NULL */
+    void *sums;            /* QM_DRAW_SUMS bytes, zero before and after */
+    uint64_t *some;        /* room for n */
+    int32_t *id;           /* the token; QM_DRAW_NAN; or QM_DRAW_NOTHING, of logits that are all -infinity */
+} qm_draw;
+enum { QM_DRAW_NAN = -1, QM_DRAW_NOTHING = -2, QM_DRAW_BINS = 2048, QM_DRAW_SUMS = QM_DRAW_BINS * 12 + 16 };
+cudaError_t qm_draw_token(const qm_draw *j, cudaStream_t s); /* sample.cu */
+
 cudaError_t qm_softmax_rows(const float *x, uint32_t rows, uint32_t cols, float *out, cudaStream_t s);
 cudaError_t qm_logprob_rows(const float *x, uint32_t rows, uint32_t cols, const int32_t *ids, float *out, cudaStream_t s);
 
-/* For a captured step: keeps ids[0] as number *passed of `history`, and adds one to *passed. */
-cudaError_t qm_step_done(const int32_t *ids, int32_t *history, int32_t *passed, cudaStream_t s);
+/* For a captured step: keeps ids[0] as number *passed of `history`, and adds one to *passed; an id below 0 becomes 0. */
+cudaError_t qm_step_done(int32_t *ids, int32_t *history, int32_t *passed, cudaStream_t s);
 
 /* x rounded to f16 times one power of two for all, left in *alpha as its inverse; most: 4 bytes of scratch. */
 cudaError_t qm_to_half_plain(const float *x, uint64_t n, void *half, float *alpha, uint32_t *most, cudaStream_t s);

@@ -86,7 +86,9 @@ bool qm_cuda_ops_open(qm_cuda *d, qm_err *e)
     bool ok = (o->dynamic = qm_cuda_alloc(d, sizeof dynamic, e))
               && qm_cuda_upload(d, o->dynamic, dynamic, sizeof dynamic, e)
               && (o->counters = qm_cuda_alloc(d, QM_COUNTERS, e))
-              && qm_cuda_check(d, cudaMemsetAsync(o->counters, 0, QM_COUNTERS, d->stream), "starting ops", e);
+              && (o->draw = qm_cuda_alloc(d, QM_DRAW_SUMS, e))
+              && qm_cuda_check(d, cudaMemsetAsync(o->counters, 0, QM_COUNTERS, d->stream), "starting ops", e)
+              && qm_cuda_check(d, cudaMemsetAsync(o->draw, 0, QM_DRAW_SUMS, d->stream), "starting ops", e);
     if (!ok)
         qm_cuda_ops_close(d);
     return ok;
@@ -100,7 +102,7 @@ void qm_cuda_ops_close(qm_cuda *d)
     qm_cuda_blas_close(d);
     for (int i = 0; i < o->ropes; i++)
         qm_cuda_free(d, o->rope[i].inverse);
-    void *const owned[] = {o->dynamic, o->counters, o->arena, o->ids};
+    void *const owned[] = {o->dynamic, o->counters, o->draw, o->arena, o->ids};
     d->ops = NULL;
     for (size_t i = 0; i < sizeof owned / sizeof *owned; i++)
         qm_cuda_free(d, owned[i]);

@@ -41,6 +41,7 @@ typedef struct qm_cuda_ops {
     int ropes;
     float *dynamic;    /* the 256 values of the 8-bit map */
     uint8_t *counters; /* QM_COUNTERS bytes, zero between kernels */
+    uint8_t *draw;     /* QM_DRAW_SUMS bytes, zero between draws */
     void *blas;        /* cuBLAS and its handle, or NULL: not there */
     bool blas_sought;
 

@@ -163,6 +163,10 @@ bool qm_cuda_step_run(qm_cuda_step *s, int32_t id, int n, int32_t *ids, qm_err *
     if (!qm_cuda_check(d, r, "running a step", e)
         || !qm_cuda_download(d, ids, o->history + passed, (uint64_t)n * sizeof *ids, e))
         return false;
+    for (int i = 0; i < n; i++)
+        if (ids[i] < 0)
+            return qm_fail(e, QM_EFAIL, "the logits after token %d hold a NaN or an infinity: nothing can be chosen",
+                           length + i);
     for (int layer = 0; layer < s->kv->layers; layer++)
         s->kv->count[layer] += n;
     return true;

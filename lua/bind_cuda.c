@@ -140,7 +140,7 @@ static bool record(void *arg, qm_err *e)
     return lua_pcall(r->L, 0, 0, 0) == 0 || qm_fail(e, QM_EFAIL, "recording a step failed");
 }
 
-/* cuda_step(device, cache, f) -> step.  f calls ops for one token, the last of them argmax. */
+/* cuda_step(device, cache, f) -> step.  f calls ops for one token, the last of them argmax or sample. */
 static int cuda_step(lua_State *L)
 {
     qm_cuda *d = gpu(L);

@@ -95,18 +95,19 @@ local function check_ids(lm, ids)
     end
 end
 
---- The tokens after `logits`, one by one: from single calls, or, where a GPU picks the likeliest ones itself, from a
---- captured step, AHEAD at a time.
+--- The tokens after `logits`, one by one: from single calls, or, where a GPU computes and picks, from a captured step,
+--- AHEAD at a time.
 local function tokens_after(lm, cache, prompt, ids, logits, most, o)
-    local pick, greedy = picker(o), not o.temperature or o.temperature == 0
-    local step, ready = nil, {}
+    local pick, step, ready = picker(o), nil, {}
     return function()
         if #ids == 0 then
             return pick(logits, 0)
-        elseif not greedy or not lm.options.device or lm:turns(cache:length(), #prompt + most) then
+        elseif not lm.options.device or lm:turns(cache:length(), #prompt + most) then
             return pick(advance(lm, cache, prompt, ids), #ids)
         elseif not ready[1] then
-            step = step or lm:greedy_step(cache)
+            step = step or lm:captured_step(cache, function(y)
+                pick(y, #ids)
+            end)
             ready = step:run(ids[#ids], math.min(AHEAD, most - #ids))
         end
         return table.remove(ready, 1)

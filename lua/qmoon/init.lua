@@ -143,12 +143,12 @@ qm.ops = require "qmoon.ops"
 ---@field copy fun(self): qmoon.Cache
 ---@field close fun(self)
 
---- A cache of keys and values for qm.ops.attention: {layers=, kv_heads=, head_dim=, context=, dtype="f16"|"f32"}.
+--- A cache of keys and values for qm.ops.attention: {layers=, kv_heads=, head_dim=, context=, dtype="f16"|"f32"|"bf16"|"q8_0"}.
 ---
 ---     cache = qm.kv_cache{layers = 2, kv_heads = 2, head_dim = 32, context = 128, dtype = "f16"}
 ---     cache:bytes()
 ---
----@param shape {layers: integer, kv_heads: integer, head_dim: integer, context: integer, dtype: "f16"|"f32"|nil}
+---@param shape {layers: integer, kv_heads: integer, head_dim: integer, context: integer, dtype: "f16"|"f32"|"bf16"|"q8_0"|nil}
 ---@return qmoon.Cache
 function qm.kv_cache(shape)
     return core.kv_cache(shape)

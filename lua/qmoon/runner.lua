@@ -332,14 +332,15 @@ function Runner:forward(ids, cache, options)
     return self:logits(rows > 1 and ops.rows(x, rows - 1, 1) or x)
 end
 
---- On a GPU: the step from one token to the likeliest next, captured once.  step:run(id, n) gives n tokens; the cache goes on
---- with them.  nil on the CPU, where nothing is gained by it.
+--- On a GPU: the step from one token to the next, captured once.  step:run(id, n) gives n tokens; the cache goes on with
+--- them, and draws of ops.sample with their number.  nil on the CPU, where nothing is gained by it.
 ---@param cache userdata from lm:cache, after one token at least
+---@param pick fun(logits: qmoon.Tensor) what chooses: it calls ops.argmax or ops.sample
 ---@return userdata?
-function Runner:greedy_step(cache)
+function Runner:captured_step(cache, pick)
     local device = self.options.device
     return device and core.cuda_step(device, cache, function()
-        ops.argmax(self:forward({ 0 }, cache))
+        pick(self:forward({ 0 }, cache))
     end)
 end
 

@@ -1,0 +1,242 @@
+/* sample.cu: drawing a token from a row of logits, as core/ops/sample.c does and with the same bits.
+ *
+ * Weights are whole numbers (core/draw.h), so that sums of them come out the same in any order.  Candidates lie in the
+ * order of their logits, largest first, equal ones by id; every question is then "at which of them does the sum of
+ * weights, or their number, pass a place":
+ *
+ *     top_k    the sum up to number top_k                       draw     the candidate at a place below the sum
+ *     top_p    the sum up to the candidate at its share
+ *
+ * Three kernels: the largest logit; sums of weights and numbers in 2048 bins of like logits; and one block of threads that
+ * answers the questions, by the bin first and then, digit by digit, among what is in it.
+ *
+ * Compiled without fused multiply-adds, as draw.h wants it. */
+#include <cuda_fp16.h>
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "ops.h"
+
+#include "../core/draw.h"
+#include "launch.cuh"
+#include "mma.cuh"
+#include "order.cuh"
+
+enum { TOP_THREADS = 256, TOP_BLOCKS = 128, WEIGH_THREADS = 256, WEIGH_BLOCKS = 64, CHOOSE_THREADS = 1024, BINS_A_NAT = 64 };
+
+/* What lies at qm_draw.sums. */
+struct draw_sums {
+    unsigned long long weight[QM_DRAW_BINS], top; /* top: in_order_at of the largest */
+    uint32_t count[QM_DRAW_BINS];
+};
+static_assert(sizeof(draw_sums) <= QM_DRAW_SUMS, "ops.h says how much there is");
+
+__device__ inline float top_of(const draw_sums *s) { return of_order((uint32_t)(s->top >> 32)); }
+
+/* Larger logits come first.  Weights end 28 nats below the top, long before the last bin. */
+__device__ inline uint32_t bin_of(float logit, float top, float by)
+{
+    float at = (top - logit) * by;
+    return at < QM_DRAW_BINS - 1 ? (uint32_t)at : at == at ? QM_DRAW_BINS - 1 : 0; /* a NaN: 0 times infinity */
+}
+__device__ inline float bins_by(const qm_draw &j) { return (float)(BINS_A_NAT / j.temperature); }
+
+/* ---- the largest, and the bins ------------------------------------------------------------------------- */
+
+__global__ void __launch_bounds__(TOP_THREADS) find_top(const __grid_constant__ qm_draw j)
+{
+    let_next_begin();
+    wait_for_previous();
+    unsigned long long mine = 0;
+    for (uint32_t i = blockIdx.x * TOP_THREADS + threadIdx.x; i < j.n; i += gridDim.x * TOP_THREADS) {
+        unsigned long long v = in_order_at(j.logits[i], i);
+        mine = v > mine ? v : mine;
+    }
+    mine = most_in_warp(mine);
+    if (threadIdx.x % 32 == 0)
+        atomicMax(&((draw_sums *)j.sums)->top, mine);
+}
+
+__global__ void __launch_bounds__(WEIGH_THREADS) weigh(const __grid_constant__ qm_draw j)
+{
+    __shared__ unsigned long long weight[QM_DRAW_BINS];
+    __shared__ uint32_t count[QM_DRAW_BINS];
+    let_next_begin();
+    for (uint32_t i = threadIdx.x; i < QM_DRAW_BINS; i += WEIGH_THREADS)
+        weight[i] = 0, count[i] = 0;
+    wait_for_previous();
+    __syncthreads();
+    draw_sums *sums = (draw_sums *)j.sums;
+    const float top = top_of(sums), by = bins_by(j);
+    if ((uint32_t)(sums->top >> 32) >= ORDER_OF_INFINITY)
+        return;
+    for (uint32_t i = blockIdx.x * WEIGH_THREADS + threadIdx.x; i < j.n; i += gridDim.x * WEIGH_THREADS) {
+        unsigned long long w = qm_draw_weight(j.logits[i], top, j.temperature);
+        uint32_t bin = bin_of(j.logits[i], top, by);
+        if (w) {
+            atomicAdd(weight + bin, w);
+            atomicAdd(count + bin, 1u);
+        }
+    }
+    __syncthreads();
+    for (uint32_t i = threadIdx.x; i < QM_DRAW_BINS; i += WEIGH_THREADS)
+        if (count[i]) {
+            atomicAdd(sums->weight + i, weight[i]);
+            atomicAdd(sums->count + i, count[i]);
+        }
+}
+
+/* ---- one block decides ----------------------------------------------------------------------------------- */
+
+/* Where a place was found: which bin or digit, and what comes before it. */
+struct found {
+    uint32_t at, number; /* number: how many are in it */
+    unsigned long long weight_before, count_before;
+};
+
+struct choosing {
+    unsigned long long weight[QM_DRAW_BINS];
+    uint32_t count[QM_DRAW_BINS];
+    unsigned long long digit_weight[256];
+    uint32_t digit_count[256];
+    unsigned long long warp_weight[32], warp_count[32];
+    found here;
+    uint32_t some;           /* candidates in the bin: qm_draw.some, */
+    unsigned long long only; /* and the one that is asked for */
+};
+
+/* Candidates as whole numbers in their order: ~in_order(logit), id. */
+__device__ inline uint64_t weight_of(unsigned long long v, float top, const qm_draw &j)
+{
+    return qm_draw_weight(of_order(~(uint32_t)(v >> 32)), top, j.temperature);
+}
+
+/* Sum over the threads before this one, and this one. */
+__device__ inline unsigned long long sums_to(unsigned long long v, unsigned long long *warps)
+{
+    const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+#pragma unroll
+    for (int i = 1; i < 32; i *= 2) {
+        unsigned long long before = __shfl_up_sync(~0u, v, i);
+        v += lane >= (uint32_t)i ? before : 0;
+    }
+    if (lane == 31)
+        warps[warp] = v;
+    __syncthreads();
+    unsigned long long sum = 0;
+    for (uint32_t i = 0; i < warp; i++)
+        sum += warps[i];
+    return v + sum;
+}
+
+/* Into c.here the first of n bins, no more than twice the threads, at which the sum of weights (or numbers) is beyond
+ * `place`.  Sums begin at those of c.here. */
+__device__ inline void find_bin(choosing &c, const unsigned long long *weight, const uint32_t *count, uint32_t n, bool numbers,
+                                unsigned long long place)
+{
+    const found before = c.here;
+    const uint32_t first = threadIdx.x * 2;
+    unsigned long long w[2] = {0, 0}, k[2] = {0, 0};
+    for (uint32_t i = 0; i < 2 && first + i < n; i++)
+        w[i] = weight[first + i], k[i] = count[first + i];
+    unsigned long long weights = sums_to(w[0] + w[1], c.warp_weight) - w[0] - w[1] + before.weight_before;
+    unsigned long long counts = sums_to(k[0] + k[1], c.warp_count) - k[0] - k[1] + before.count_before;
+    __syncthreads(); /* everybody has read c.here and the sums of the warps */
+    for (uint32_t i = 0; i < 2; i++) {
+        unsigned long long from = numbers ? counts : weights, more = numbers ? k[i] : w[i];
+        if (from <= place && place < from + more)
+            c.here = {first + i, (uint32_t)k[i], weights, counts};
+        weights += w[i], counts += k[i];
+    }
+    __syncthreads();
+}
+
+/* The candidate at a place: its id; *sum: of the weights up to and with its own. */
+__device__ inline int32_t candidate_at(choosing &c, const qm_draw &j, float top, bool numbers, unsigned long long place, unsigned long long *sum)
+{
+    const float by = bins_by(j);
+    if (threadIdx.x == 0)
+        c.here = {}, c.some = 0;
+    __syncthreads();
+    find_bin(c, c.weight, c.count, QM_DRAW_BINS, numbers, place);
+    const uint32_t bin = c.here.at;
+    for (uint32_t i = threadIdx.x; i < j.n; i += CHOOSE_THREADS) {
+        float v = j.logits[i];
+        if (bin_of(v, top, by) == bin && qm_draw_weight(v, top, j.temperature))
+            j.some[atomicAdd(&c.some, 1u)] = (unsigned long long)~in_order(v) << 32 | i;
+    }
+    __syncthreads();
+    unsigned long long known = 0, beyond = 0; /* digits so far, and where they are */
+    const uint32_t some = c.some;
+    for (int digit = 7; digit >= 0 && c.here.number > 1; digit--) {
+        for (uint32_t i = threadIdx.x; i < 256; i += CHOOSE_THREADS)
+            c.digit_weight[i] = 0, c.digit_count[i] = 0;
+        __syncthreads();
+        for (uint32_t i = threadIdx.x; i < some; i += CHOOSE_THREADS) {
+            unsigned long long v = j.some[i];
+            if ((v & beyond) != known)
+                continue;
+            uint32_t d = (uint32_t)(v >> 8 * digit) & 255;
+            atomicAdd(c.digit_weight + d, (unsigned long long)weight_of(v, top, j));
+            atomicAdd(c.digit_count + d, 1u);
+        }
+        __syncthreads();
+        find_bin(c, c.digit_weight, c.digit_count, 256, numbers, place);
+        known |= (unsigned long long)c.here.at << 8 * digit;
+        beyond |= 255ull << 8 * digit;
+    }
+    for (uint32_t i = threadIdx.x; i < some; i += CHOOSE_THREADS)
+        if ((j.some[i] & beyond) == known)
+            c.only = j.some[i];
+    __syncthreads();
+    const unsigned long long only = c.only;
+    *sum = c.here.weight_before + weight_of(only, top, j);
+    __syncthreads(); /* the next question sets these anew */
+    return (int32_t)(uint32_t)only;
+}
+
+__global__ void __launch_bounds__(CHOOSE_THREADS) choose(const __grid_constant__ qm_draw j)
+{
+    __shared__ choosing c;
+    let_next_begin();
+    wait_for_previous();
+    draw_sums *sums = (draw_sums *)j.sums;
+    const unsigned long long best = sums->top;
+    const uint32_t order = (uint32_t)(best >> 32);
+    unsigned long long all = 0, number = 0;
+    __syncthreads(); /* before it is zero again */
+    for (uint32_t i = threadIdx.x; i < QM_DRAW_BINS; i += CHOOSE_THREADS) {
+        c.weight[i] = sums->weight[i], c.count[i] = sums->count[i];
+        sums->weight[i] = 0, sums->count[i] = 0;
+        all += c.weight[i], number += c.count[i];
+    }
+    if (threadIdx.x == 0)
+        sums->top = 0;
+    int32_t id = order >= ORDER_OF_INFINITY ? QM_DRAW_NAN : order <= ORDER_OF_NOTHING ? QM_DRAW_NOTHING : (int32_t)~(uint32_t)best;
+    if (id >= 0 && j.temperature > 0) { /* the same in all threads */
+        const float top = of_order(order);
+        const uint64_t step = j.step + (j.passed ? (uint64_t)__ldcg(j.passed) : 0);
+        sums_to(all, c.warp_weight), sums_to(number, c.warp_count);
+        all = number = 0;
+        for (uint32_t i = 0; i < CHOOSE_THREADS / 32; i++)
+            all += c.warp_weight[i], number += c.warp_count[i];
+        __syncthreads();
+        if (j.top_k && j.top_k < number)
+            candidate_at(c, j, top, true, j.top_k - 1, &all);
+        if (j.top_p < 1)
+            candidate_at(c, j, top, false, qm_draw_share(j.top_p, all) - 1, &all);
+        unsigned long long own;
+        id = candidate_at(c, j, top, false, qm_draw_place(qm_random_bits(j.seed, step), all), &own);
+    }
+    if (threadIdx.x == 0)
+        *j.id = id;
+}
+
+cudaError_t qm_draw_token(const qm_draw *j, cudaStream_t s)
+{
+    cudaError_t r = launch(find_top, dim3(TOP_BLOCKS), TOP_THREADS, 0, s, *j);
+    if (!r && j->temperature > 0)
+        r = launch(weigh, dim3(WEIGH_BLOCKS), WEIGH_THREADS, 0, s, *j);
+    return r ? r : launch(choose, dim3(1), CHOOSE_THREADS, 0, s, *j);
+}
