@@ -12,7 +12,7 @@ typedef struct qm_cuda_way {
     bool (*run)(qm_cuda *d, qm_call *c, qm_err *e);
 } qm_cuda_way;
 
-extern const qm_cuda_way qm_cuda_products[], qm_cuda_values[], qm_cuda_ids[], qm_cuda_positions[];
+extern const qm_cuda_way qm_cuda_products[], qm_cuda_int8[], qm_cuda_values[], qm_cuda_ids[], qm_cuda_positions[];
 
 static inline uint64_t whole(uint64_t size) { return (size + 255) / 256 * 256; }
 

@@ -13,7 +13,7 @@ __device__ inline float most_in_warp(float v)
     return v;
 }
 
-__device__ inline float sum_in_warp(float v)
+template <class T> __device__ inline T sum_in_warp(T v)
 {
 #pragma unroll
     for (int i = 16; i; i /= 2)
@@ -21,8 +21,8 @@ __device__ inline float sum_in_warp(float v)
     return v;
 }
 
-/* Sum over a block of threads, for all of them; `shared` has 32 floats. */
-__device__ inline float sum_in_block(float v, float *shared)
+/* Sum over a block of threads, for all of them; `shared` has 32 of them. */
+template <class T> __device__ inline T sum_in_block(T v, T *shared)
 {
     const uint32_t warps = blockDim.x / 32;
     v = sum_in_warp(v);
@@ -30,7 +30,7 @@ __device__ inline float sum_in_block(float v, float *shared)
     if (threadIdx.x % 32 == 0)
         shared[threadIdx.x / 32] = v;
     __syncthreads();
-    return sum_in_warp(threadIdx.x % 32 < warps ? shared[threadIdx.x % 32] : 0);
+    return sum_in_warp(threadIdx.x % 32 < warps ? shared[threadIdx.x % 32] : (T)0);
 }
 
 __device__ inline float most_in_block(float v, float *shared)
@@ -268,6 +268,30 @@ __global__ void __launch_bounds__(1024) softmax(const float *x, uint32_t cols, c
         out[(uint64_t)blockIdx.x * cols + i] = expf(x[i] - most) / sum;
 }
 
+/* KL divergence, as core/ops/kl.c; sums in double. */
+__global__ void __launch_bounds__(1024) divergence(const float *r, const float *x, uint32_t cols, float *out)
+{
+    __shared__ float shared[32];
+    __shared__ double sums[32];
+    let_next_begin();
+    wait_for_previous();
+    r += (uint64_t)blockIdx.x * cols, x += (uint64_t)blockIdx.x * cols;
+    float top_r = -INFINITY, top_x = -INFINITY;
+    for (uint32_t i = threadIdx.x; i < cols; i += blockDim.x)
+        top_r = fmaxf(top_r, r[i]), top_x = fmaxf(top_x, x[i]);
+    top_r = most_in_block(top_r, shared), top_x = most_in_block(top_x, shared);
+    double sum_r = 0, sum_x = 0, sum = 0;
+    for (uint32_t i = threadIdx.x; i < cols; i += blockDim.x) {
+        float p = expf(r[i] - top_r);
+        sum_r += p, sum_x += expf(x[i] - top_x);
+        if (p > 0)
+            sum += (double)p * ((double)(r[i] - top_r) - (double)(x[i] - top_x));
+    }
+    sum_r = sum_in_block(sum_r, sums), sum_x = sum_in_block(sum_x, sums), sum = sum_in_block(sum, sums);
+    if (threadIdx.x == 0)
+        out[blockIdx.x] = (float)(sum / sum_r - log(sum_r) + log(sum_x));
+}
+
 __global__ void step_done(int32_t *ids, int32_t *history, int32_t *passed)
 {
     let_next_begin();
@@ -380,6 +404,11 @@ cudaError_t qm_softmax_rows(const float *x, uint32_t rows, uint32_t cols, float 
 cudaError_t qm_logprob_rows(const float *x, uint32_t rows, uint32_t cols, const int32_t *ids, float *out, cudaStream_t s)
 {
     return launch(softmax, dim3(rows), 1024, 0, s, x, cols, ids, out);
+}
+
+cudaError_t qm_divergence_rows(const float *reference, const float *x, uint32_t rows, uint32_t cols, float *out, cudaStream_t s)
+{
+    return launch(divergence, dim3(rows), 1024, 0, s, reference, x, cols, out);
 }
 
 cudaError_t qm_step_done(int32_t *ids, int32_t *history, int32_t *passed, cudaStream_t s)

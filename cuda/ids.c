@@ -140,30 +140,9 @@ static bool sample(qm_cuda *d, qm_call *c, qm_err *e)
     return ok;
 }
 
-/* Ops that decide one number from one row run here, on a copy of it. */
-static bool on_cpu(qm_cuda *d, qm_call *c, qm_err *e)
-{
-    if (d->ops->capturing)
-        return qm_call_fail(c, e, "cannot be captured: it runs on the CPU");
-    qm_tensor *here[QM_MAX_PARAMS] = {0};
-    qm_call k = *c;
-    bool ok = true;
-    for (int i = 0; ok && i < qm_op_params(c->op); i++)
-        if (c->arg[i].tensor) {
-            ok = (here[i] = qm_tensor_to(c->arg[i].tensor, NULL, e)) != NULL;
-            k.arg[i].tensor = here[i];
-        }
-    ok = ok && qm_op_call(&k, e);
-    c->out = ok ? k.out : NULL;
-    for (int i = 0; i < QM_MAX_PARAMS; i++)
-        qm_tensor_free(here[i]);
-    return ok;
-}
-
 const qm_cuda_way qm_cuda_ids[] = {
     {"argmax", argmax},
     {"embedding", embedding},
-    {"kl", on_cpu},
     {"logprobs", logprobs},
     {"sample", sample},
     {NULL, NULL},

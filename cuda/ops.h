@@ -104,9 +104,29 @@ cudaError_t qm_draw_token(const qm_draw *j, cudaStream_t s); /* sample.cu */
 
 cudaError_t qm_softmax_rows(const float *x, uint32_t rows, uint32_t cols, float *out, cudaStream_t s);
 cudaError_t qm_logprob_rows(const float *x, uint32_t rows, uint32_t cols, const int32_t *ids, float *out, cudaStream_t s);
+cudaError_t qm_divergence_rows(const float *reference, const float *x, uint32_t rows, uint32_t cols, float *out, cudaStream_t s);
 
 /* For a captured step: keeps ids[0] as number *passed of `history`, and adds one to *passed; an id below 0 becomes 0. */
 cudaError_t qm_step_done(int32_t *ids, int32_t *history, int32_t *passed, cudaStream_t s);
+
+/* y[tokens][rows] of LLM.int8(), as core/ops/linear_int8.c has it and with the same bits (int8.cu). */
+typedef struct qm_int8 {
+    const float *x; /* [tokens][cols] */
+    uint32_t tokens, cols, rows;
+    float threshold;
+    const int8_t *code;  /* [rows][cols] */
+    const float *absmax; /* [rows] */
+    const float *bias;   /* [rows], or NULL */
+    float *y;
+    /* What is made of x: codes in rows of `stride`, a multiple of 32 that is filled up with zeros; their scales; whether a
+     * column has an outlier; those that have, in order, and how many. */
+    int8_t *a;
+    uint32_t stride;
+    float *s;
+    uint8_t *hit;
+    int32_t *column, *outliers;
+} qm_int8;
+cudaError_t qm_linear_int8(const qm_int8 *j, cudaStream_t s);
 
 /* x rounded to f16 times one power of two for all, left in *alpha as its inverse; most: 4 bytes of scratch. */
 cudaError_t qm_to_half_plain(const float *x, uint64_t n, void *half, float *alpha, uint32_t *most, cudaStream_t s);

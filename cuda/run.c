@@ -44,7 +44,7 @@ void qm_cuda_give(qm_cuda *d, void *p)
 
 /* ---- the table ----------------------------------------------------------------------------------- */
 
-static const qm_cuda_way *const ways[] = {qm_cuda_products, qm_cuda_values, qm_cuda_ids, qm_cuda_positions};
+static const qm_cuda_way *const ways[] = {qm_cuda_products, qm_cuda_int8, qm_cuda_values, qm_cuda_ids, qm_cuda_positions};
 
 static const qm_cuda_way *way_of(const char *op)
 {

@@ -93,12 +93,21 @@ static bool softmax(qm_cuda *d, qm_call *c, qm_err *e)
     return ran(d, c, qm_softmax_rows(x.x, x.rows, x.cols, y.x, d->stream), e);
 }
 
+static bool kl(qm_cuda *d, qm_call *c, qm_err *e)
+{
+    activation r = arg(c, 0), x = arg(c, 1), y;
+    if (!make_out(d, c, false, &y, e) || !qm_cuda_flush(d, e))
+        return false;
+    return ran(d, c, qm_divergence_rows(r.x, x.x, x.rows, x.cols, y.x, d->stream), e);
+}
+
 const qm_cuda_way qm_cuda_values[] = {
     {"activation", activate},
     {"add", add},
     {"columns", columns},
     {"gated", gated},
     {"geglu", geglu},
+    {"kl", kl},
     {"mul", mul},
     {"rmsnorm", rmsnorm},
     {"rows", rows},
