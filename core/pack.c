@@ -453,10 +453,15 @@ static uint8_t *allocate(size_t size)
     return data;
 }
 
+static size_t data_size(const qm_pack *p)
+{
+    return (size_t)((p->rows + QM_PACK_ROWS - 1) / QM_PACK_ROWS) * p->panel;
+}
+
 static bool fill(qm_pack *p, const qm_tensor *t, qm_pool *pool, qm_err *e)
 {
     const int64_t panels = (p->rows + QM_PACK_ROWS - 1) / QM_PACK_ROWS;
-    const size_t size = (size_t)panels * p->panel, last = (size_t)(p->rows / QM_PACK_ROWS) * p->panel;
+    const size_t size = data_size(p), last = (size_t)(p->rows / QM_PACK_ROWS) * p->panel;
     job j = {p, t, kind_of(t), t->plane[1].data};
     float *own = NULL;
     if (!(p->data = allocate(size)))
@@ -485,34 +490,42 @@ void qm_pack_unref(qm_pack *p)
 
 static bool of_use(const qm_tensor *t)
 {
-    return qm_cpu_simd() == QM_AVX512 && qm_cpu_vnni() && !qm_tensor_device(t) && t->format
-           && t->format->decode && t->shape.ndim >= 2 && qm_tensor_count(t) > 0;
+    return qm_cpu_simd() == QM_AVX512 && qm_cpu_vnni() && t->format && t->format->decode && t->shape.ndim >= 2
+           && qm_tensor_count(t) > 0;
+}
+
+/* All of a pack but its data; false where none is of use. */
+static bool shape_of(qm_pack *p, const qm_tensor *t)
+{
+    if (!of_use(t))
+        return false;
+    qm_weight w = qm_weight_of(t);
+    *p = (qm_pack){.refs = 1, .rows = w.rows, .cols = w.cols};
+    if (!describe(p, t))
+        return false;
+    measure(p);
+    return true;
+}
+
+uint64_t qm_pack_bytes(const qm_tensor *t)
+{
+    qm_pack p;
+    return shape_of(&p, t) ? data_size(&p) : 0;
 }
 
 qm_tensor *qm_tensor_prepare(const qm_tensor *t, qm_pool *pool, qm_err *e)
 {
     qm_tensor *out = qm_tensor_again(t, e);
-    if (!out || out->pack || !of_use(t))
+    qm_pack shape;
+    if (!out || out->pack || qm_tensor_device(t) || !shape_of(&shape, t))
         return out;
-    qm_weight w = qm_weight_of(t);
-    qm_pack *p = calloc(1, sizeof *p);
-    if (!p) {
-        qm_fail(e, QM_ENOFIT, "out of memory");
-        goto fail;
-    }
-    p->refs = 1;
-    p->rows = w.rows;
-    p->cols = w.cols;
-    if (!describe(p, t)) {
-        free(p);
+    qm_pack *p = malloc(sizeof *p);
+    if (p)
+        *p = shape;
+    if ((p || qm_fail(e, QM_ENOFIT, "out of memory")) && fill(p, t, pool, e)) {
+        out->pack = p;
         return out;
     }
-    measure(p);
-    if (!fill(p, t, pool, e))
-        goto fail;
-    out->pack = p;
-    return out;
-fail:
     qm_pack_unref(p);
     qm_tensor_free(out);
     return NULL;

@@ -54,6 +54,9 @@ typedef struct qm_pack {
  * pack is of use on this CPU, or for this format or shape. */
 qm_tensor *qm_tensor_prepare(const qm_tensor *t, qm_pool *pool, qm_err *e);
 
+/* Bytes of the pack that this makes; 0: none.  Planes are not looked at. */
+uint64_t qm_pack_bytes(const qm_tensor *t);
+
 void qm_pack_unref(qm_pack *p); /* NULL is fine */
 
 static inline const uint8_t *qm_pack_panel(const qm_pack *p, int64_t i)

@@ -54,6 +54,12 @@ uint8_t *qm_tensor_plane_new(qm_tensor *t, int i, uint64_t size, qm_device *d, q
     return b->heap;
 }
 
+void qm_tensor_drop_plane(qm_tensor *t, int i)
+{
+    buf_unref(t->plane[i].buf);
+    t->plane[i] = (qm_slice){0};
+}
+
 /* Gives plane i a fresh heap buffer. */
 static uint8_t *plane_new(qm_tensor *t, int i, uint64_t size, qm_err *e)
 {
@@ -85,6 +91,20 @@ void qm_tensor_free(qm_tensor *t)
     qm_pack_unref(t->pack);
     free(t->name);
     free(t);
+}
+
+qm_tensor *qm_tensor_like(const qm_tensor *t, qm_err *e)
+{
+    qm_tensor *out = qm_tensor_new(t->name, &t->shape, e);
+    if (!out)
+        return NULL;
+    out->dtype = t->dtype;
+    out->format = qm_format_ref(t->format);
+    out->codec = t->codec;
+    out->double_quant = t->double_quant;
+    out->offset = t->offset;
+    out->round = t->round;
+    return out;
 }
 
 qm_tensor *qm_tensor_again(const qm_tensor *t, qm_err *e)
@@ -155,16 +175,9 @@ qm_tensor *qm_tensor_planes(const qm_planes *p, qm_err *e)
     t->round = p->round;
     bool ok = qm_codec_init(&t->codec, p->format, p->cols, p->block, p->name, e);
     t->codec.factor = p->factor;
-    int planes = ok ? qm_format_planes(p->format) : 0;
-    uint64_t n = (uint64_t)qm_tensor_count(t), groups = ok ? (n + t->codec.block - 1) / t->codec.block : 0;
-    for (int i = 0; ok && i < planes; i++) {
-        bool codes_of_scales = i == 1 && p->double_quant;
-        uint64_t size = codes_of_scales ? groups : qm_plane_size(p->format, &t->codec, i, n);
-        ok = plane_view(t, i, p->file[i], p->at[i], size, e);
-    }
-    if (ok && p->double_quant)
-        ok = plane_view(t, planes, p->file[planes], p->at[planes],
-                        (groups + QM_DOUBLE_QUANT_BLOCK - 1) / QM_DOUBLE_QUANT_BLOCK * sizeof(float), e);
+    uint64_t n = (uint64_t)qm_tensor_count(t);
+    for (int i = 0; ok && i < qm_format_planes(p->format) + p->double_quant; i++)
+        ok = plane_view(t, i, p->file[i], p->at[i], qm_tensor_plane_size(t, i, n), e);
     if (ok)
         return t;
     qm_tensor_free(t);
@@ -225,6 +238,30 @@ uint64_t qm_tensor_bytes(const qm_tensor *t)
     return sum;
 }
 
+uint64_t qm_tensor_plane_size(const qm_tensor *t, int i, uint64_t n)
+{
+    if (!t->format)
+        return i == 0 ? n * qm_dtypes[t->dtype].bits / 8 : 0;
+    if (!t->double_quant || i == 0)
+        return i < qm_format_planes(t->format) ? qm_plane_size(t->format, &t->codec, i, n) : 0;
+    uint64_t groups = (n + t->codec.block - 1) / t->codec.block;
+    return i == 1 ? groups
+           : i == 2 ? (groups + QM_DOUBLE_QUANT_BLOCK - 1) / QM_DOUBLE_QUANT_BLOCK * sizeof(float)
+                    : 0;
+}
+
+qm_tensor qm_tensor_part(const qm_tensor *t, int64_t first, int64_t n)
+{
+    qm_tensor part = *t;
+    part.shape = (qm_shape){1, {n}};
+    for (int i = 0; i <= QM_MAX_PLANES; i++)
+        if (t->plane[i].data) {
+            part.plane[i].data += qm_tensor_plane_size(t, i, (uint64_t)first);
+            part.plane[i].size = qm_tensor_plane_size(t, i, (uint64_t)n);
+        }
+    return part;
+}
+
 /* ---- devices ------------------------------------------------------------------------------ */
 
 qm_device *qm_tensor_device(const qm_tensor *t) { return t->plane[0].buf ? t->plane[0].buf->device : NULL; }
@@ -258,16 +295,8 @@ qm_tensor *qm_tensor_to(const qm_tensor *t, qm_device *d, qm_err *e)
         qm_tensor_free(restored);
         return here;
     }
-    qm_tensor *out = qm_tensor_new(t->name, &t->shape, e);
-    if (!out)
-        return NULL;
-    out->dtype = t->dtype;
-    out->format = qm_format_ref(t->format);
-    out->codec = t->codec;
-    out->double_quant = t->double_quant;
-    out->offset = t->offset;
-    out->round = t->round;
-    for (int i = 0; i <= QM_MAX_PLANES; i++)
+    qm_tensor *out = qm_tensor_like(t, e);
+    for (int i = 0; out && i <= QM_MAX_PLANES; i++)
         if (t->plane[i].buf && !plane_copy(out, t, i, d, e)) {
             qm_tensor_free(out);
             return NULL;
@@ -360,28 +389,6 @@ static bool range_of_all(const qm_tensor *t, int64_t first, int64_t n, float *ds
     return ok;
 }
 
-/* t's values from `first` on as a tensor of one row; first begins a group, and of a double-quantised tensor
- * 256 of them. */
-static qm_tensor part_of(const qm_tensor *t, int64_t first, int64_t n)
-{
-    qm_tensor part = *t;
-    part.shape = (qm_shape){1, {n}};
-    if (!t->format) {
-        part.plane[0].data += (uint64_t)first * qm_dtypes[t->dtype].bits / 8;
-        return part;
-    }
-    uint64_t groups = (uint64_t)first / t->codec.block;
-    for (int i = 0; i < qm_format_planes(t->format); i++)
-        part.plane[i].data += t->double_quant && i == 1
-                                  ? groups
-                                  : qm_plane_size(t->format, &t->codec, i, (uint64_t)first);
-    if (t->double_quant) {
-        part.plane[1].size = ((uint64_t)n + t->codec.block - 1) / t->codec.block;
-        part.plane[2].data = t->plane[2].data + groups / QM_DOUBLE_QUANT_BLOCK * sizeof(float);
-    }
-    return part;
-}
-
 bool qm_tensor_range(const qm_tensor *t, int64_t first, int64_t n, float *dst, qm_err *e)
 {
     int64_t count = qm_tensor_count(t), group = t->format ? t->codec.block : 1;
@@ -398,7 +405,7 @@ bool qm_tensor_range(const qm_tensor *t, int64_t first, int64_t n, float *dst, q
         group *= QM_DOUBLE_QUANT_BLOCK;
     int64_t from = first - first % group, to = first + n + (group - (first + n) % group) % group;
     to = to < count ? to : count;
-    qm_tensor part = part_of(t, from, to - from);
+    qm_tensor part = qm_tensor_part(t, from, to - from);
     if (from == first && to == first + n)
         return qm_tensor_values(&part, dst, e);
     float *groups = malloc((size_t)(to - from) * sizeof *groups);
@@ -454,7 +461,7 @@ qm_tensor *qm_tensor_transpose(const qm_tensor *t, qm_err *e)
 /* ---- quantising --------------------------------------------------------------------------- */
 
 /* Plane 1 of f32 absmax becomes u8 codes and plane 2 their own absmax. */
-static bool double_quantize(qm_tensor *t, const qm_quantize_options *o, qm_err *e)
+bool qm_tensor_nest(qm_tensor *t, const qm_quantize_options *o, qm_err *e)
 {
     qm_slice absmax = t->plane[1];
     const float *a = (const float *)(const void *)absmax.data;
@@ -470,52 +477,69 @@ static bool double_quantize(qm_tensor *t, const qm_quantize_options *o, qm_err *
     return nested != NULL;
 }
 
+static bool code(qm_tensor *t, const qm_format *f, const qm_quantize_options *o, qm_err *e)
+{
+    const char *what = t->name ? t->name : "tensor";
+    t->format = qm_format_ref(f);
+    t->dtype = f->plane[0].dtype;
+    if (!f->encode)
+        return qm_fail(e, QM_EUNSUPPORTED, "%s: only the functions that format %s was made with can encode it",
+                       what, f->name);
+    if (!qm_codec_init(&t->codec, f, qm_tensor_cols(t), o->block, what, e))
+        return false;
+    t->codec.exact_zero = o->exact_zero;
+    t->codec.nearest = o->nearest;
+    return !o->double_quant || qm_can_double_quant(f)
+           || qm_fail(e, QM_EUNSUPPORTED,
+                      "%s: format %s has no f32 absmax to quantise again; double_quant goes with nf4, fp4 and "
+                      "others of less than 8 bits with one scale a block",
+                      what, f->name);
+}
+
+qm_tensor *qm_tensor_coded(const qm_tensor *t, const qm_format *f, const qm_quantize_options *o, qm_err *e)
+{
+    qm_tensor *out = qm_tensor_new(t->name, &t->shape, e);
+    if (!out || code(out, f, o, e))
+        return out;
+    qm_tensor_free(out);
+    return NULL;
+}
+
+qm_tensor *qm_tensor_blank(const qm_tensor *t, const qm_format *f, const qm_quantize_options *o, qm_device *d,
+                           qm_err *e)
+{
+    qm_tensor *out = qm_tensor_coded(t, f, o, e);
+    for (int i = 0; out && i < qm_format_planes(f); i++)
+        if (!qm_tensor_plane_new(out, i, qm_tensor_plane_size(out, i, (uint64_t)qm_tensor_count(out)), d, e)) {
+            qm_tensor_free(out);
+            out = NULL;
+        }
+    return out;
+}
+
 qm_tensor *qm_tensor_quantize(const qm_tensor *t, const qm_format *f, const qm_quantize_options *o, qm_err *e)
 {
     qm_device *device = qm_tensor_device(t);
     if (device)
         return device->quantize(device, t, f, o, e);
-    qm_tensor *out = NULL;
     uint64_t n = (uint64_t)qm_tensor_count(t);
-    const char *what = t->name ? t->name : "tensor";
+    qm_tensor *out = NULL;
     float *x = malloc(n * sizeof *x + 1);
     if (!x) {
         no_memory(t->name, &t->shape, n * sizeof *x, e);
         return NULL;
     }
-    if (!qm_tensor_values(t, x, e) || !(out = qm_tensor_new(t->name, &t->shape, e)))
-        goto fail;
-    out->format = qm_format_ref(f);
-    out->dtype = f->plane[0].dtype;
-    if (!f->encode) {
-        qm_fail(e, QM_EUNSUPPORTED, "%s: only the functions that format %s was made with can encode it", what,
-                f->name);
-        goto fail;
+    bool ok = qm_tensor_values(t, x, e) && (out = qm_tensor_blank(t, f, o, NULL, e));
+    if (ok) {
+        uint8_t *plane[QM_MAX_PLANES] = {0};
+        for (int i = 0; i < qm_format_planes(f); i++)
+            plane[i] = out->plane[i].buf->heap;
+        qm_codec_measure(&out->codec, f, x, n);
+        qm_encode(f, x, n, &out->codec, plane);
     }
-    if (!qm_codec_init(&out->codec, f, qm_tensor_cols(t), o->block, what, e))
-        goto fail;
-    out->codec.exact_zero = o->exact_zero;
-    out->codec.nearest = o->nearest;
-    qm_codec_measure(&out->codec, f, x, n);
-    if (o->double_quant && !qm_can_double_quant(f)) {
-        qm_fail(e, QM_EUNSUPPORTED,
-                "%s: format %s has no f32 absmax to quantise again; double_quant goes with nf4, fp4 and "
-                "others of "
-                "less than 8 bits with one scale a block",
-                what, f->name);
-        goto fail;
-    }
-    uint8_t *plane[QM_MAX_PLANES] = {0};
-    for (int i = 0; i < qm_format_planes(f); i++)
-        if (!(plane[i] = plane_new(out, i, qm_plane_size(f, &out->codec, i, n), e)))
-            goto fail;
-    qm_encode(f, x, n, &out->codec, plane);
-    if (o->double_quant && !double_quantize(out, o, e))
-        goto fail;
     free(x);
-    return out;
-fail:
-    free(x);
+    if (ok && (!o->double_quant || qm_tensor_nest(out, o, e)))
+        return out;
     qm_tensor_free(out);
     return NULL;
 }

@@ -41,6 +41,12 @@ bool qm_cuda_memory(qm_cuda *d, uint64_t *free, uint64_t *total, qm_err *e)
     return absent(e);
 }
 
+bool qm_cuda_used(qm_cuda *d, uint64_t *used, uint64_t *most, uint64_t *held, qm_err *e)
+{
+    (void)d, (void)used, (void)most, (void)held;
+    return absent(e);
+}
+
 void *qm_cuda_alloc(qm_cuda *d, uint64_t size, qm_err *e)
 {
     (void)d, (void)size;

@@ -13,7 +13,8 @@ typedef struct blas {
     int (*gemm)(void *handle, int transa, int transb, int m, int n, int k, const void *alpha, const void *a,
                 int atype, int lda, const void *b, int btype, int ldb, const void *beta, void *c, int ctype,
                 int ldc, int compute, int algorithm);
-    float *one; /* 0 and 1, on the GPU */
+    float *one;      /* 0 and 1, on the GPU */
+    void *workspace; /* of ours: so it is counted, and none is taken while a step is captured */
 } blas;
 
 enum { OP_N, OP_T };                                          /* cublasOperation_t */
@@ -47,6 +48,8 @@ static bool open_blas(qm_cuda *d, blas *b)
     qm_err ignored = {0};
     return create && set_stream && set_mode && workspace && b->destroy && b->gemm && create(&b->handle) == 0
            && set_stream(b->handle, d->stream) == 0 && set_mode(b->handle, POINTERS_ON_DEVICE) == 0
+           && (b->workspace = qm_cuda_alloc(d, QM_BLAS_WORKSPACE, &ignored)) != NULL
+           && workspace(b->handle, b->workspace, QM_BLAS_WORKSPACE) == 0
            && (b->one = qm_cuda_alloc(d, sizeof constants, &ignored)) != NULL
            && qm_cuda_upload(d, b->one, constants, sizeof constants, &ignored);
 }
@@ -73,6 +76,7 @@ void qm_cuda_blas_close(qm_cuda *d)
         return;
     b->destroy(b->handle);
     qm_cuda_free(d, b->one);
+    qm_cuda_free(d, b->workspace);
     free(b);
     d->ops->blas = NULL;
 }

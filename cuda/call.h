@@ -10,6 +10,10 @@
 typedef struct qm_cuda_way {
     const char *name; /* as in core/ops; NULL ends a list */
     bool (*run)(qm_cuda *d, qm_call *c, qm_err *e);
+
+    /* For plans: bytes that it takes beside its result while it runs, and in *kept what cuBLAS keeps from then on; NULL:
+     * next to none.  Tensors have shapes and no bytes. */
+    uint64_t (*memory)(const qm_call *c, uint64_t *kept);
 } qm_cuda_way;
 
 extern const qm_cuda_way qm_cuda_products[], qm_cuda_int8[], qm_cuda_values[], qm_cuda_ids[], qm_cuda_positions[];

@@ -227,9 +227,8 @@ bool qm_cuda_encode(qm_cuda_stream *s, const void *x, qm_dtype dtype, uint64_t n
 
 static uint64_t groups_of(const qm_codec *c, uint64_t n) { return (n + c->block - 1) / c->block; }
 
-/* The second level, from f32 scales on the GPU. */
-static bool encode_scales(qm_cuda_stream *s, const float *absmax, uint64_t groups, const qm_cuda_coded *to,
-                          bool offset_given, float *offset, qm_err *e)
+bool qm_cuda_encode_scales(qm_cuda_stream *s, const float *absmax, uint64_t groups, const qm_cuda_coded *to,
+                           bool offset_given, float *offset, qm_err *e)
 {
     qm_cuda *d = s->gpu;
     double *scratch = qm_cuda_scratch(d, s->handle, qm_nested_scratch(groups) * sizeof *scratch, e);
@@ -256,7 +255,7 @@ bool qm_cuda_encode_double(qm_cuda_stream *s, const void *x, qm_dtype dtype, uin
     qm_cuda_coded single = *to;
     single.plane[1] = absmax;
     bool ok = qm_cuda_encode(s, x, dtype, n, &single, e)
-              && encode_scales(s, (const float *)(void *)absmax, groups, to, offset_given, offset, e);
+              && qm_cuda_encode_scales(s, (const float *)(void *)absmax, groups, to, offset_given, offset, e);
     qm_cuda_unscratch(absmax, s->handle);
     return ok;
 }
@@ -282,7 +281,7 @@ bool qm_cuda_measure(qm_cuda_stream *s, qm_codec *codec, const qm_format *f, con
         r = cudaMemcpyAsync(&most, largest, sizeof most, cudaMemcpyDeviceToHost, s->handle);
     qm_cuda_unscratch(largest, s->handle);
     cudaError_t last = cudaStreamSynchronize(s->handle);
-    codec->factor = most > 0 ? f->tensor_range / most : 0;
+    codec->factor = qm_format_factor(f, most);
     return qm_cuda_check(s->gpu, r ? r : last, "measuring", e);
 }
 

@@ -8,6 +8,7 @@
 
 #include "../core/codebook.h"
 #include "../core/courier.h"
+#include "../core/tensor.h"
 #include "internal.h"
 #include "steps.h"
 
@@ -348,6 +349,82 @@ static bool run(qm_courier *base, qm_parcel *c, qm_err *e)
     return fetch_nonfinite(l, c, direct ? l->in.at + c->at[0] : l->x.at, direct ? qm_cuda_plain_type(c->job->source.format) : QM_F32, e);
 }
 
+/* ---- to stay there ----------------------------------------------------------------------------------- */
+
+/* Where a plane of a part lies once the courier's memory is copied. */
+static uint8_t *there(const courier *l, const qm_slice *plane)
+{
+    return plane->data ? l->in.at + (plane->data - l->in_here.at) : NULL;
+}
+
+static qm_cuda_coded coded_part(const qm_tensor *t)
+{
+    qm_cuda_coded c = {.format = t->format, .codec = t->codec, .double_quant = t->double_quant, .offset = t->offset};
+    for (int i = 0; i < QM_MAX_PLANES; i++)
+        c.plane[i] = (uint8_t *)(uintptr_t)t->plane[i].data;
+    if (t->double_quant)
+        c.nested = (float *)(void *)c.plane[2];
+    return c;
+}
+
+/* The values of a part, as they lie or decoded into l->x. */
+static bool part_values(courier *l, const qm_tensor *part, uint64_t n, const void **values, qm_dtype *dtype, qm_err *e)
+{
+    *dtype = qm_cuda_plain_type(part->format);
+    *values = there(l, &part->plane[0]);
+    if (*dtype != QM_DTYPE_COUNT && keeps(part->round, *dtype))
+        return true;
+    *dtype = QM_F32;
+    qm_cuda_coded c = coded_part(part);
+    for (int i = 0; i < QM_MAX_PLANES; i++)
+        c.plane[i] = there(l, &part->plane[i]);
+    c.nested = part->double_quant ? (float *)(void *)c.plane[2] : NULL;
+    if (!make_room(l, &l->x, n * sizeof(float), false, e))
+        return false;
+    *values = l->x.at;
+    return qm_cuda_decode(&l->stream, &c, n, l->x.at, QM_F32, e)
+           && qm_cuda_check(l->stream.gpu, qm_steps_round(part->round, (float *)(void *)l->x.at, n, l->stream.handle),
+                            "rounding", e);
+}
+
+static bool encode_part(courier *l, const qm_tensor *part, uint64_t raw, qm_tensor *to, const qm_tensor *target, qm_err *e)
+{
+    const void *values;
+    qm_dtype dtype;
+    uint64_t n = (uint64_t)qm_tensor_count(part);
+    qm_cuda *d = l->stream.gpu;
+    if (!make_room(l, &l->in, raw, false, e)
+        || !qm_cuda_check(d, cudaMemcpyAsync(l->in.at, l->in_here.at, raw, cudaMemcpyHostToDevice, l->stream.handle),
+                          "copying to it", e)
+        || !part_values(l, part, n, &values, &dtype, e)
+        || (to->format->tensor_range != 0 && !qm_cuda_measure(&l->stream, &to->codec, to->format, values, dtype, n, e)))
+        return false; /* with a range for the tensor, it is one part */
+    qm_cuda_coded c = coded_part(target);
+    c.codec.factor = to->codec.factor;
+    return qm_cuda_encode(&l->stream, values, dtype, n, &c, e);
+}
+
+static bool copy_part(courier *l, const qm_tensor *part, const qm_tensor *target, qm_err *e)
+{
+    cudaError_t r = cudaSuccess;
+    for (int i = 0; i <= QM_MAX_PLANES && !r; i++)
+        if (part->plane[i].size)
+            r = cudaMemcpyAsync((void *)(uintptr_t)target->plane[i].data, part->plane[i].data, part->plane[i].size,
+                                cudaMemcpyHostToDevice, l->stream.handle);
+    return qm_cuda_check(l->stream.gpu, r, "copying to it", e);
+}
+
+static bool bring(qm_courier *base, const qm_tensor *part, uint64_t raw, qm_tensor *to, int64_t first, bool encode,
+                  qm_err *e)
+{
+    courier *l = (courier *)base;
+    qm_tensor target = qm_tensor_part(to, first, qm_tensor_count(part));
+    qm_cuda_enter(l->stream.gpu);
+    bool ok = encode ? encode_part(l, part, raw, to, &target, e) : copy_part(l, part, &target, e);
+    cudaError_t r = wait_for(l);
+    return ok && qm_cuda_check(l->stream.gpu, r, "loading", e);
+}
+
 /* ---- opening and closing ----------------------------------------------------------------------------- */
 
 static bool takes_step(const qm_step *s) { return s->kind == QM_STEP_LOW_RANK || s->kind == QM_STEP_DORA; }
@@ -396,7 +473,8 @@ qm_courier *qm_cuda_courier_new(qm_device *device, qm_err *e)
         qm_fail(e, QM_ENOFIT, "%s: out of memory for a courier", device->name);
         return NULL;
     }
-    l->courier = (qm_courier){.device = qm_device_ref(device), .memory = memory, .run = run, .free = courier_free};
+    l->courier = (qm_courier){.device = qm_device_ref(device), .memory = memory, .run = run, .bring = bring,
+                              .free = courier_free};
     l->stream.gpu = d;
     qm_cuda_enter(d);
     if (qm_cuda_check(d, cudaStreamCreateWithFlags(&l->stream.handle, cudaStreamNonBlocking), "making a stream", e)

@@ -38,6 +38,9 @@ qm_cuda *qm_cuda_of(qm_device *d);     /* NULL when it is not a GPU */
 const qm_cuda_info *qm_cuda_get_info(const qm_cuda *d);
 bool qm_cuda_memory(qm_cuda *d, uint64_t *free, uint64_t *total, qm_err *e); /* bytes */
 
+/* Bytes that are in use, and the most that were since this was last asked; held: with what its pool keeps, the most. */
+bool qm_cuda_used(qm_cuda *d, uint64_t *used, uint64_t *most, uint64_t *held, qm_err *e);
+
 /* ---- memory and streams ------------------------------------------------------------------------- */
 
 void *qm_cuda_alloc(qm_cuda *d, uint64_t size, qm_err *e);

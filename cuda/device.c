@@ -174,6 +174,22 @@ bool qm_cuda_memory(qm_cuda *d, uint64_t *free, uint64_t *total, qm_err *e)
     return true;
 }
 
+bool qm_cuda_used(qm_cuda *d, uint64_t *used, uint64_t *most, uint64_t *held, qm_err *e)
+{
+    uint64_t from_now = 0;
+    qm_cuda_enter(d);
+    cudaError_t r = cudaMemPoolGetAttribute(d->pool, cudaMemPoolAttrUsedMemCurrent, used);
+    if (!r)
+        r = cudaMemPoolGetAttribute(d->pool, cudaMemPoolAttrUsedMemHigh, most);
+    if (!r)
+        r = cudaMemPoolGetAttribute(d->pool, cudaMemPoolAttrReservedMemHigh, held);
+    if (!r)
+        r = cudaMemPoolSetAttribute(d->pool, cudaMemPoolAttrUsedMemHigh, &from_now);
+    if (!r)
+        r = cudaMemPoolSetAttribute(d->pool, cudaMemPoolAttrReservedMemHigh, &from_now);
+    return qm_cuda_check(d, r, "asking for its memory", e);
+}
+
 void *qm_cuda_scratch(qm_cuda *d, cudaStream_t s, uint64_t size, qm_err *e)
 {
     void *p = NULL;

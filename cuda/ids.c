@@ -141,9 +141,9 @@ static bool sample(qm_cuda *d, qm_call *c, qm_err *e)
 }
 
 const qm_cuda_way qm_cuda_ids[] = {
-    {"argmax", argmax},
-    {"embedding", embedding},
-    {"logprobs", logprobs},
-    {"sample", sample},
-    {NULL, NULL},
+    {"argmax", argmax, NULL},
+    {"embedding", embedding, NULL},
+    {"logprobs", logprobs, NULL},
+    {"sample", sample, NULL},
+    {NULL, NULL, NULL},
 };

@@ -47,6 +47,10 @@ void qm_cuda_unscratch(void *p, cudaStream_t s); /* NULL is fine */
 /* Whether there are kernels for a format in such groups. */
 bool qm_cuda_can_code(const qm_format *f, const qm_codec *c);
 
+/* The second level of qm_cuda_encode_double, from f32 scales that are there. */
+bool qm_cuda_encode_scales(qm_cuda_stream *s, const float *absmax, uint64_t groups, const qm_cuda_coded *to,
+                           bool offset_given, float *offset, qm_err *e);
+
 /* As qm_cuda_errors, with the sums on the GPU, and without waiting. */
 bool qm_cuda_errors_start(qm_cuda_stream *s, const void *x, qm_dtype dtype, const qm_cuda_coded *b, uint64_t n,
                           qm_errsum *there, qm_err *e);

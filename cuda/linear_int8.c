@@ -1,20 +1,34 @@
 /* linear_int8.c: LLM.int8() on a GPU: the op; int8.cu has the kernels. */
 #include "call.h"
 
-/* Everything that is made of x, in one piece. */
-static bool make_room(qm_cuda *d, qm_int8 *j, void **taken, qm_err *e)
+/* Everything that is made of x, in one piece: how much that is; and, from p on, where. */
+static uint64_t place(qm_int8 *j, char *p)
 {
     j->stride = (j->cols + 31) / 32 * 32;
     uint64_t a = whole((uint64_t)j->tokens * j->stride), s = whole(j->tokens * sizeof *j->s), hit = whole(j->cols);
-    char *p = *taken = qm_cuda_take(d, a + s + hit + j->cols * sizeof *j->column + sizeof *j->outliers, e);
-    if (!p)
-        return false;
-    j->a = (int8_t *)p;
-    j->s = (float *)(void *)(p + a);
-    j->hit = (uint8_t *)p + a + s;
-    j->column = (int32_t *)(void *)(p + a + s + hit);
-    j->outliers = j->column + j->cols;
-    return true;
+    if (p) {
+        j->a = (int8_t *)p;
+        j->s = (float *)(void *)(p + a);
+        j->hit = (uint8_t *)p + a + s;
+        j->column = (int32_t *)(void *)(p + a + s + hit);
+        j->outliers = j->column + j->cols;
+    }
+    return a + s + hit + j->cols * sizeof *j->column + sizeof *j->outliers;
+}
+
+static uint64_t memory(const qm_call *c, uint64_t *kept)
+{
+    qm_int8 j = {.tokens = rows_of(c->arg[0].tensor), .cols = (uint32_t)qm_tensor_cols(c->arg[0].tensor)};
+    *kept = 0;
+    return place(&j, NULL);
+}
+
+static bool make_room(qm_cuda *d, qm_int8 *j, void **taken, qm_err *e)
+{
+    char *p = *taken = qm_cuda_take(d, place(j, NULL), e);
+    if (p)
+        place(j, p);
+    return p != NULL;
 }
 
 static bool linear_int8(qm_cuda *d, qm_call *c, qm_err *e)
@@ -42,6 +56,6 @@ static bool linear_int8(qm_cuda *d, qm_call *c, qm_err *e)
 }
 
 const qm_cuda_way qm_cuda_int8[] = {
-    {"linear_int8", linear_int8},
-    {NULL, NULL},
+    {"linear_int8", linear_int8, memory},
+    {NULL, NULL, NULL},
 };

@@ -66,9 +66,24 @@ static bool rope(qm_cuda *d, qm_call *c, qm_err *e)
     return k->rotations < 2 || qm_cuda_flush(d, e);
 }
 
+enum { Q, K, V, CACHE, LAYER, HEADS, KV_HEADS, SCALE, WINDOW, SOFTCAP, SINKS };
+
+/* At the end of a cache, where it takes most. */
+static uint64_t attention_memory(const qm_call *c, uint64_t *kept)
+{
+    const qm_kv *kv = c->arg[CACHE].cache;
+    qm_attention a = {.dtype = kv->dtype,
+                      .tokens = rows_of(c->arg[Q].tensor),
+                      .heads = (uint32_t)c->arg[HEADS].number,
+                      .kv_heads = (uint32_t)kv->kv_heads,
+                      .head_dim = (uint32_t)kv->head_dim};
+    a.at.first = kv->context - (int32_t)a.tokens;
+    *kept = 0;
+    return qm_attention_scratch(a.tokens, a.heads, a.kv_heads, a.head_dim) + qm_attention_unpacked(&a);
+}
+
 static bool attention(qm_cuda *d, qm_call *c, qm_err *e)
 {
-    enum { Q, K, V, CACHE, LAYER, HEADS, KV_HEADS, SCALE, WINDOW, SOFTCAP, SINKS };
     qm_kv *kv = c->arg[CACHE].cache;
     int layer = (int)c->arg[LAYER].number;
     activation q = arg(c, Q), y;
@@ -120,7 +135,7 @@ static bool attention(qm_cuda *d, qm_call *c, qm_err *e)
 }
 
 const qm_cuda_way qm_cuda_positions[] = {
-    {"attention", attention},
-    {"rope", rope},
-    {NULL, NULL},
+    {"attention", attention, attention_memory},
+    {"rope", rope, NULL},
+    {NULL, NULL, NULL},
 };

@@ -133,28 +133,12 @@ static qm_matrix_source source_of(const qm_tensor *t)
     return s;
 }
 
-static qm_tensor *like(const qm_tensor *t, qm_err *e)
-{
-    qm_tensor *out = qm_tensor_new(t->name, &t->shape, e);
-    if (!out)
-        return NULL;
-    out->format = qm_format_ref(t->format);
-    out->dtype = t->dtype;
-    out->codec = t->codec;
-    out->double_quant = t->double_quant;
-    out->offset = t->offset;
-    out->round = t->round;
-    return out;
-}
-
 static bool copy_nested(qm_cuda *d, const qm_tensor *t, qm_tensor *out, qm_err *e)
 {
-    uint8_t *to = qm_tensor_plane_new(out, 2, t->plane[2].size, &d->device, e);
-    return to
-           && qm_cuda_check(
-               d,
-               cudaMemcpyAsync(to, t->plane[2].data, t->plane[2].size, cudaMemcpyDeviceToDevice, d->stream),
-               "laying out a weight", e);
+    return qm_cuda_check(d,
+                         cudaMemcpyAsync((void *)(uintptr_t)out->plane[2].data, t->plane[2].data, t->plane[2].size,
+                                         cudaMemcpyDeviceToDevice, d->stream),
+                         "laying out a weight", e);
 }
 
 /* Scales of a second level that the kernels do not take: decoded, into *scratch. */
@@ -170,21 +154,32 @@ static bool single_scales(qm_cuda *d, const qm_tensor *t, qm_matrix_source *s, v
                             "laying out a weight", e);
 }
 
+/* t laid out, but for the bytes of its planes, which are on `where`. */
+static qm_tensor *blank(qm_device *where, const qm_tensor *t, const qm_matrix *m, qm_err *e)
+{
+    qm_tensor *out = qm_tensor_like(t, e);
+    bool nested = m->scale == QM_SCALE_NESTED;
+    if (!out)
+        return NULL;
+    out->laid_out = true;
+    out->double_quant = t->double_quant && nested;
+    if (qm_tensor_plane_new(out, 0, qm_matrix_bytes(m->scale, m->group, m->rows, m->cols), where, e)
+        && (!nested || qm_tensor_plane_new(out, 2, t->plane[2].size, where, e)))
+        return out;
+    qm_tensor_free(out);
+    return NULL;
+}
+
 static bool pack(qm_cuda *d, const qm_tensor *t, const qm_matrix *m, qm_tensor *out, qm_err *e)
 {
     qm_matrix_source s = source_of(t);
     void *scratch = NULL;
-    uint8_t *items = qm_tensor_plane_new(out, 0, qm_matrix_bytes(m->scale, m->group, m->rows, m->cols),
-                                         &d->device, e);
-    bool ok = items
-              && (!t->double_quant
-                  || (m->scale == QM_SCALE_NESTED ? copy_nested(d, t, out, e)
-                                                  : single_scales(d, t, &s, &scratch, e)));
-    ok = ok && qm_cuda_check(d, qm_matrix_pack(m, items, &s, d->stream), "laying out a weight", e);
+    bool ok = !t->double_quant
+              || (out->double_quant ? copy_nested(d, t, out, e) : single_scales(d, t, &s, &scratch, e));
+    ok = ok
+         && qm_cuda_check(d, qm_matrix_pack(m, (uint8_t *)(uintptr_t)out->plane[0].data, &s, d->stream),
+                          "laying out a weight", e);
     qm_cuda_unscratch(scratch, d->stream);
-    out->laid_out = true;
-    if (m->scale != QM_SCALE_NESTED)
-        out->double_quant = false;
     return ok;
 }
 
@@ -194,17 +189,32 @@ static qm_tensor *as_half(qm_device *device, const qm_tensor *t, qm_err *e)
     return device->quantize(device, t, qm_format_find("f16"), &(qm_quantize_options){0}, e);
 }
 
+static bool stays(const qm_tensor *t) { return t->laid_out || qm_cuda_plain_type(t->format) != QM_DTYPE_COUNT; }
+
+bool qm_cuda_prepared(qm_device *d, qm_device *where, const qm_tensor *t, qm_tensor **out, qm_err *e)
+{
+    qm_matrix m;
+    (void)d;
+    *out = NULL;
+    if (stays(t))
+        return true;
+    *out = t->format && describe(t, &m)
+               ? blank(where, t, &m, e)
+               : qm_tensor_blank(t, qm_format_find("f16"), &(qm_quantize_options){0}, where, e);
+    return *out != NULL;
+}
+
 bool qm_cuda_prepare(qm_device *device, const qm_tensor *t, qm_tensor **out, qm_err *e)
 {
     qm_cuda *d = (qm_cuda *)device;
     qm_matrix m;
     *out = NULL;
     qm_cuda_enter(d);
-    if (t->laid_out || qm_cuda_plain_type(t->format) != QM_DTYPE_COUNT)
+    if (stays(t))
         return true;
     if (!t->format || !describe(t, &m))
         return (*out = as_half(device, t, e)) != NULL;
-    *out = like(t, e);
+    *out = blank(device, t, &m, e);
     if (*out && pack(d, t, &m, *out, e))
         return true;
     qm_tensor_free(*out);
@@ -223,14 +233,13 @@ qm_tensor *qm_cuda_restore(qm_device *device, const qm_tensor *t, qm_err *e)
         return NULL;
     }
     uint64_t n = (uint64_t)m.rows * m.cols;
-    qm_tensor *out = like(t, e);
+    qm_tensor *out = qm_tensor_like(t, e);
     bool ok = out != NULL;
-    for (int i = 0; ok && i < qm_format_planes(t->format); i++) {
-        uint64_t size = i == 1 && t->double_quant ? n / t->codec.block
-                                                  : qm_plane_size(t->format, &t->codec, i, n);
-        ok = qm_tensor_plane_new(out, i, size, device, e) != NULL;
-    }
-    ok = ok && (!t->double_quant || copy_nested(d, t, out, e));
+    for (int i = 0; ok && i < qm_format_planes(t->format); i++)
+        ok = qm_tensor_plane_new(out, i, qm_tensor_plane_size(t, i, n), device, e) != NULL;
+    ok = ok
+         && (!t->double_quant
+             || (qm_tensor_plane_new(out, 2, t->plane[2].size, device, e) && copy_nested(d, t, out, e)));
     if (ok) {
         qm_matrix_source s = source_of(out);
         ok = qm_cuda_check(d, qm_matrix_unpack(&m, &s, d->stream), "bringing a weight back", e);

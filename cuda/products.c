@@ -88,14 +88,30 @@ static bool packed_few(qm_cuda *d, const qm_matrix *m, const activation *x, uint
     return ok;
 }
 
+static uint32_t slice_rows(uint32_t rows, uint32_t cols)
+{
+    uint32_t most = SLICE / 2 / cols / SLICE_ROWS * SLICE_ROWS;
+    most = most < SLICE_ROWS ? SLICE_ROWS : most;
+    return most < rows ? most : rows;
+}
+
+/* What the products of many tokens take beside their result: x and a slice of weights as f16; x as f16, or as the sum of
+ * two bf16. */
+static uint64_t packed_many_bytes(uint32_t rows, uint32_t cols, uint32_t tokens)
+{
+    return whole((uint64_t)tokens * cols * 2) + whole((uint64_t)slice_rows(rows, cols) * cols * 2) + 512;
+}
+static uint64_t plain_many_bytes(qm_dtype t, uint32_t cols, uint32_t tokens)
+{
+    return t == QM_F32 ? 0 : 2 * whole((uint64_t)tokens * cols * 2) + 512;
+}
+
 /* A slice of rows at a time as f16, which the library multiplies by. */
 static bool packed_many(qm_cuda *d, const qm_matrix *m, const activation *x, const qm_product *p, qm_err *e)
 {
     uint64_t n = (uint64_t)x->rows * x->cols;
-    uint32_t most = SLICE / 2 / m->cols / SLICE_ROWS * SLICE_ROWS;
-    most = most < SLICE_ROWS ? SLICE_ROWS : most;
-    most = most < m->rows ? most : m->rows;
-    char *taken = qm_cuda_take(d, whole(n * 2) + whole((uint64_t)most * m->cols * 2) + 512, e);
+    uint32_t most = slice_rows(m->rows, m->cols);
+    char *taken = qm_cuda_take(d, packed_many_bytes(m->rows, m->cols, x->rows), e);
     if (!taken)
         return false;
     char *weights = taken + whole(n * 2);
@@ -133,7 +149,7 @@ static bool plain_many(qm_cuda *d, const void *w, qm_dtype t, uint32_t rows, con
     if (t == QM_F32) {
         ok = qm_cuda_blas(d, w, t, rows, x->cols, x->x, x->rows, NULL, false, p->y, rows, e);
     } else {
-        char *taken = qm_cuda_take(d, 2 * whole(n * 2) + 512, e);
+        char *taken = qm_cuda_take(d, plain_many_bytes(t, x->cols, x->rows), e);
         float *alpha = (float *)(void *)(taken + 2 * whole(n * 2));
         if (!taken)
             return false;
@@ -199,6 +215,20 @@ static bool product(qm_cuda *d, const qm_tensor *w, const activation *x, const f
                                                            : decoded(d, w, rows, x, &p, e);
 }
 
+/* As with cuBLAS, which takes more than doing without. */
+static uint64_t linear_memory(const qm_call *c, uint64_t *kept)
+{
+    const qm_tensor *w = c->arg[1].tensor;
+    uint32_t rows = rows_of(w), cols = (uint32_t)qm_tensor_cols(w), tokens = rows_of(c->arg[0].tensor);
+    qm_dtype type = qm_cuda_plain_type(w->format);
+    *kept = tokens > (w->laid_out ? SOME : FEW) ? QM_BLAS_WORKSPACE : 0;
+    if (w->laid_out)
+        return tokens > SOME ? packed_many_bytes(rows, cols, tokens) : qm_half_bytes(FEW, cols);
+    if (type != QM_DTYPE_COUNT)
+        return tokens > FEW ? plain_many_bytes(type, cols, tokens) : 0;
+    return (uint64_t)rows * cols * sizeof(float);
+}
+
 static bool linear(qm_cuda *d, qm_call *c, qm_err *e)
 {
     activation x = arg(c, 0), y;
@@ -238,7 +268,7 @@ static bool lora(qm_cuda *d, qm_call *c, qm_err *e)
 }
 
 const qm_cuda_way qm_cuda_products[] = {
-    {"linear", linear},
-    {"lora", lora},
-    {NULL, NULL},
+    {"linear", linear, linear_memory},
+    {"lora", lora, NULL},
+    {NULL, NULL, NULL},
 };

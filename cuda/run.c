@@ -73,11 +73,29 @@ bool qm_cuda_op(qm_device *device, qm_call *c, qm_err *e)
                    c->op->name, device->name);
 }
 
+/* ---- plans --------------------------------------------------------------------------------------- */
+
+uint64_t qm_cuda_op_memory(qm_device *device, const qm_call *c, uint64_t *kept)
+{
+    (void)device;
+    const qm_cuda_way *way = way_of(c->op->name);
+    *kept = 0;
+    return way && way->memory ? way->memory(c, kept) : 0;
+}
+
+enum { DYNAMIC = 256 * sizeof(float) };
+
+uint64_t qm_cuda_kept_memory(qm_device *device, bool decoding)
+{
+    (void)device;
+    return DYNAMIC + QM_COUNTERS + QM_DRAW_SUMS + (decoding ? QM_STEP_ARENA + QM_STEP_WORDS * sizeof(int32_t) : 0);
+}
+
 /* ---- opening and closing ------------------------------------------------------------------------- */
 
 bool qm_cuda_ops_open(qm_cuda *d, qm_err *e)
 {
-    float dynamic[256];
+    float dynamic[DYNAMIC / sizeof(float)];
     for (int i = 0; i < 256; i++)
         dynamic[i] = qm_dynamic8_value((uint32_t)i);
     qm_cuda_ops *o = d->ops = calloc(1, sizeof *o);

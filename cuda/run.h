@@ -33,7 +33,8 @@ typedef struct qm_rope_table {
     float *inverse;
 } qm_rope_table;
 
-enum { QM_ROPE_TABLES = 16, QM_COUNTERS = 1 << 20, QM_STEP_ARENA = 96 << 20, QM_STEP_HISTORY = 1 << 20 };
+enum { QM_ROPE_TABLES = 16, QM_COUNTERS = 1 << 20, QM_STEP_ARENA = 96 << 20, QM_STEP_HISTORY = 1 << 20,
+       QM_STEP_WORDS = 2 + QM_STEP_HISTORY, QM_BLAS_WORKSPACE = 32 << 20 };
 
 typedef struct qm_cuda_ops {
     qm_waiting waiting;
@@ -62,6 +63,9 @@ bool qm_cuda_matrix_of(const qm_cuda *d, const qm_tensor *t, qm_matrix *m);
 /* For the device's table. */
 bool qm_cuda_op(qm_device *d, qm_call *c, qm_err *e);
 bool qm_cuda_prepare(qm_device *d, const qm_tensor *t, qm_tensor **out, qm_err *e);
+uint64_t qm_cuda_op_memory(qm_device *d, const qm_call *c, uint64_t *kept);
+uint64_t qm_cuda_kept_memory(qm_device *d, bool decoding);
+bool qm_cuda_prepared(qm_device *d, qm_device *where, const qm_tensor *t, qm_tensor **out, qm_err *e);
 qm_tensor *qm_cuda_restore(qm_device *d, const qm_tensor *t, qm_err *e);
 
 /* Launches what waits.  Before memory is given back or looked at. */

@@ -45,9 +45,8 @@ static bool ready(qm_cuda *d, qm_err *e)
     qm_cuda_ops *o = d->ops;
     if (o->arena)
         return true;
-    uint64_t words = 2 + QM_STEP_HISTORY;
     o->arena = qm_cuda_alloc(d, QM_STEP_ARENA, e);
-    o->ids = o->arena ? qm_cuda_alloc(d, words * sizeof *o->ids, e) : NULL;
+    o->ids = o->arena ? qm_cuda_alloc(d, QM_STEP_WORDS * sizeof *o->ids, e) : NULL;
     if (!o->ids) {
         qm_cuda_free(d, o->arena);
         o->arena = NULL;

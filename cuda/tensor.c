@@ -110,16 +110,10 @@ bool qm_cuda_decode_tensor(qm_cuda *d, const qm_tensor *t, int64_t first, int64_
 
 static bool new_planes(qm_tensor *t, qm_device *d, uint64_t n, qm_err *e)
 {
-    uint64_t groups = (n + t->codec.block - 1) / t->codec.block;
-    for (int i = 0; i < qm_format_planes(t->format); i++) {
-        uint64_t size = t->double_quant && i == 1 ? groups : qm_plane_size(t->format, &t->codec, i, n);
-        if (!qm_tensor_plane_new(t, i, size, d, e))
+    for (int i = 0; i < qm_format_planes(t->format) + t->double_quant; i++)
+        if (!qm_tensor_plane_new(t, i, qm_tensor_plane_size(t, i, n), d, e))
             return false;
-    }
-    if (!t->double_quant)
-        return true;
-    uint64_t blocks = (groups + QM_DOUBLE_QUANT_BLOCK - 1) / QM_DOUBLE_QUANT_BLOCK;
-    return qm_tensor_plane_new(t, 2, blocks * sizeof(float), d, e);
+    return true;
 }
 
 /* Returns with the offset in to->offset. */
@@ -193,6 +187,39 @@ static qm_tensor *quantize(qm_device *device, const qm_tensor *t, const qm_forma
     return NULL;
 }
 
+/* The second level of f32 scales that lie there. */
+static bool nest(qm_device *device, qm_tensor *t, const qm_quantize_options *o, qm_err *e)
+{
+    qm_cuda *d = (qm_cuda *)device;
+    qm_cuda_stream s = stream_of(d);
+    uint64_t n = (uint64_t)qm_tensor_count(t);
+    qm_tensor single = {.plane[0] = t->plane[1]}; /* its buffer goes with it */
+    t->plane[1] = (qm_slice){0};
+    t->double_quant = true;
+    qm_cuda_enter(d);
+    float *offset = qm_cuda_scratch(d, d->stream, sizeof *offset, e);
+    bool ok = offset != NULL;
+    for (int i = 1; ok && i <= 2; i++)
+        ok = qm_tensor_plane_new(t, i, qm_tensor_plane_size(t, i, n), device, e) != NULL;
+    if (ok && n) {
+        qm_cuda_coded c = coded_of(t);
+        c.offset = o->offset;
+        ok = qm_cuda_encode_scales(&s, (const float *)(const void *)single.plane[0].data, single.plane[0].size / sizeof(float), &c,
+                                   o->offset_given, offset, e)
+             && qm_cuda_download(d, &t->offset, offset, sizeof *offset, e);
+    }
+    qm_cuda_unscratch(offset, d->stream);
+    qm_tensor_drop_plane(&single, 0);
+    return ok;
+}
+
+static bool wait(qm_device *device, qm_err *e)
+{
+    qm_cuda *d = (qm_cuda *)device;
+    qm_cuda_stream s = stream_of(d);
+    return qm_cuda_flush(d, e) && qm_cuda_wait(&s, e);
+}
+
 static bool errors(qm_device *device, const qm_tensor *a, const qm_tensor *b, qm_errsum *sum, qm_err *e)
 {
     qm_cuda *d = (qm_cuda *)device;
@@ -225,6 +252,11 @@ void qm_cuda_tensor_table(qm_device *device)
     device->op = qm_cuda_op;
     device->prepare = qm_cuda_prepare;
     device->restore = qm_cuda_restore;
+    device->prepared = qm_cuda_prepared;
+    device->op_memory = qm_cuda_op_memory;
+    device->kept_memory = qm_cuda_kept_memory;
+    device->nest = nest;
+    device->wait = wait;
     device->courier_takes = qm_cuda_courier_takes;
     device->courier_new = qm_cuda_courier_new;
     device->courier_memory = qm_cuda_courier_memory;

@@ -350,6 +350,7 @@ int luaopen_qmoon_core(lua_State *L)
     qml_open_source(L);
     qml_open_tokenizer(L);
     qml_open_cuda(L);
+    qml_open_load(L);
     qml_open_system(L);
     qml_open_edit(L);
     qml_open_explore(L);

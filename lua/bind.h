@@ -75,6 +75,20 @@ qm_round qml_field_round(lua_State *L, int table, const char *field);
 int qml_view_strided(lua_State *L); /* core.view, where `strides` or a list `at` is given */
 int qml_view_planes(lua_State *L);
 
+/* From bind_stream.c.  Runs `body` on (argument 1, a copy of the table in argument `job`, argument 3) with all that the
+ * table uses held. */
+int qml_with_job(lua_State *L, int job, lua_CFunction body);
+
+/* The field "progress" of a job: a function of bytes, or nil.  It stays on the stack while the job runs. */
+typedef struct qml_progress {
+    lua_State *L;
+    int function; /* stack index, or 0 */
+    bool failed;  /* it raised; its error is on the stack */
+} qml_progress;
+void qml_progress_read(lua_State *L, int table, qml_progress *p);
+void qml_progress_call(void *progress, uint64_t bytes);
+void qml_progress_check(lua_State *L, const qml_progress *p, bool ok, const qm_err *e); /* raises what went wrong */
+
 #define QML_INFILE  "qmoon.infile"
 #define QML_OUTFILE "qmoon.outfile"
 #define QML_TENSOR  "qmoon.tensor"
@@ -93,6 +107,7 @@ void qml_open_tensor(lua_State *L);    /* bind_tensor.c: formats, tensors */
 void qml_open_ops(lua_State *L);       /* bind_ops.c: inference */
 void qml_open_format(lua_State *L);    /* bind_format.c: formats made at run time */
 void qml_open_stream(lua_State *L);    /* bind_stream.c: pool, stream */
+void qml_open_load(lua_State *L);      /* bind_load.c: weights into memory, plans of it; after GPUs */
 void qml_open_source(lua_State *L);    /* bind_source.c: torch, gather */
 void qml_open_tokenizer(lua_State *L); /* bind_tokenizer.c: vocabularies, splitters, matchers, normal forms */
 void qml_open_cuda(lua_State *L);      /* bind_cuda.c: GPUs; after tensors */

@@ -8,7 +8,13 @@
 #include "bind.h"
 #include "couriers.h"
 
-static qm_cuda *gpu(lua_State *L) { return qm_cuda_of(qml_check(L, 1, QML_DEVICE)); }
+static qm_cuda *gpu(lua_State *L)
+{
+    qm_cuda *d = qm_cuda_of(qml_check(L, 1, QML_DEVICE));
+    if (!d)
+        luaL_argerror(L, 1, "is no GPU");
+    return d;
+}
 
 /* cuda([index]) -> that GPU, opened; GPUs are counted from 0. */
 static int cuda(lua_State *L)
@@ -73,6 +79,20 @@ static int memory(lua_State *L)
     return 2;
 }
 
+/* d:used() -> bytes of tensors and of what ops keep; the most of them since this was last asked; and the most that was
+ * held of the GPU for them. */
+static int used(lua_State *L)
+{
+    uint64_t now, most, held;
+    qm_err e = {0};
+    if (!qm_cuda_used(gpu(L), &now, &most, &held, &e))
+        return qml_raise(L, &e);
+    lua_pushnumber(L, (double)now);
+    lua_pushnumber(L, (double)most);
+    lua_pushnumber(L, (double)held);
+    return 3;
+}
+
 /* Also d:close(); tensors on it stay what they are. */
 static int device_gc(lua_State *L)
 {
@@ -86,6 +106,10 @@ static int device_gc(lua_State *L)
 static int device_text(lua_State *L)
 {
     qm_device *d = qml_check(L, 1, QML_DEVICE);
+    if (!qm_cuda_of(d)) {
+        lua_pushstring(L, d->name);
+        return 1;
+    }
     const qm_cuda_info *i = qm_cuda_get_info(qm_cuda_of(d));
     char size[32];
     snprintf(size, sizeof size, "%.1f GiB", (double)i->memory / (1 << 30));
@@ -237,7 +261,7 @@ static int couriers(lua_State *L)
 void qml_open_cuda(lua_State *L)
 {
     static const luaL_Reg methods[] = {
-        {"info", info}, {"memory", memory}, {"close", device_gc}, {NULL, NULL}};
+        {"info", info}, {"memory", memory}, {"used", used}, {"close", device_gc}, {NULL, NULL}};
     static const luaL_Reg of_tensors[] = {{"to", to}, {"device", device}, {NULL, NULL}};
     static const luaL_Reg functions[] = {{"cuda", cuda},
                                          {"cuda_count", cuda_count},

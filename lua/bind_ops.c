@@ -240,6 +240,75 @@ static void read_args(lua_State *L, const qm_op *op, qm_call *c)
 /* ---- calling
  * ------------------------------------------------------------------------------------------------ */
 
+static char made_key; /* the registry's key of the list of what ops made in a tidy(), if one runs */
+
+/* The list, or nil, on top of the stack. */
+static bool push_made(lua_State *L)
+{
+    lua_pushlightuserdata(L, &made_key);
+    lua_rawget(L, LUA_REGISTRYINDEX);
+    return !lua_isnil(L, -1);
+}
+
+/* Puts what is on top of the stack in its place. */
+static void set_made(lua_State *L)
+{
+    lua_pushlightuserdata(L, &made_key);
+    lua_insert(L, -2);
+    lua_rawset(L, LUA_REGISTRYINDEX);
+}
+
+/* Remembers the tensor on top of the stack. */
+static void remember_made(lua_State *L)
+{
+    if (push_made(L)) {
+        lua_pushvalue(L, -2);
+        lua_rawseti(L, -2, (int)lua_objlen(L, -2) + 1);
+    }
+    lua_pop(L, 1);
+}
+
+/* The tensor on top of the stack is what it was; its memory is given back. */
+static void close_made(lua_State *L)
+{
+    qml_userdata *box = lua_touserdata(L, -1);
+    if (box->held > 0)
+        return;
+    qm_tensor_free(box->object);
+    box->object = NULL;
+    qml_uncount_bytes(L, -1);
+}
+
+/* tidy(f, …) -> what f returns, after closing every other tensor that ops made meanwhile: activations are large, and the
+ * collector would find them late. */
+static int tidy(lua_State *L)
+{
+    luaL_checktype(L, 1, LUA_TFUNCTION);
+    int n = lua_gettop(L);
+    push_made(L);
+    lua_insert(L, 1); /* the list outside, at 1 */
+    lua_newtable(L);
+    lua_pushvalue(L, -1);
+    lua_insert(L, 2); /* the list inside, at 2 */
+    set_made(L);
+    bool failed = lua_pcall(L, n - 1, LUA_MULTRET, 0) != 0;
+    int top = lua_gettop(L);
+    lua_pushvalue(L, 1);
+    set_made(L);
+    for (int i = 1, all = (int)lua_objlen(L, 2); i <= all; i++) {
+        lua_rawgeti(L, 2, i);
+        bool kept = false;
+        for (int k = 3; k <= top && !failed; k++)
+            kept = kept || lua_rawequal(L, -1, k);
+        if (kept)
+            remember_made(L);
+        else
+            close_made(L);
+        lua_pop(L, 1);
+    }
+    return failed ? lua_error(L) : top - 2;
+}
+
 static int call_op(lua_State *L)
 {
     const qm_op *op = lua_touserdata(L, lua_upvalueindex(1));
@@ -253,6 +322,7 @@ static int call_op(lua_State *L)
     *box = c.out;
     if (op->result == QM_RESULT_TENSOR) {
         qml_count_bytes(L, -1, qm_tensor_bytes(c.out));
+        remember_made(L);
         return 1;
     }
     const int32_t *ids = (const int32_t *)(const void *)c.out->plane[0].data;
@@ -475,6 +545,7 @@ void qml_open_ops(lua_State *L)
                                        {NULL, NULL}};
     static const luaL_Reg functions[] = {{"ops", ops},
                                          {"prepare", prepare},
+                                         {"tidy", tidy},
                                          {"read_speed", read_speed},
                                          {"ops_threads", ops_threads},
                                          {"kv_cache", kv_cache},

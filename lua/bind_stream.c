@@ -39,7 +39,7 @@ static void copy_table(lua_State *L, int depth)
 }
 
 /* Runs `body` on (argument 1, a copy of the job in argument `job`, argument 3) with all that it uses held. */
-static int with_job(lua_State *L, int job, lua_CFunction body)
+int qml_with_job(lua_State *L, int job, lua_CFunction body)
 {
     luaL_checktype(L, job, LUA_TTABLE);
     lua_settop(L, 3);
@@ -71,9 +71,7 @@ typedef struct job_box {
     qm_step step[MAX_STEPS];
     qm_sink sink[QM_MAX_SINKS];
     qm_against against;
-    lua_State *L;
-    int progress; /* stack index of the progress function, or 0 */
-    bool failed;  /* the progress function raised; its error is on the stack */
+    qml_progress progress;
 } job_box;
 
 static const qm_format *field_format(lua_State *L, int table)
@@ -308,15 +306,15 @@ static void read_job(lua_State *L, int table, job_box *b)
     b->job.sink = b->sink;
 }
 
-static void call_progress(void *arg, uint64_t bytes)
+void qml_progress_call(void *arg, uint64_t bytes)
 {
-    job_box *b = arg;
-    if (b->failed)
+    qml_progress *p = arg;
+    if (p->failed || !p->function)
         return;
-    lua_pushvalue(b->L, b->progress);
-    lua_pushnumber(b->L, (double)bytes);
-    b->failed = lua_pcall(b->L, 1, 0, 0) != 0;
-    if (b->failed)
+    lua_pushvalue(p->L, p->function);
+    lua_pushnumber(p->L, (double)bytes);
+    p->failed = lua_pcall(p->L, 1, 0, 0) != 0;
+    if (p->failed)
         qm_interrupt_request(); /* stop the workers; the error is raised once they have */
 }
 
@@ -369,27 +367,31 @@ static job_box *read_whole_job(lua_State *L, int table)
     return b;
 }
 
-/* The progress function in the same table; it stays on the stack. */
-static void read_progress(lua_State *L, int table, job_box *b)
+void qml_progress_read(lua_State *L, int table, qml_progress *p)
 {
     lua_getfield(L, table, "progress");
+    *p = (qml_progress){.L = L};
     if (!lua_isnil(L, -1)) {
         luaL_checktype(L, -1, LUA_TFUNCTION);
-        b->L = L;
-        b->progress = lua_gettop(L);
-        b->job.progress = call_progress;
-        b->job.progress_arg = b;
+        p->function = lua_gettop(L);
     }
 }
 
-static void check_run(lua_State *L, const job_box *b, bool ok, const qm_err *e)
+void qml_progress_check(lua_State *L, const qml_progress *p, bool ok, const qm_err *e)
 {
-    if (b->failed) { /* on top: the error of the progress function */
+    if (p->failed) { /* on top: the error of the progress function */
         qm_interrupt_clear();
         lua_error(L);
     }
     if (!ok)
         qml_raise(L, e);
+}
+
+static void read_progress(lua_State *L, int table, job_box *b)
+{
+    qml_progress_read(L, table, &b->progress);
+    b->job.progress = qml_progress_call;
+    b->job.progress_arg = &b->progress;
 }
 
 static int run_stream(lua_State *L)
@@ -398,7 +400,7 @@ static int run_stream(lua_State *L)
     job_box *b = read_whole_job(L, 2);
     qm_err e = {0};
     read_progress(L, 2, b);
-    check_run(L, b, qm_stream(pool, &b->job, &e), &e);
+    qml_progress_check(L, &b->progress, qm_stream(pool, &b->job, &e), &e);
     push_results(L, b);
     return 1;
 }
@@ -409,7 +411,7 @@ static int run_stream(lua_State *L)
 static int stream(lua_State *L)
 {
     idle_pool(L, 1);
-    return with_job(L, 2, run_stream);
+    return qml_with_job(L, 2, run_stream);
 }
 
 enum { MOST_JOBS = 4096 };
@@ -441,7 +443,8 @@ static int run_streams(lua_State *L)
         return 1;
     int results = lua_gettop(L);
     read_progress(L, 2, box[0]);
-    check_run(L, box[0], qm_streams(pool, couriers ? couriers->courier : NULL, job, (int)n, &e), &e);
+    qml_progress_check(L, &box[0]->progress,
+                       qm_streams(pool, couriers ? couriers->courier : NULL, job, (int)n, &e), &e);
     for (size_t i = 0; i < n; i++) {
         push_results(L, box[i]);
         lua_rawseti(L, results, (int)i + 1);
@@ -455,7 +458,7 @@ static int run_streams(lua_State *L)
 static int streams(lua_State *L)
 {
     idle_pool(L, 1);
-    return with_job(L, 2, run_streams);
+    return qml_with_job(L, 2, run_streams);
 }
 
 static int run_courier_memory(lua_State *L)
@@ -477,7 +480,7 @@ static int run_courier_memory(lua_State *L)
 static int courier_memory(lua_State *L)
 {
     qml_check(L, 2, QML_DEVICE);
-    return with_job(L, 1, run_courier_memory);
+    return qml_with_job(L, 1, run_courier_memory);
 }
 
 static int check_threads(lua_State *L, int arg)
@@ -498,7 +501,7 @@ static int measure_stream(lua_State *L)
 }
 
 /* stream_memory(job, threads) -> bytes that stream() will take for it.  Needs no open files in the sinks. */
-static int stream_memory(lua_State *L) { return with_job(L, 1, measure_stream); }
+static int stream_memory(lua_State *L) { return qml_with_job(L, 1, measure_stream); }
 
 static int run_column_norms(lua_State *L)
 {
@@ -522,7 +525,7 @@ static int run_column_norms(lua_State *L)
 static int column_norms(lua_State *L)
 {
     idle_pool(L, 1);
-    return with_job(L, 2, run_column_norms);
+    return qml_with_job(L, 2, run_column_norms);
 }
 
 static int run_values(lua_State *L)
@@ -544,7 +547,7 @@ static int run_values(lua_State *L)
 static int stream_values(lua_State *L)
 {
     idle_pool(L, 1);
-    return with_job(L, 2, run_values);
+    return qml_with_job(L, 2, run_values);
 }
 
 static int run_factor(lua_State *L)
@@ -567,7 +570,7 @@ static int run_factor(lua_State *L)
 static int stream_factor(lua_State *L)
 {
     idle_pool(L, 1);
-    return with_job(L, 2, run_factor);
+    return qml_with_job(L, 2, run_factor);
 }
 
 /* ---- pool -------------------------------------------------------------------------------------------- */

@@ -37,15 +37,15 @@ end
 local documents = evaluate.documents(files.read(o.tasks), o.tasks, {
     choices = choices, template = o.template and o.template:gsub("\\n", "\n") or nil, most = o.documents })
 
-local function run(path, adapter)
-    local lm = running.load(path, setmetatable({ adapter = adapter or false }, { __index = o }))
+local function run(path, adapter, load)
+    local lm = running.load(path, setmetatable({ adapter = adapter or false, load = load or false }, { __index = o }))
     local step, finish = running.progress("evaluate " .. path:match "[^/]*$")
     local ok, r = pcall(evaluate.run, lm, documents, { progress = step })
     finish()
     return ok and r or error(r, 0)
 end
 
-local r = run(o[1], o.adapter)
+local r = run(o[1], o.adapter, o.load)
 local reference = o.reference and run(o.reference)
 if reference then
     r.label_changes, r.reference_accuracy = evaluate.changes(r, reference), reference.accuracy

@@ -3,6 +3,7 @@
 local core = require "qmoon.core"
 local qm = require "qmoon"
 local cli = require "qmoon.cli"
+local generate = require "qmoon.generate"
 local json = require "qmoon.json"
 local running = require "qmoon.running"
 
@@ -37,7 +38,12 @@ elseif (o.top_p or o.top_k) and not o.temp then
     o.temp = 1
 end
 
-local lm = running.load(o[1], o)
+local options = { prompt = o.prompt == "-" and io.read "*a" or o.prompt, tokens = o.tokens, temperature = o.temp,
+                  top_p = o.top_p, top_k = o.top_k, seed = o.seed, chat = o.chat, system = o.system,
+                  ignore_eos = o.ignore_eos }
+local lm = running.load(o[1], o, function(lm)
+    return { tokens = #generate.prompt_ids(lm, options) + o.tokens, decode = true }
+end)
 local stream, show
 if not o.json then
     stream = lm.tokenizer:stream()
@@ -46,9 +52,8 @@ if not o.json then
         io.flush()
     end
 end
-local r = lm:generate { prompt = o.prompt == "-" and io.read "*a" or o.prompt, tokens = o.tokens, temperature = o.temp,
-                        top_p = o.top_p, top_k = o.top_k, seed = o.seed, chat = o.chat, system = o.system,
-                        ignore_eos = o.ignore_eos, each = show }
+options.each = show
+local r = lm:generate(options)
 if stream then
     io.write(stream:finish())
 end

@@ -36,7 +36,7 @@ elseif o.by_layer and not o.reference then
     core.fail("usage", "perplexity: --by-layer compares with a model; add --reference MODEL")
 end
 
-local lm = running.load(o[1], o)
+local lm = running.load(o[1], o, { tokens = o.window + 1 })
 local llama = o.rule == "llama.cpp"
 local ids = running.tokens(lm, o.text, o.tokens, llama and { special = false } or nil)
 local bos = lm.tokenizer.bos

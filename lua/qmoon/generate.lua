@@ -28,7 +28,11 @@ local function tokenizer_of(lm, o)
     return ok and t or nil
 end
 
-local function prompt_ids(lm, o)
+--- The ids that a prompt becomes; options as for generate.run.
+---@param lm qmoon.Runner
+---@param o table
+---@return integer[]
+function generate.prompt_ids(lm, o)
     if o.ids then
         return o.ids
     end
@@ -96,9 +100,15 @@ local function check_ids(lm, ids)
 end
 
 --- The tokens after `logits`, one by one: from single calls, or, where a GPU computes and picks, from a captured step,
---- AHEAD at a time.
+--- AHEAD at a time; and a function that gives their memory back.
 local function tokens_after(lm, cache, prompt, ids, logits, most, o)
     local pick, step, ready = picker(o), nil, {}
+    local function finish()
+        if step then
+            step:close()
+        end
+        cache:close()
+    end
     return function()
         if #ids == 0 then
             return pick(logits, 0)
@@ -111,7 +121,7 @@ local function tokens_after(lm, cache, prompt, ids, logits, most, o)
             ready = step:run(ids[#ids], math.min(AHEAD, most - #ids))
         end
         return table.remove(ready, 1)
-    end
+    end, finish
 end
 
 --- Generates after a prompt (text, messages for the chat template, or ids).
@@ -122,7 +132,7 @@ end
 ---@param o table
 ---@return qmoon.Generated
 function generate.run(lm, o)
-    local prompt = prompt_ids(lm, o)
+    local prompt = generate.prompt_ids(lm, o)
     check_ids(lm, prompt)
     lm:check_length(#prompt)
     local most = math.min(o.tokens or 128, lm.context - #prompt)
@@ -133,7 +143,7 @@ function generate.run(lm, o)
     local logits = most > 0 and lm:forward(prompt, cache) or nil
     local began = core.now()
     local ids, stopped = {}, most < (o.tokens or 128) and "context" or "tokens"
-    local next_token = tokens_after(lm, cache, prompt, ids, logits, most, o)
+    local next_token, finish = tokens_after(lm, cache, prompt, ids, logits, most, o)
     while #ids < most do
         local id = next_token()
         if ends[id] then
@@ -146,6 +156,7 @@ function generate.run(lm, o)
         end
     end
     local seconds = core.now() - began
+    finish()
     return { prompt_ids = prompt, ids = ids, stopped = stopped, prompt_seconds = began - started, seconds = seconds,
              text = t and t:decode(ids),
              prompt_tokens_per_second = #prompt / math.max(began - started, 1e-9),

@@ -70,7 +70,7 @@ end
 
 --- A model that can be run: qm.load(path):generate{prompt = "Once"}.  Weights stay in their mapped files.
 ---
----     lm = qm.load("model", {context = 64})
+---     lm = qm.load("model", {context = 64, load = "nf4"})
 ---     lm:generate{prompt = "Once", tokens = 2, greedy = true}
 ---
 ---@param source string|qmoon.Model a path as qm.open takes it, or what that gave; a merge is then applied unmerged

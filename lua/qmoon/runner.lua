@@ -6,8 +6,8 @@
 --   local logits = lm:forward({ 1, 2, 3 }, cache)              -- [1, vocabulary], of the last token
 --   logits = lm:forward({ 4, 5 }, cache, { all = true })       -- [2, vocabulary]
 --
--- The forward pass is a script over qmoon.ops (qmoon.graph); activations are f32.  Weights are not copied, unless an op
--- wants a matrix packed otherwise; lm:memory() says how much that is.
+-- The forward pass is a script over qmoon.ops (qmoon.graph); activations are f32.  Weights are not copied, unless they are
+-- quantised while they are loaded, go to a GPU, or an op wants a matrix packed otherwise; lm:memory() says how much that is.
 
 local core = require "qmoon.core"
 local Model = require "qmoon.model"
@@ -17,6 +17,8 @@ local config = require "qmoon.config"
 local gguf = require "qmoon.gguf"
 local gguf_model = require "qmoon.gguf_model"
 local ops = require "qmoon.ops"
+local forecast = require "qmoon.forecast"
+local loading = require "qmoon.loading"
 local rope = require "qmoon.graph.rope"
 local weights = require "qmoon.graph.weights"
 local slice = require("qmoon.list").slice
@@ -28,8 +30,6 @@ local slice = require("qmoon.list").slice
 ---@field context integer the most tokens it takes
 ---@field layers integer
 local Runner = {}
-
-local PLAIN = { f32 = true, f16 = true, bf16 = true }
 
 -- Tokens of a prompt that go through the layers at once: enough to keep the processor busy.
 local BATCH = 512
@@ -114,7 +114,7 @@ local function rope_options(base, r, factors, dim, kind)
 end
 
 --- One step for each layer, ready but for cache and position.
-local function build_steps(self, w)
+local function build_steps(self, w, layers)
     local f, graph = self.fields, self.graph
     local base = base_of(self)
     local dim = turning(f, base.head_dim, self.model.path)
@@ -131,7 +131,7 @@ local function build_steps(self, w)
         for k, v in pairs(base) do
             step[k] = v
         end
-        step.layer, step.modules = i, w.layers[i]
+        step.layer, step.modules = i, layers[i]
         step.near, step.far = window and own or near, far or window and own or near
         step.attend = { heads = base.heads, kv_heads = base.kv_heads, scale = scale, window = window,
                         softcap = f.attn_logit_softcapping }
@@ -139,49 +139,51 @@ local function build_steps(self, w)
     end
 end
 
---- Linear weights in the layout that the ops compute with, and everything on the device that computes; an int8 one that is
---- computed with as LLM.int8 stays as it is.  One after the other: a device never holds more than one weight twice.
-local function prepare(self, w)
-    local copied, there = 0, self.there
-    local function one(t)
-        local d = there(t)
-        if self.options.exact then
-            return d
-        end
-        local p = ops.prepare(d)
-        copied = copied + (p ~= t and p:info().bytes or 0)
-        if p ~= d and d ~= t then
-            d:close()
-        end
-        return p
+local NONE = {} -- as a key: no tensor
+
+--- A module with what became of its tensors.
+local function brought(m, loaded, llm_int8)
+    local out = { name = m.name, add = m.add, weight = loaded[m.weight or NONE], bias = loaded[m.bias or NONE],
+                  llm_int8 = llm_int8[m.weight or NONE] }
+    for _, l in ipairs(m.lora or {}) do
+        out.lora = out.lora or {}
+        table.insert(out.lora, { A = loaded[l.A], B = loaded[l.B], scale = l.scale })
     end
-    for _, modules in pairs(w.layers) do
-        for _, m in pairs(modules) do
-            local info = m.weight and m.weight:info()
-            m.llm_int8 = self.options.llm_int8 and info and info.format == "int8"
-            if info and #info.shape > 1 and not m.llm_int8 then
-                m.weight = one(m.weight)
-            else
-                m.weight = there(m.weight)
-            end
-            m.bias = there(m.bias)
-            for _, l in ipairs(m.lora or {}) do
-                l.A, l.B = there(l.A), there(l.B)
-            end
-            for e, t in ipairs(m.experts or {}) do
-                m.experts[e] = one(t)
-            end
+    for e, t in ipairs(m.experts or {}) do
+        out.experts = out.experts or {}
+        out.experts[e] = loaded[t]
+    end
+    return out
+end
+
+--- Makes all that the forward pass needs of weights that were read, brought to options.device by qmoon.loading; or only
+--- their sizes, to a plan.
+---@param w qmoon.Weights
+---@param list table[] from loading.list
+---@param plan userdata?
+function Runner:assemble(w, list, plan)
+    local device = plan or self.options.device
+    self.there = function(t)
+        return device and t and t:device() == "cpu" and t:to(device) or t
+    end
+    local loaded = loading.bring(list, self.options, plan)
+    local llm_int8 = {}
+    for _, e in ipairs(list) do
+        llm_int8[e.tensor] = e.llm_int8 or nil
+    end
+    local layers = {}
+    for layer, modules in pairs(w.layers) do
+        layers[layer] = {}
+        for name, m in pairs(modules) do
+            layers[layer][name] = brought(m, loaded, llm_int8)
         end
     end
-    self.embedding, self.norm = self.there(w.top.token_embd.weight), there(w.top.output_norm.weight)
-    if self.options.device and not PLAIN[self.embedding:info().format] then
-        self.embedding = self.embedding:quantize "f16" -- rows are looked up there by ids that only the device knows
-    end
+    build_steps(self, w, layers)
+    self.embedding, self.norm = loaded[w.top.token_embd.weight], loaded[w.top.output_norm.weight]
     self.norm_add = w.top.output_norm.add or 0
     local head = w.top.output
-    self.head = head and one(head.weight) or one(self.embedding)
-    self.head_bias = head and there(head.bias)
-    self.copied = copied
+    self.head = head and loaded[head.weight] or self.options.exact and self.embedding or ops.prepare(self.embedding)
+    self.head_bias = head and loaded[head.bias or NONE]
 end
 
 --- The length that a model was made for, or what the caller asks for instead.
@@ -196,7 +198,11 @@ end
 --- Makes a model ready to run.
 ---@param source string|qmoon.Model
 ---@param options? {adapter: string|string[]|nil, context: integer?, kv: "f32"|"f16"|"bf16"|"q8_0"|nil, llm_int8: boolean?, exact: boolean?,
----  device: qmoon.Device?}
+---  device: qmoon.Device?, load: qmoon.FormatSpec?, expect: table|function|nil, progress: boolean?, threads: integer?}
+---  load: quantise linear weights to this format while they are read;
+---  expect: {tokens = the most in a cache, decode = whether tokens are made one by one}, or a function of the model that
+---  gives that, for the forecast of memory that a GPU must have (default: the context, if given, or 4096 tokens);
+---  progress: show it even where stderr is no terminal; threads: that read;
 ---  exact: compute with weights as they are decoded, instead of laid out for speed (where activations are rounded, too);
 ---  device: what computes, from qm.cuda (default: this machine's processors)
 ---@return qmoon.Runner
@@ -209,16 +215,15 @@ function Runner.load(source, options)
     local a, name, fields = facts_of(model)
     local self = setmetatable({ model = model, options = options, arch = a, graph = graph_of(a, model.path, name) }, Runner)
     check_fields(fields, model.path)
-    self.there = function(t)
-        return options.device and t and t:device() == "cpu" and t:to(options.device) or t
-    end
     self.fields, self.layers, self.context = fields, fields.num_hidden_layers, context_of(fields, options.context)
     self.head_dim = fields.head_dim or math.floor(fields.hidden_size / fields.num_attention_heads)
     local w = weights.read(model, a, fields, self.head_dim)
     self.vocab_size = (w.top.output or w.top.token_embd).weight:info().shape[1]
     self.embed_scale = self.graph.embed and self.graph.embed(fields)
-    build_steps(self, w)
-    prepare(self, w)
+    local list = loading.list(w, options)
+    self.forecast = forecast.of(self, w, list)
+    forecast.check(self, w)
+    self:assemble(w, list)
     return self
 end
 
@@ -239,8 +244,12 @@ end
 ---@param dtype? "f32"|"f16"|"bf16"|"q8_0"
 ---@return userdata
 function Runner:cache(tokens, dtype)
+    return self:cache_on(self.options.device, tokens, dtype)
+end
+
+function Runner:cache_on(device, tokens, dtype)
     return core.kv_cache { layers = self.layers, kv_heads = self.fields.num_key_value_heads, head_dim = self.head_dim,
-                          context = tokens or self.context, device = self.options.device,
+                          context = tokens or self.context, device = device,
                           dtype = dtype or self.options.kv or (self.options.device and "f16" or "f32") }
 end
 
@@ -274,11 +283,11 @@ function Runner:walk(ids, cache)
         i = i + 1
         if i == 0 then
             x = ops.embedding(self.embedding, ids)
-            x = self.embed_scale and ops.scale(x, self.embed_scale) or x
+            x = self.embed_scale and core.tidy(ops.scale, x, self.embed_scale) or x
         elseif i <= self.layers then
             local s = self.steps[i]
             s.cache, s.position, s.rope = cache, position, far and s.far or s.near
-            x = self.graph.layer(s, x)
+            x = core.tidy(self.graph.layer, s, x) -- what the layer made besides is given back
         else
             return nil
         end
@@ -293,19 +302,33 @@ end
 function Runner:hidden(ids, cache)
     local last
     for _, x in self:walk(ids, cache) do
+        if last and last ~= x then
+            last:close()
+        end
         last = x
     end
     return last
+end
+
+local function logits(self, x)
+    local cap = self.fields.final_logit_softcapping
+    x = ops.rmsnorm(x, self.norm, self.fields.rms_norm_eps, self.norm_add)
+    local y = ops.linear(x, self.head, self.head_bias)
+    return cap and ops.softcap(y, cap) or y
 end
 
 --- Logits of hidden states: the last norm, the head, and a soft cap where the model has one.
 ---@param x qmoon.Tensor
 ---@return qmoon.Tensor
 function Runner:logits(x)
-    local cap = self.fields.final_logit_softcapping
-    x = ops.rmsnorm(x, self.norm, self.fields.rms_norm_eps, self.norm_add)
-    local y = ops.linear(x, self.head, self.head_bias)
-    return cap and ops.softcap(y, cap) or y
+    return core.tidy(logits, self, x)
+end
+
+local function last_logits(self, x)
+    local rows = x:info().shape[1]
+    local y = self:logits(rows > 1 and ops.rows(x, rows - 1, 1) or x)
+    x:close()
+    return y
 end
 
 --- Logits of the next token after ids, [1, vocabulary]; with all = true of every token, [#ids, vocabulary].
@@ -326,10 +349,12 @@ function Runner:forward(ids, cache, options)
     local size = self.turns_at and #ids or BATCH -- what turns differently when it is long is given in one piece
     local x
     for from = 1, #ids, size do
+        if x then
+            x:close()
+        end
         x = self:hidden(slice(ids, from, math.min(from + size - 1, #ids)), cache)
     end
-    local rows = x:info().shape[1]
-    return self:logits(rows > 1 and ops.rows(x, rows - 1, 1) or x)
+    return core.tidy(last_logits, self, x)
 end
 
 --- On a GPU: the step from one token to the next, captured once.  step:run(id, n) gives n tokens; the cache goes on with
@@ -344,16 +369,18 @@ function Runner:captured_step(cache, pick)
     end)
 end
 
---- Bytes of weights in the mapped files, and of copies made to compute with.
+--- Bytes of weights in the mapped files, and of those in memory: quantised while they were loaded, on a GPU, or laid out for
+--- speed.
 ---@return integer mapped, integer copied
 function Runner:memory()
-    local _, mapped = self.model:size()
-    return mapped, self.copied
+    return self.forecast.mapped, self.forecast.weights
 end
 
 function Runner:__tostring()
-    return ("runs %s%s · %d layers · context %d"):format(tostring(self.model), self.copied > 0
-        and (" · %s packed for computing"):format(require("qmoon.text").bytes(self.copied)) or "", self.layers, self.context)
+    local copied = self.forecast.weights
+    return ("runs %s%s · %d layers · context %d"):format(tostring(self.model), copied > 0 and (" · %s %s"):format(
+        require("qmoon.text").bytes(copied), self.options.device and ("on %s"):format(tostring(self.options.device))
+        or "packed for computing") or "", self.layers, self.context)
 end
 
 --- Text from a prompt; see qmoon.generate.

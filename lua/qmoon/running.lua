@@ -4,6 +4,8 @@ local core = require "qmoon.core"
 local qm = require "qmoon"
 local devices = require "qmoon.devices"
 local files = require "qmoon.files"
+local forecast = require "qmoon.forecast"
+local text = require "qmoon.text"
 
 local running = {}
 
@@ -16,27 +18,61 @@ function running.options(more)
     for _, o in ipairs {
         { "adapter", kind = "list", value = "DIR", doc = "peft LoRA adapters, applied unmerged" },
         { "context", kind = "integer", value = "N", doc = "the most tokens (default: what the model was made for)" },
+        { "load", kind = "text", value = "TYPE", doc = "quantise linear weights while they are read: nf4, nf4:dq, int8, q4_0, int4:128 …" },
         { "kv", kind = "text", value = "TYPE", choices = { "f32", "f16", "bf16", "q8_0" },
           doc = "type of cached keys and values (default: f32, on a GPU f16)" },
         { "exact", doc = "compute with weights as they decode, not laid out for speed (where activations are rounded, too)" },
         { "llm-int8", doc = "int8 weights as LLM.int8 runs them: activations in 8 bits, outlier columns in 16" },
         { "device", kind = "text", value = "D", default = "cpu", doc = "what computes: cpu, cuda:0 …, or auto (a GPU where there is one)" },
         { "threads", kind = "integer", value = "N", doc = "threads (default: all processors); results never depend on it" },
+        { "verbose", doc = "say what memory is taken, before and after loading, and how loading goes, in a pipe too" },
     } do
         options[#options + 1] = o
     end
     return options
 end
 
+local function say(fmt, ...)
+    io.stderr:write((" " .. fmt .. "\n"):format(...))
+end
+
+--- On the GPU, or, where it does not fit and the device was left open, here.
+local function load(path, options, auto)
+    local ok, result = pcall(qm.load, path, options)
+    if ok or not auto or not options.device or type(result) ~= "table" or result.kind ~= "nofit" then
+        return ok and result or error(result, 0)
+    end
+    say("%s", tostring(result))
+    say "computing on the CPU instead"
+    options.device = nil
+    return qm.load(path, options)
+end
+
+--- A model made ready by a command's options.
 ---@param path string
 ---@param o table parsed options
+---@param expect? table|function of the runner: what is going to be done with it (see qm.load)
 ---@return qmoon.Runner
-function running.load(path, o)
+function running.load(path, o, expect)
     if o.threads then
         require("qmoon.ops").threads(o.threads)
     end
-    return qm.load(path, { adapter = o.adapter or nil, context = o.context, kv = o.kv, llm_int8 = o.llm_int8, exact = o.exact,
-                           device = devices.choose(o.device)[1] })
+    local device = devices.choose(o.device)[1]
+    local before = device and device:memory()
+    local started = core.now()
+    local lm = load(path, { adapter = o.adapter or nil, context = o.context, kv = o.kv, llm_int8 = o.llm_int8, exact = o.exact,
+                            device = device, load = o.load or nil, expect = expect, progress = o.verbose, threads = o.threads },
+        o.device == "auto")
+    if o.verbose then
+        say("forecast  %s", forecast.text(lm.forecast))
+        if lm.options.device then
+            local free, all = device:memory()
+            say("taken     weights %s of the forecast's %s · %s of %s free", text.bytes(before - free),
+                text.bytes(lm.forecast.weights), text.bytes(free), text.bytes(all))
+        end
+        say("loaded    %s in %s", path, text.duration(core.now() - started))
+    end
+    return lm
 end
 
 --- A text file's tokens: all, or the first `most`.

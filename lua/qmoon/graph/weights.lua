@@ -23,7 +23,15 @@ local weights = {}
 ---@field add number? what every value of a norm counts from
 ---@field llm_int8 boolean? computed as LLM.int8 does
 
+--- Where a tensor of the files stands: owner[key], the weight or bias of a module or one of its experts.
+---@class qmoon.Place
+---@field owner table
+---@field key string|integer
+---@field role string of qmoon.arch
+---@field path string of its file
+
 ---@class qmoon.Weights
+---@field list qmoon.Place[] all of them, in the order of the files
 ---@field top table<string, qmoon.Module>
 ---@field layers table<integer, table<string, qmoon.Module>> from 0
 ---@field interleaved boolean llama's rows of queries and keys lie as GGUF wants them
@@ -106,14 +114,13 @@ local function place(w, item, piece)
     local m, part = module_of(w, piece.name)
     local slice = piece.from and { from = piece.from, rows = piece.shape[1], cols = piece.shape[2] } or nil
     local t = view(item.source, piece.shape, slice)
+    local owner, key = m, part
     if piece.expert then
         m.experts = m.experts or {}
-        m.experts[piece.expert + 1] = t
-    elseif part == "bias" or #piece.shape == 1 then
-        m[part] = vector(t)
-    else
-        m[part] = t
+        owner, key = m.experts, piece.expert + 1
     end
+    owner[key] = not piece.expert and (part == "bias" or #piece.shape == 1) and vector(t) or t
+    w.list[#w.list + 1] = { owner = owner, key = key, role = piece.row.role, path = item.source.file:path() }
     m.name = part ~= "bias" and (item.gguf_name or item.name) or m.name
     m.add = item.gguf_name == nil and piece.row.add or nil -- GGUF has it in the values
     w.interleaved = w.interleaved or item.gguf_name ~= nil and piece.row.heads ~= nil
@@ -217,7 +224,7 @@ end
 ---@param head_dim integer
 ---@return qmoon.Weights
 function weights.read(model, a, fields, head_dim)
-    local w = { top = {}, layers = {}, interleaved = false }
+    local w = { list = {}, top = {}, layers = {}, interleaved = false }
     for _, item in ipairs(model.items) do
         local pieces = pieces_of(a, item)
         if pieces then

@@ -1,0 +1,146 @@
+-- Weights that are quantised while a model is loaded, and what its memory was said to be: qm.load's `load` and `expect`.
+
+local core = require "qmoon.core"
+local support = dofile "tests/lua/support.lua"
+
+local MODEL = "tests/fixtures/tiny-qwen2"
+local IDS = { 1, 5, 9, 300, 77, 12, 900, 4, 4, 31 }
+
+local tests = {}
+
+local function logits(lm)
+    return lm:forward(IDS, lm:cache(16), { all = true }):plane(1)
+end
+
+-- What a folder of the same format gives is what loading so gives, bit for bit, in either way of computing.
+tests["a model quantised while it is loaded is the one that was quantised to a folder"] = function()
+    for _, case in ipairs { { "nf4" }, { "nf4:dq", format = "nf4", double_quant = true }, { "fp4" }, { "int8" }, { "int4" },
+                            { "nf4:128", format = "nf4", block = 128 }, { "int3:32", format = "int3", block = 32 },
+                            { "nvfp4" } } do
+        local word, out = case[1], support.scratch()
+        qm.write(qm.open(MODEL), { { out, format = case.format or word, block = case.block, double_quant = case.double_quant,
+                                     dtype = ({ nf4 = "bf16", fp4 = "bf16", int8 = "bf16" })[case.format or word] } })
+        for _, exact in ipairs { true, false } do
+            local written, loaded = qm.load(out, { exact = exact }), qm.load(MODEL, { exact = exact, load = word })
+            assert(logits(written) == logits(loaded), ("%s: other logits (exact = %s)"):format(word, tostring(exact)))
+        end
+    end
+end
+
+tests["LLM.int8 of weights that are quantised while they are loaded"] = function()
+    local out = support.scratch()
+    qm.write(qm.open(MODEL), { { out, format = "int8", dtype = "bf16" } })
+    assert(logits(qm.load(out, { llm_int8 = true })) == logits(qm.load(MODEL, { llm_int8 = true, load = "int8" })))
+end
+
+tests["the same with any number of threads"] = function()
+    local one = logits(qm.load(MODEL, { load = "nf4:dq", threads = 1 }))
+    assert(one == logits(qm.load(MODEL, { load = "nf4:dq", threads = 5 })))
+end
+
+tests["core.load makes what quantize makes, of every kind of tensor"] = function()
+    local pool = core.pool(3)
+    local weights, want = { }, {}
+    for i, shape in ipairs { { 700, 512 }, { 3, 256 }, { 64, 4096 }, { 1000, 768 } } do
+        local t = qm.randn { shape[1], shape[2], std = 0.02, seed = i }
+        for _, from in ipairs { "f32", "bf16", "nf4:dq", "q8_0", "int8" } do
+            local source = t:quantize(from)
+            for _, to in ipairs { { "nf4", double_quant = true }, { "nf4", block = 128 }, { "fp4" }, { "int8" }, { "q4_0" }, { "q6_k" },
+                                  { "f16" }, { "nvfp4" } } do
+                weights[#weights + 1] = { tensor = source, format = to[1], block = to.block, double_quant = to.double_quant }
+                want[#want + 1] = source:quantize(to[1], { block = to.block, double_quant = to.double_quant })
+            end
+        end
+    end
+    local seen = 0
+    weights.progress = function(bytes)
+        seen = math.max(seen, bytes)
+    end
+    local got = core.load(pool, weights)
+    for i, w in ipairs(want) do
+        for plane = 1, 3 do
+            assert(got[i]:plane(plane) == w:plane(plane), ("weight %d, plane %d"):format(i, plane))
+        end
+        assert(got[i]:info().offset == w:info().offset)
+    end
+    assert(seen > 0)
+    pool:close()
+end
+
+tests["core.load refuses what it cannot do"] = function()
+    local pool = core.pool(2)
+    local t = qm.randn { 4, 64, seed = 1 }
+    for _, case in ipairs { { { tensor = t, format = "q6_k" }, "64" }, { { tensor = t, format = "f16", double_quant = true }, "quantise again" },
+                            { {}, "no tensor" }, { { tensor = t, format = "nonesuch" }, "nonesuch" } } do
+        local ok, e = pcall(core.load, pool, { case[1] })
+        assert(not ok and tostring(e):find(case[2], 1, true), tostring(e))
+    end
+    pool = core.pool(1) -- the thread that calls the function has something to do
+    local ok, e = pcall(core.load, pool, { { tensor = t, format = "nf4" }, progress = function()
+        error "enough"
+    end })
+    assert(not ok and tostring(e):find "enough", tostring(e))
+    assert(core.load(pool, { { tensor = t, format = "nf4" } })[1]:info().format == "nf4", "still there")
+    pool:close()
+end
+
+tests["tidy closes what ops made, but for what is returned"] = function()
+    local ops, x = qm.ops, qm.randn { 2, 64, seed = 1 }
+    local inner
+    local y, z = core.tidy(function()
+        inner = ops.scale(x, 2)
+        local deeper = core.tidy(function()
+            return ops.add(inner, ops.scale(x, 3))
+        end)
+        return ops.add(deeper, x), 7
+    end)
+    assert(z == 7 and y:info().shape[1] == 2)
+    assert(not pcall(inner.info, inner), "what was not returned is closed")
+    assert(x:info().shape[2] == 64, "what was there before is not")
+    local kept
+    local ok, e = pcall(core.tidy, function()
+        kept = ops.scale(x, 2)
+        error "trouble"
+    end)
+    assert(not ok and tostring(e):find "trouble" and not pcall(kept.info, kept))
+    local after = ops.scale(x, 2)
+    assert(after:info(), "outside of it nothing is closed")
+end
+
+tests["a plan counts what would be taken"] = function()
+    local plan = core.plan_device()
+    local t = qm.randn { 256, 256, seed = 1 }
+    local pool = core.pool(1)
+    local got = core.load(pool, { device = plan, { tensor = t, format = "nf4", double_quant = true }, { tensor = t } })
+    local now = core.plan_memory(plan)
+    assert(now == 256 * 256 / 2 + 256 * 256 / 64 + 4 * 4 + 256 * 256 * 4, now)
+    assert(not pcall(got[2].values, got[2]), "it has no values")
+    got[2]:close()
+    assert(core.plan_memory(plan) == now - 256 * 256 * 4)
+    pool:close()
+end
+
+-- On the CPU what is copied is known to the byte; the process grows by that, and by what malloc rounds.
+tests["memory is what it was said to be"] = function()
+    local plain, quantised = qm.load(MODEL), qm.load(MODEL, { load = "nf4", expect = { tokens = 64 } })
+    local mapped = plain:memory()
+    local left, copied = quantised:memory()
+    local _, size = qm.open(MODEL):size()
+    assert(mapped <= size and mapped > 0.98 * size, "all but the vectors lies in the file")
+    assert(left < mapped and copied > 0)
+    local cache = quantised:cache(64)
+    assert(quantised.forecast.kv == cache:bytes(), "the cache")
+    assert(quantised.forecast.tokens == 64)
+end
+
+tests["generate --load, with and without words about memory"] = function()
+    local command = ('generate %s --prompt "Once upon a time" --tokens 8 --load nf4:dq'):format(MODEL)
+    local status, quiet = support.run(command)
+    assert(status == 0 and not quiet:find "forecast" and not quiet:find "loading", quiet)
+    local _, verbose = support.run(command .. " --verbose")
+    assert(verbose:find "forecast  weights 3%.%d+ MB and 1%.%d+ MB in mapped files" and verbose:find "loaded    ", verbose)
+    status, quiet = support.run(command .. "x")
+    assert(status == 2 and quiet:find "dqx", quiet)
+end
+
+return tests
