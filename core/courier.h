@@ -38,11 +38,11 @@ struct qm_courier {
                        qm_err *e); /* for a chunk's source; valid until the next call */
     bool (*run)(qm_courier *l, qm_parcel *c, qm_err *e);
 
-    /* To stay there (load.h): values first … of `to`, a tensor of this device, are those of `part`, whose planes lie
-     * in the first `raw` bytes of the courier's memory.  encode: quantised on the way; else plane by plane, as they
-     * are. */
-    bool (*bring)(qm_courier *l, const struct qm_tensor *part, uint64_t raw, struct qm_tensor *to, int64_t first,
-                  bool encode, qm_err *e);
+    /* To stay there (load.h): values first … of `to`, a tensor of this device, are those of `part`, whose
+     * planes lie in the first `raw` bytes of the courier's memory.  encode: quantised on the way; else plane
+     * by plane, as they are. */
+    bool (*bring)(qm_courier *l, const struct qm_tensor *part, uint64_t raw, struct qm_tensor *to,
+                  int64_t first, bool encode, qm_err *e);
     void (*free)(qm_courier *l);
 };
 

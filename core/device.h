@@ -39,10 +39,11 @@ struct qm_device {
     bool prepared_beside; /* *out keeps t's own planes, as it does here */
     struct qm_tensor *(*restore)(qm_device *d, const struct qm_tensor *t, qm_err *e);
 
-    /* For plans (plan.h): what prepare makes, with planes on another device that nobody writes to; what a call takes
-     * beside its result while it runs, and in *kept what a library that it uses keeps from then on; and what ops keep,
-     * `decoding` token by token or not. */
-    bool (*prepared)(qm_device *d, qm_device *where, const struct qm_tensor *t, struct qm_tensor **out, qm_err *e);
+    /* For plans (plan.h): what prepare makes, with planes on another device that nobody writes to; what a
+     * call takes beside its result while it runs, and in *kept what a library that it uses keeps from then
+     * on; and what ops keep, `decoding` token by token or not. */
+    bool (*prepared)(qm_device *d, qm_device *where, const struct qm_tensor *t, struct qm_tensor **out,
+                     qm_err *e);
     uint64_t (*op_memory)(qm_device *d, const struct qm_call *c, uint64_t *kept);
     uint64_t (*kept_memory)(qm_device *d, bool decoding);
 

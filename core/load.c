@@ -9,11 +9,12 @@
 
 #include "double_quant.h"
 
-/* Values of a piece: here they stay in the processor's cache; what goes to a device is long enough for a copy to run
- * at full speed, and short enough that little is under way. */
+/* Values of a piece: here they stay in the processor's cache; what goes to a device is long enough for a copy
+ * to run at full speed, and short enough that little is under way. */
 enum { HERE = 128 * 1024, THERE = 2 << 20 };
 
-/* Pieces begin at multiples of this as well as of the formats' groups, so that every plane begins on 16 bytes. */
+/* Pieces begin at multiples of this as well as of the formats' groups, so that every plane begins on 16
+ * bytes. */
 enum { STEP = 256 };
 
 typedef struct weight {
@@ -45,7 +46,8 @@ typedef struct load {
     void *arg;
 } load;
 
-/* ---- cutting --------------------------------------------------------------------------------------------- */
+/* ---- cutting ---------------------------------------------------------------------------------------------
+ */
 
 static int64_t lcm(int64_t a, int64_t b)
 {
@@ -55,7 +57,7 @@ static int64_t lcm(int64_t a, int64_t b)
         x = y;
         y = r;
     }
-    return a / x * b;
+    return x ? a / x * b : 1;
 }
 
 /* Values after which a tensor's planes begin afresh. */
@@ -67,7 +69,8 @@ static int64_t group_of(const qm_tensor *t)
 
 static int64_t step_of(const qm_loading *w, bool there)
 {
-    int64_t values = qm_tensor_count(w->from), step = lcm(STEP, group_of(w->from)), fit = there ? THERE : HERE;
+    int64_t values = qm_tensor_count(w->from), step = lcm(STEP, group_of(w->from)),
+            fit = there ? THERE : HERE;
     if (w->format) {
         qm_codec c;
         qm_err ignored = {0}; /* told when the tensor is made */
@@ -86,7 +89,10 @@ static int64_t piece_values(const weight *w, int64_t piece)
     return left < w->step ? left : w->step;
 }
 
-static uint64_t aligned(uint64_t size) { return (size + QM_COURIER_ALIGN - 1) / QM_COURIER_ALIGN * QM_COURIER_ALIGN; }
+static uint64_t aligned(uint64_t size)
+{
+    return (size + QM_COURIER_ALIGN - 1) / QM_COURIER_ALIGN * QM_COURIER_ALIGN;
+}
 
 /* Gives the planes of a part places in one piece of memory, one behind another; returns how much that is. */
 static uint64_t place(qm_tensor *part, uint8_t *to)
@@ -99,7 +105,8 @@ static uint64_t place(qm_tensor *part, uint8_t *to)
     return at;
 }
 
-/* Makes the sizes large enough for a piece: its bytes, and its values as f32 where those are needed beside. */
+/* Makes the sizes large enough for a piece: its bytes, and its values as f32 where those are needed beside.
+ */
 static void sizes_of(const qm_loading *w, bool there, uint64_t *raw, uint64_t *values)
 {
     int64_t n = qm_tensor_count(w->from), step = step_of(w, there);
@@ -120,7 +127,8 @@ uint64_t qm_load_memory(const qm_loading *w, int n, int threads, const qm_device
     return (uint64_t)threads * (raw + values * sizeof(float));
 }
 
-/* ---- one piece ------------------------------------------------------------------------------------------- */
+/* ---- one piece -------------------------------------------------------------------------------------------
+ */
 
 /* A slice's bytes: through the file, so that its pages do not count as this program's. */
 static bool read_slice(const qm_slice *s, uint8_t *to, qm_err *e)
@@ -175,7 +183,8 @@ static bool bring(const load *l, int index, int64_t piece, int thread, qm_err *e
            && c->bring(c, &part, raw, w->out, first, w->format != NULL, e);
 }
 
-/* ---- one weight ------------------------------------------------------------------------------------------ */
+/* ---- one weight ------------------------------------------------------------------------------------------
+ */
 
 /* A tensor like t on the device, its planes not yet written. */
 static qm_tensor *blank_like(const qm_tensor *t, qm_device *d, qm_err *e)
@@ -351,7 +360,8 @@ static void tick(void *arg)
         l->progress(l->arg, atomic_load(&l->done));
 }
 
-/* ---- all of them ----------------------------------------------------------------------------------------- */
+/* ---- all of them -----------------------------------------------------------------------------------------
+ */
 
 static void memory_free(memory *m, int threads)
 {

@@ -441,14 +441,17 @@ static void measure(qm_pack *p)
     p->panel = (p->codes_size + scales + 63) / 64 * 64;
 }
 
+enum { PAGE = 2 << 20 };
+
 /* Large pages: reading a weight front to back then misses the address cache 512 times less often. */
+static size_t in_pages(size_t size) { return size < PAGE ? size : (size + PAGE - 1) / PAGE * PAGE; }
+
 static uint8_t *allocate(size_t size)
 {
-    size_t page = (size_t)2 << 20, whole = (size + page - 1) / page * page;
-    uint8_t *data = size < page ? aligned_alloc(64, size) : aligned_alloc(page, whole);
+    uint8_t *data = aligned_alloc(size < PAGE ? 64 : PAGE, in_pages(size));
 #ifdef MADV_HUGEPAGE
-    if (data && size >= page)
-        madvise(data, whole, MADV_HUGEPAGE); /* as good as can be had */
+    if (data && size >= PAGE)
+        madvise(data, in_pages(size), MADV_HUGEPAGE); /* as good as can be had */
 #endif
     return data;
 }
@@ -510,7 +513,7 @@ static bool shape_of(qm_pack *p, const qm_tensor *t)
 uint64_t qm_pack_bytes(const qm_tensor *t)
 {
     qm_pack p;
-    return shape_of(&p, t) ? data_size(&p) : 0;
+    return shape_of(&p, t) ? in_pages(data_size(&p)) : 0;
 }
 
 qm_tensor *qm_tensor_prepare(const qm_tensor *t, qm_pool *pool, qm_err *e)
@@ -526,7 +529,9 @@ qm_tensor *qm_tensor_prepare(const qm_tensor *t, qm_pool *pool, qm_err *e)
         out->pack = p;
         return out;
     }
-    qm_pack_unref(p);
+    if (p)
+        free(p->data);
+    free(p);
     qm_tensor_free(out);
     return NULL;
 }

@@ -43,10 +43,7 @@ static void release(qm_device *d, uint8_t *data)
     free(b);
 }
 
-static bool has_no_bytes(qm_err *e)
-{
-    return qm_fail(e, QM_EUNSUPPORTED, "a plan has sizes and no values");
-}
+static bool has_no_bytes(qm_err *e) { return qm_fail(e, QM_EUNSUPPORTED, "a plan has sizes and no values"); }
 
 static bool write(qm_device *d, uint8_t *to, const void *from, uint64_t size, qm_err *e)
 {
@@ -107,8 +104,7 @@ static bool prepare(qm_device *d, const qm_tensor *t, qm_tensor **out, qm_err *e
     if (size == 0)
         return true;
     *out = qm_tensor_again(t, e);
-    if (*out && !(*out)->plane[QM_MAX_PLANES].buf
-        && qm_tensor_plane_new(*out, QM_MAX_PLANES, size, d, e))
+    if (*out && !(*out)->plane[QM_MAX_PLANES].buf && qm_tensor_plane_new(*out, QM_MAX_PLANES, size, d, e))
         return true;
     qm_tensor_free(*out);
     *out = NULL;
@@ -142,7 +138,8 @@ static bool op(qm_device *d, qm_call *c, qm_err *e)
     c->out->format = qm_format_find("f32");
     c->out->codec.block = 1;
     bool ok = c->op->result == QM_RESULT_TENSOR
-                  ? qm_tensor_plane_new(c->out, 0, (uint64_t)qm_shape_count(&c->shape) * sizeof(float), d, e) != NULL
+                  ? qm_tensor_plane_new(c->out, 0, (uint64_t)qm_shape_count(&c->shape) * sizeof(float), d, e)
+                        != NULL
                   : make_ids(c, e);
     uint64_t kept = 0, beside = ok && p->of && p->of->op_memory ? p->of->op_memory(p->of, c, &kept) : 0;
     took(p, beside);
@@ -175,9 +172,21 @@ qm_device *qm_plan_new(qm_device *of, qm_err *e)
         return NULL;
     }
     p->of = qm_device_ref(of);
-    p->device = (qm_device){.name = "plan", .refs = 1, .close = close_plan, .alloc = alloc, .release = release,
-                            .write = write, .read = read, .quantize = quantize, .errors = errors,
-                            .prepare = prepare, .prepared_beside = of == NULL, .restore = restore, .nest = nest, .wait = wait, .op = op,
+    p->device = (qm_device){.name = "plan",
+                            .refs = 1,
+                            .close = close_plan,
+                            .alloc = alloc,
+                            .release = release,
+                            .write = write,
+                            .read = read,
+                            .quantize = quantize,
+                            .errors = errors,
+                            .prepare = prepare,
+                            .prepared_beside = of == NULL,
+                            .restore = restore,
+                            .nest = nest,
+                            .wait = wait,
+                            .op = op,
                             .memory = memory};
     return &p->device;
 }

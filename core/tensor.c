@@ -245,7 +245,7 @@ uint64_t qm_tensor_plane_size(const qm_tensor *t, int i, uint64_t n)
     if (!t->double_quant || i == 0)
         return i < qm_format_planes(t->format) ? qm_plane_size(t->format, &t->codec, i, n) : 0;
     uint64_t groups = (n + t->codec.block - 1) / t->codec.block;
-    return i == 1 ? groups
+    return i == 1   ? groups
            : i == 2 ? (groups + QM_DOUBLE_QUANT_BLOCK - 1) / QM_DOUBLE_QUANT_BLOCK * sizeof(float)
                     : 0;
 }
@@ -290,8 +290,9 @@ qm_tensor *qm_tensor_to(const qm_tensor *t, qm_device *d, qm_err *e)
                 t->name ? t->name : "", source->name);
         return NULL;
     }
-    if (t->laid_out) {
-        qm_tensor *restored = source->restore(source, t, e), *here = restored ? qm_tensor_to(restored, NULL, e) : NULL;
+    if (t->laid_out && source) {
+        qm_tensor *restored = source->restore(source, t, e),
+                  *here = restored ? qm_tensor_to(restored, NULL, e) : NULL;
         qm_tensor_free(restored);
         return here;
     }
@@ -483,17 +484,18 @@ static bool code(qm_tensor *t, const qm_format *f, const qm_quantize_options *o,
     t->format = qm_format_ref(f);
     t->dtype = f->plane[0].dtype;
     if (!f->encode)
-        return qm_fail(e, QM_EUNSUPPORTED, "%s: only the functions that format %s was made with can encode it",
-                       what, f->name);
+        return qm_fail(e, QM_EUNSUPPORTED,
+                       "%s: only the functions that format %s was made with can encode it", what, f->name);
     if (!qm_codec_init(&t->codec, f, qm_tensor_cols(t), o->block, what, e))
         return false;
     t->codec.exact_zero = o->exact_zero;
     t->codec.nearest = o->nearest;
     return !o->double_quant || qm_can_double_quant(f)
-           || qm_fail(e, QM_EUNSUPPORTED,
-                      "%s: format %s has no f32 absmax to quantise again; double_quant goes with nf4, fp4 and "
-                      "others of less than 8 bits with one scale a block",
-                      what, f->name);
+           || qm_fail(
+               e, QM_EUNSUPPORTED,
+               "%s: format %s has no f32 absmax to quantise again; double_quant goes with nf4, fp4 and "
+               "others of less than 8 bits with one scale a block",
+               what, f->name);
 }
 
 qm_tensor *qm_tensor_coded(const qm_tensor *t, const qm_format *f, const qm_quantize_options *o, qm_err *e)
@@ -510,7 +512,8 @@ qm_tensor *qm_tensor_blank(const qm_tensor *t, const qm_format *f, const qm_quan
 {
     qm_tensor *out = qm_tensor_coded(t, f, o, e);
     for (int i = 0; out && i < qm_format_planes(f); i++)
-        if (!qm_tensor_plane_new(out, i, qm_tensor_plane_size(out, i, (uint64_t)qm_tensor_count(out)), d, e)) {
+        if (!qm_tensor_plane_new(out, i, qm_tensor_plane_size(out, i, (uint64_t)qm_tensor_count(out)), d,
+                                 e)) {
             qm_tensor_free(out);
             out = NULL;
         }

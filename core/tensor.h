@@ -82,8 +82,8 @@ qm_device *qm_tensor_device(const qm_tensor *t);
 /* A copy of all planes in the device's memory, or in this machine's when d is NULL. */
 qm_tensor *qm_tensor_to(const qm_tensor *t, qm_device *d, qm_err *e);
 
-/* For backends: a tensor without planes yet, one that is like t in all else, and a fresh buffer for plane i, which is
- * freed with the tensor. */
+/* For backends: a tensor without planes yet, one that is like t in all else, and a fresh buffer for plane i,
+ * which is freed with the tensor. */
 qm_tensor *qm_tensor_new(const char *name, const qm_shape *shape, qm_err *e);
 qm_tensor *qm_tensor_like(const qm_tensor *t, qm_err *e);
 uint8_t *qm_tensor_plane_new(qm_tensor *t, int i, uint64_t size, qm_device *d, qm_err *e);
@@ -93,8 +93,8 @@ void qm_tensor_drop_plane(qm_tensor *t, int i); /* gives its buffer back */
 /* Bytes of plane i for n values, from the first one on, as a tensor like t holds them. */
 uint64_t qm_tensor_plane_size(const qm_tensor *t, int i, uint64_t n);
 
-/* t's values from `first` on as a tensor of one row, of the same buffers and without a reference to them.  first
- * begins a group, and of a double-quantised tensor 256 of them. */
+/* t's values from `first` on as a tensor of one row, of the same buffers and without a reference to them.
+ * first begins a group, and of a double-quantised tensor 256 of them. */
 qm_tensor qm_tensor_part(const qm_tensor *t, int64_t first, int64_t n);
 
 /* shape, as rows of the last dimension: a 1-D tensor or a scalar is one row. */
@@ -120,8 +120,8 @@ typedef struct qm_quantize_options {
 qm_tensor *qm_tensor_quantize(const qm_tensor *t, const qm_format *f, const qm_quantize_options *o,
                               qm_err *e);
 
-/* What that makes of a tensor like t before it has planes; before they are written, on d or here; and, where o asks for
- * it, the second level once they are: qm_tensor_nest is the one here. */
+/* What that makes of a tensor like t before it has planes; before they are written, on d or here; and, where
+ * o asks for it, the second level once they are: qm_tensor_nest is the one here. */
 qm_tensor *qm_tensor_coded(const qm_tensor *t, const qm_format *f, const qm_quantize_options *o, qm_err *e);
 qm_tensor *qm_tensor_blank(const qm_tensor *t, const qm_format *f, const qm_quantize_options *o, qm_device *d,
                            qm_err *e);

@@ -75,8 +75,8 @@ qm_round qml_field_round(lua_State *L, int table, const char *field);
 int qml_view_strided(lua_State *L); /* core.view, where `strides` or a list `at` is given */
 int qml_view_planes(lua_State *L);
 
-/* From bind_stream.c.  Runs `body` on (argument 1, a copy of the table in argument `job`, argument 3) with all that the
- * table uses held. */
+/* From bind_stream.c.  Runs `body` on (argument 1, a copy of the table in argument `job`, argument 3) with
+ * all that the table uses held. */
 int qml_with_job(lua_State *L, int job, lua_CFunction body);
 
 /* The field "progress" of a job: a function of bytes, or nil.  It stays on the stack while the job runs. */
@@ -87,18 +87,19 @@ typedef struct qml_progress {
 } qml_progress;
 void qml_progress_read(lua_State *L, int table, qml_progress *p);
 void qml_progress_call(void *progress, uint64_t bytes);
-void qml_progress_check(lua_State *L, const qml_progress *p, bool ok, const qm_err *e); /* raises what went wrong */
+void qml_progress_check(lua_State *L, const qml_progress *p, bool ok,
+                        const qm_err *e); /* raises what went wrong */
 
-#define QML_INFILE  "qmoon.infile"
-#define QML_OUTFILE "qmoon.outfile"
-#define QML_TENSOR  "qmoon.tensor"
-#define QML_FORMAT  "qmoon.format"
-#define QML_POOL    "qmoon.pool"
-#define QML_COURIERS   "qmoon.couriers"
-#define QML_REGEX   "qmoon.regex"
-#define QML_DEVICE  "qmoon.device"
-#define QML_STEP    "qmoon.step"
-#define QML_CACHE   "qmoon.kv_cache"
+#define QML_INFILE   "qmoon.infile"
+#define QML_OUTFILE  "qmoon.outfile"
+#define QML_TENSOR   "qmoon.tensor"
+#define QML_FORMAT   "qmoon.format"
+#define QML_POOL     "qmoon.pool"
+#define QML_COURIERS "qmoon.couriers"
+#define QML_REGEX    "qmoon.regex"
+#define QML_DEVICE   "qmoon.device"
+#define QML_STEP     "qmoon.step"
+#define QML_CACHE    "qmoon.kv_cache"
 
 /* One each; every one adds its functions to the table on top of the stack. */
 void qml_open_text(lua_State *L);      /* bind_text.c: json, pack, sha256, regex */

@@ -79,8 +79,8 @@ static int memory(lua_State *L)
     return 2;
 }
 
-/* d:used() -> bytes of tensors and of what ops keep; the most of them since this was last asked; and the most that was
- * held of the GPU for them. */
+/* d:used() -> bytes of tensors and of what ops keep; the most of them since this was last asked; and the most
+ * that was held of the GPU for them. */
 static int used(lua_State *L)
 {
     uint64_t now, most, held;

@@ -9,14 +9,18 @@
 
 enum { MOST_WEIGHTS = 1 << 20 };
 
-/* {tensor=, format=, block=, double_quant=, exact_zero=, nearest=, round=, prepare=}: without a format as it is. */
+/* {tensor=, format=, block=, double_quant=, exact_zero=, nearest=, round=, prepare=}: without a format as it
+ * is. */
 static void read_loading(lua_State *L, int table, qm_loading *w)
 {
     *w = (qm_loading){.from = qml_field_box(L, table, "tensor", QML_TENSOR)};
-    if (!w->from)
+    if (!w->from) {
         luaL_error(L, "load: a weight has no tensor");
+        return;
+    }
     if (qm_tensor_device(w->from))
-        luaL_error(L, "load: tensor '%s' is not in this machine's memory", w->from->name ? w->from->name : "");
+        luaL_error(L, "load: tensor '%s' is not in this machine's memory",
+                   w->from->name ? w->from->name : "");
     w->lay_out = qml_field_boolean(L, table, "prepare", false);
     lua_getfield(L, table, "format");
     if (!lua_isnil(L, -1))
@@ -84,10 +88,10 @@ static int run_load(lua_State *L)
     return 1;
 }
 
-/* load(pool, {weight, …, device=, couriers=, progress=}) -> list of tensors: quantised on the way where a weight names a
- * format, and laid out where it says prepare.  device: a GPU, for which there are as many couriers as the pool has
- * threads, or a plan; nil: this machine's memory, where a weight without a format stays where it is.  progress: a
- * function of the bytes that are done. */
+/* load(pool, {weight, …, device=, couriers=, progress=}) -> list of tensors: quantised on the way where a
+ * weight names a format, and laid out where it says prepare.  device: a GPU, for which there are as many
+ * couriers as the pool has threads, or a plan; nil: this machine's memory, where a weight without a format
+ * stays where it is.  progress: a function of the bytes that are done. */
 static int load(lua_State *L)
 {
     qml_check_idle(L, 1, QML_POOL);
@@ -103,13 +107,15 @@ static int run_load_memory(lua_State *L)
     return 1;
 }
 
-/* load_memory({weight, …, device=}, nil, threads) -> bytes that load takes while it runs beside what it makes: of the
- * device's memory, or of this machine's. */
+/* load_memory({weight, …, device=}, nil, threads) -> bytes that load takes while it runs beside what it
+ * makes: of the device's memory, or of this machine's. */
 static int load_memory(lua_State *L) { return qml_with_job(L, 1, run_load_memory); }
 
-/* ---- plans ----------------------------------------------------------------------------------------------- */
+/* ---- plans -----------------------------------------------------------------------------------------------
+ */
 
-/* plan_device([device]) -> a device that only counts what another one, or this machine, would have to hold. */
+/* plan_device([device]) -> a device that only counts what another one, or this machine, would have to hold.
+ */
 static int plan_device(lua_State *L)
 {
     qm_device *of = lua_isnoneornil(L, 1) ? NULL : qml_check(L, 1, QML_DEVICE);
@@ -119,7 +125,8 @@ static int plan_device(lua_State *L)
     return *box ? 1 : qml_raise(L, &e);
 }
 
-/* plan_memory(plan) -> bytes now, the most since it was last asked, what libraries keep that ops have used. */
+/* plan_memory(plan) -> bytes now, the most since it was last asked, what libraries keep that ops have used.
+ */
 static int plan_memory(lua_State *L)
 {
     qm_device *d = qml_check(L, 1, QML_DEVICE);
@@ -133,8 +140,8 @@ static int plan_memory(lua_State *L)
     return 3;
 }
 
-/* kept_memory(device, decoding) -> bytes that ops keep on a device beside tensors: buffers, workspaces, and where tokens
- * are decoded one by one the memory of a captured step. */
+/* kept_memory(device, decoding) -> bytes that ops keep on a device beside tensors: buffers, workspaces, and
+ * where tokens are decoded one by one the memory of a captured step. */
 static int kept_memory(lua_State *L)
 {
     qm_device *d = qml_check(L, 1, QML_DEVICE);

@@ -279,8 +279,8 @@ static void close_made(lua_State *L)
     qml_uncount_bytes(L, -1);
 }
 
-/* tidy(f, …) -> what f returns, after closing every other tensor that ops made meanwhile: activations are large, and the
- * collector would find them late. */
+/* tidy(f, …) -> what f returns, after closing every other tensor that ops made meanwhile: activations are
+ * large, and the collector would find them late. */
 static int tidy(lua_State *L)
 {
     luaL_checktype(L, 1, LUA_TFUNCTION);
@@ -451,7 +451,8 @@ static int field_count(lua_State *L, const char *name, double absent, int most)
     return (int)v;
 }
 
-/* kv_cache{layers, kv_heads, head_dim, context, dtype = "f16" | "f32" | "bf16" | "q8_0", device = GPU} -> cache. */
+/* kv_cache{layers, kv_heads, head_dim, context, dtype = "f16" | "f32" | "bf16" | "q8_0", device = GPU} ->
+ * cache. */
 static int kv_cache(lua_State *L)
 {
     luaL_checktype(L, 1, LUA_TTABLE);

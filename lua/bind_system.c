@@ -62,17 +62,20 @@ static bool cgroup_free(double *bytes)
     return ok;
 }
 
-/* memory() -> {available, peak} in bytes: what this process may still take (container limits
- * included), and the most it has held (VmHWM). */
+/* memory() -> {available, peak, own} in bytes: what this process may still take (container limits
+ * included), the most it has held (VmHWM), and what it holds now besides pages of files (RssAnon). */
 static int memory(lua_State *L)
 {
-    double available, peak = 0, group;
+    double available, peak = 0, own = 0, group;
     if (!meminfo("/proc/meminfo", "MemAvailable:", &available)) /* no /proc here: all there is */
         available = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
     if (cgroup_free(&group) && group < available)
         available = group;
     meminfo("/proc/self/status", "VmHWM:", &peak);
-    lua_createtable(L, 0, 2);
+    meminfo("/proc/self/status", "RssAnon:", &own);
+    lua_createtable(L, 0, 3);
+    lua_pushnumber(L, own);
+    lua_setfield(L, -2, "own");
     lua_pushnumber(L, available);
     lua_setfield(L, -2, "available");
     lua_pushnumber(L, peak);

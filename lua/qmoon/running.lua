@@ -58,7 +58,7 @@ function running.load(path, o, expect)
         require("qmoon.ops").threads(o.threads)
     end
     local device = devices.choose(o.device)[1]
-    local before = device and device:memory()
+    local before, own = device and device:memory(), core.memory().own
     local started = core.now()
     local lm = load(path, { adapter = o.adapter or nil, context = o.context, kv = o.kv, llm_int8 = o.llm_int8, exact = o.exact,
                             device = device, load = o.load or nil, expect = expect, progress = o.verbose, threads = o.threads },
@@ -69,6 +69,9 @@ function running.load(path, o, expect)
             local free, all = device:memory()
             say("taken     weights %s of the forecast's %s · %s of %s free", text.bytes(before - free),
                 text.bytes(lm.forecast.weights), text.bytes(free), text.bytes(all))
+        end
+        if not lm.options.device then
+            say("taken     %s of the forecast's %s", text.bytes(core.memory().own - own), text.bytes(lm.forecast.weights))
         end
         say("loaded    %s in %s", path, text.duration(core.now() - started))
     end

@@ -120,7 +120,6 @@ tests["a plan counts what would be taken"] = function()
     pool:close()
 end
 
--- On the CPU what is copied is known to the byte; the process grows by that, and by what malloc rounds.
 tests["memory is what it was said to be"] = function()
     local plain, quantised = qm.load(MODEL), qm.load(MODEL, { load = "nf4", expect = { tokens = 64 } })
     local mapped = plain:memory()
@@ -131,6 +130,26 @@ tests["memory is what it was said to be"] = function()
     local cache = quantised:cache(64)
     assert(quantised.forecast.kv == cache:bytes(), "the cache")
     assert(quantised.forecast.tokens == 64)
+end
+
+-- Of a process of its own, whose heap has no holes that weights could fill.
+tests["the memory that a process holds is what was foretold"] = function()
+    local dir, script = support.scratch(), support.scratch() .. ".lua"
+    local size = { vocab_size = 4096, hidden_size = 1024, intermediate_size = 4096, num_hidden_layers = 4, num_attention_heads = 8,
+                   num_key_value_heads = 4, max_position_embeddings = 512, rms_norm_eps = 1e-6, tie_word_embeddings = false, pre = "qwen2",
+                   rope_theta = 10000, architectures = { "Qwen2ForCausalLM" }, model_type = "qwen2" }
+    require("qmoon.synth").model(size, dir, { seed = 5, shard_size = 3e7 })
+    support.write(script, [[
+        local core = require "qmoon.core"
+        qm.ops.threads(2)
+        local before = core.memory().own
+        local lm = qm.load(arg[1], { load = "nf4", threads = 2 })
+        print(("%.0f %.0f"):format(core.memory().own - before, lm.forecast.weights))]])
+    local status, out = support.run(script .. " " .. dir)
+    assert(status == 0, out)
+    local have, said = out:match "^(%d+) (%d+)"
+    assert(math.abs(have - said) < 0.02 * said + 3e6, out) -- the tokenizer, headers, threads
+    os.remove(script)
 end
 
 tests["generate --load, with and without words about memory"] = function()
