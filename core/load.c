@@ -57,7 +57,7 @@ static int64_t lcm(int64_t a, int64_t b)
         x = y;
         y = r;
     }
-    return x ? a / x * b : 1;
+    return x > 0 && a >= x && b > 0 ? a / x * b : 1;
 }
 
 /* Values after which a tensor's planes begin afresh. */
@@ -79,8 +79,7 @@ static int64_t step_of(const qm_loading *w, bool there)
             return values;
         step = lcm(step, c.block);
     }
-    fit = fit / step * step;
-    return fit > step ? fit : step;
+    return fit > step ? fit / step * step : step;
 }
 
 static int64_t piece_values(const weight *w, int64_t piece)
