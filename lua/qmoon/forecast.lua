@@ -1,7 +1,7 @@
 --- What a model takes of memory, told from its headers before it is loaded.
 --
--- Nothing is added up here: the model is assembled, its cache is made and a forward pass is run on a device that only counts
--- (core.plan_device), by the functions that do it on the real one.
+-- Nothing is added up here: the model is assembled, its cache is made and a forward pass is run on a device
+-- that only counts (core.plan_device), by the functions that do it on the real one.
 --
 --   mapped      weights that stay in their files, in the page cache
 --   weights     in memory: on the GPU, or here what is quantised or laid out
@@ -79,7 +79,8 @@ end
 ---@return string
 function forecast.text(f)
     return ("weights %s%s · keys and values %s (%d tokens) · workspace %s: %s"):format(text.bytes(f.weights),
-        f.mapped > 0 and (" and %s in mapped files"):format(text.bytes(f.mapped)) or "", text.bytes(f.kv), f.tokens,
+        f.mapped > 0 and (" and %s in mapped files"):format(text.bytes(f.mapped)) or "", text.bytes(f.kv),
+        f.tokens,
         text.bytes(f.workspace), text.bytes(f.peak))
 end
 
@@ -114,7 +115,8 @@ local function instead(lm, w, free)
             found[#found + 1] = ("--load %s (%s)"):format(word, text.bytes(other.peak))
         end
     end
-    return #found > 0 and "these would: " .. table.concat(found, ", ") or "a smaller model, --device cpu or a larger GPU would do"
+    return #found > 0 and "these would: " .. table.concat(found, ", ")
+        or "a smaller model, --device cpu or a larger GPU would do"
 end
 
 --- Raises "nofit" when a model does not fit the GPU that it is for, and says what would.

@@ -1,8 +1,8 @@
---- How a model's weights come into memory: as they are, or quantised on the way (options.load), and from there to what
---- computes.
+--- How a model's weights come into memory: as they are, or quantised on the way (options.load), and from
+--- there to what computes.
 --
--- A place (qmoon.graph.weights) becomes a weight of core.load.  Where nothing is to be done to it, as for a 16-bit weight on
--- the CPU, it stays in its mapped file.
+-- A place (qmoon.graph.weights) becomes a weight of core.load. Where nothing is to be done to it, as for a
+-- 16-bit weight on the CPU, it stays in its mapped file.
 
 local core = require "qmoon.core"
 local ops = require "qmoon.ops"
@@ -16,7 +16,7 @@ local PLAIN = { f32 = true, f16 = true, bf16 = true }
 -- Threads that read: the copy to a GPU is fed from the page cache by about eight.
 local MOST_READERS = 16
 
--- ---- which weights ------------------------------------------------------------------------------------------
+-- ---- which weights ----------------------------------------------------------------------------------------
 
 -- bitsandbytes quantises matrices, not stacks, and rounds what it decodes to the type that it quantised.
 local BNB = { nf4 = true, fp4 = true, int8 = true }
@@ -28,7 +28,8 @@ local ROUNDED = { nf4 = true, fp4 = true }
 function loading.spec(word)
     local spec = word and planes.spec(word)
     if spec and type(spec.format) == "table" then
-        core.fail("unsupported", "load: format '%s' is made of functions; write the model in it with qm.write, and load that",
+        core.fail("unsupported",
+            "load: format '%s' is made of functions; write the model in it with qm.write, and load that",
             spec.label)
     end
     return spec
@@ -55,7 +56,8 @@ local function entry_of(place, w, options, spec)
         return entry
     elseif spec and is_quantised(spec, place, info.shape) then
         entry.format, entry.block, entry.double_quant = spec.format, spec.block, spec.double_quant
-        entry.round = ROUNDED[spec.info.name] and info.format ~= "f32" and PLAIN[info.format] and info.format or nil
+        entry.round = ROUNDED[spec.info.name] and info.format ~= "f32" and PLAIN[info.format] and info.format
+            or nil
     elseif place.owner == w.top.token_embd and options.device and not PLAIN[info.format] then
         entry.format = "f16" -- rows are looked up there by ids that only the device knows
     end
@@ -63,6 +65,16 @@ local function entry_of(place, w, options, spec)
     entry.llm_int8 = options.llm_int8 and int8 and place.key == "weight"
     entry.prepare = not options.exact and not entry.llm_int8 and place.owner ~= w.top.token_embd
     return entry
+end
+
+local function as_in_files(a, b)
+    local p, q = a.place, b.place
+    if p.path ~= q.path then
+        return p.path < q.path
+    elseif p.at ~= q.at then
+        return p.at < q.at
+    end
+    return a.number < b.number
 end
 
 --- All weights of a model, in the order of the files.
@@ -73,7 +85,9 @@ function loading.list(w, options)
     local spec, list = loading.spec(options.load), {}
     for i, place in ipairs(w.list) do
         list[i] = entry_of(place, w, options, spec)
+        list[i].number = i
     end
+    table.sort(list, as_in_files)
     local modules = { w.top }
     for layer = 0, #w.layers do
         modules[#modules + 1] = w.layers[layer]
@@ -82,7 +96,8 @@ function loading.list(w, options)
         for _, m in pairs(layer) do
             for _, l in ipairs(m.lora or {}) do
                 for _, key in ipairs { "A", "B" } do
-                    list[#list + 1] = { tensor = l[key], place = { owner = l, key = key }, bytes = l[key]:info().bytes }
+                    list[#list + 1] = { tensor = l[key], place = { owner = l, key = key },
+                                        bytes = l[key]:info().bytes }
                 end
             end
         end
@@ -90,7 +105,7 @@ function loading.list(w, options)
     return list
 end
 
--- ---- doing it -----------------------------------------------------------------------------------------------
+-- ---- doing it ---------------------------------------------------------------------------------------------
 
 local function paths(list)
     local index, n = {}, 0
@@ -104,7 +119,8 @@ local function paths(list)
     return index, n
 end
 
---- A function of the bytes that are done, and one to call at the end: "loading shards 7/19", or tensors of a single file.
+--- A function of the bytes that are done, and one to call at the end: "loading shards 7/19", or tensors of a
+--- single file.
 local function shower(list, options)
     if not (options.progress or core.terminal(2)) then
         return nil, function() end
@@ -123,7 +139,8 @@ local function shower(list, options)
         end
         local e = list[at]
         local name = e.tensor:info().name or ""
-        step { index = n > 1 and shards[e.place.path] or at, tensors = n > 1 and n or #list, tensor = name, bytes = bytes,
+        step { index = n > 1 and shards[e.place.path] or at, tensors = n > 1 and n or #list, tensor = name,
+               bytes = bytes,
                total = total }
     end, finish
 end
@@ -150,7 +167,8 @@ function loading.threads(list, options)
     return math.max(1, math.min(options.threads or core.cpus(), most, math.ceil(bytes / 2 ^ 23)))
 end
 
---- The tensors to compute with, by those that were read: on options.device or here; on `plan` only their sizes.
+--- The tensors to compute with, by those that were read: on options.device or here; on `plan` only their
+--- sizes.
 ---@param list table[] from loading.list
 ---@param options table of the runner
 ---@param plan userdata? from core.plan_device
@@ -159,9 +177,11 @@ function loading.bring(list, options, plan)
     local device, loaded = plan or options.device, {}
     local some = needs_work(list, device)
     local threads = plan and 1 or loading.threads(some, options)
-    local job = { device = device, couriers = options.device and not plan and core.couriers({ device }, threads) or nil }
+    local job = { device = device, couriers = options.device and not plan
+        and core.couriers({ device }, threads) or nil }
     for i, e in ipairs(some) do
-        job[i] = { tensor = e.tensor, format = e.format, block = e.block, double_quant = e.double_quant, round = e.round,
+        job[i] = { tensor = e.tensor, format = e.format, block = e.block, double_quant = e.double_quant,
+                   round = e.round,
                    prepare = e.prepare }
     end
     local finish

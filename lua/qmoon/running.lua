@@ -17,15 +17,22 @@ function running.options(more)
     local options = { unpack(more) }
     for _, o in ipairs {
         { "adapter", kind = "list", value = "DIR", doc = "peft LoRA adapters, applied unmerged" },
-        { "context", kind = "integer", value = "N", doc = "the most tokens (default: what the model was made for)" },
-        { "load", kind = "text", value = "TYPE", doc = "quantise linear weights while they are read: nf4, nf4:dq, int8, q4_0, int4:128 …" },
+        { "context", kind = "integer", value = "N",
+          doc = "the most tokens (default: what the model was made for)" },
+        { "load", kind = "text", value = "TYPE",
+          doc = "quantise linear weights while they are read: nf4, nf4:dq, int8, q4_0, int4:128 …" },
         { "kv", kind = "text", value = "TYPE", choices = { "f32", "f16", "bf16", "q8_0" },
           doc = "type of cached keys and values (default: f32, on a GPU f16)" },
-        { "exact", doc = "compute with weights as they decode, not laid out for speed (where activations are rounded, too)" },
-        { "llm-int8", doc = "int8 weights as LLM.int8 runs them: activations in 8 bits, outlier columns in 16" },
-        { "device", kind = "text", value = "D", default = "cpu", doc = "what computes: cpu, cuda:0 …, or auto (a GPU where there is one)" },
-        { "threads", kind = "integer", value = "N", doc = "threads (default: all processors); results never depend on it" },
-        { "verbose", doc = "say what memory is taken, before and after loading, and how loading goes, in a pipe too" },
+        { "exact",
+          doc = "compute with weights as they decode, not laid out for speed (where activations are rounded, too)" },
+        { "llm-int8",
+          doc = "int8 weights as LLM.int8 runs them: activations in 8 bits, outlier columns in 16" },
+        { "device", kind = "text", value = "D", default = "cpu",
+          doc = "what computes: cpu, cuda:0 …, or auto (a GPU where there is one)" },
+        { "threads", kind = "integer", value = "N",
+          doc = "threads (default: all processors); results never depend on it" },
+        { "verbose",
+          doc = "say what memory is taken, before and after loading, and how loading goes, in a pipe too" },
     } do
         options[#options + 1] = o
     end
@@ -60,9 +67,9 @@ function running.load(path, o, expect)
     local device = devices.choose(o.device)[1]
     local before, own = device and device:memory(), core.memory().own
     local started = core.now()
-    local lm = load(path, { adapter = o.adapter or nil, context = o.context, kv = o.kv, llm_int8 = o.llm_int8, exact = o.exact,
-                            device = device, load = o.load or nil, expect = expect, progress = o.verbose, threads = o.threads },
-        o.device == "auto")
+    local lm = load(path, { adapter = o.adapter or nil, context = o.context, kv = o.kv, llm_int8 = o.llm_int8,
+                            exact = o.exact, device = device, load = o.load or nil, expect = expect,
+                            progress = o.verbose, threads = o.threads }, o.device == "auto")
     if o.verbose then
         say("forecast  %s", forecast.text(lm.forecast))
         if lm.options.device then
@@ -71,7 +78,8 @@ function running.load(path, o, expect)
                 text.bytes(lm.forecast.weights), text.bytes(free), text.bytes(all))
         end
         if not lm.options.device then
-            say("taken     %s of the forecast's %s", text.bytes(core.memory().own - own), text.bytes(lm.forecast.weights))
+            say("taken     %s of the forecast's %s", text.bytes(core.memory().own - own),
+                text.bytes(lm.forecast.weights))
         end
         say("loaded    %s in %s", path, text.duration(core.now() - started))
     end
@@ -95,7 +103,8 @@ function running.tokens(lm, path, most, options)
     return ids
 end
 
---- Progress of something counted, on stderr and only on a terminal: a function (done, of), and one to call at the end.
+--- Progress of something counted, on stderr and only on a terminal: a function (done, of), and one to call at
+--- the end.
 ---@param title string
 ---@return fun(done: integer, of: integer) step, fun() finish
 function running.progress(title)

@@ -1,6 +1,7 @@
--- loading_bench.lua FOLDER [SIZE …]: how long models of random weights take to a GPU, quantised on the way, and the memory
--- that was foretold and taken.  Their checkpoints are written to FOLDER and stay in the page cache.  FOLDER/qwen2-SIZE is
--- left there for loading_bench.py, which loads it with transformers and bitsandbytes.
+-- loading_bench.lua FOLDER [SIZE …]: how long models of random weights take to a GPU, quantised on the way,
+-- and the memory that was foretold and taken. Their checkpoints are written to FOLDER and stay in the page
+-- cache. FOLDER/qwen2-SIZE is left there for loading_bench.py, which loads it with transformers and
+-- bitsandbytes.
 
 local core = require "qmoon.core"
 local loading = require "qmoon.loading"
@@ -62,10 +63,13 @@ local function row(path, word, size)
         ids[i] = i * 31 % 1000
     end
     lm:generate { ids = ids, tokens = TOKENS, ignore_eos = true }
-    lm:generate { ids = ids, tokens = TOKENS, ignore_eos = true } -- whose prompt is read beside the step of the first
+    -- again: the prompt is read beside the step of the first
+    lm:generate { ids = ids, tokens = TOKENS, ignore_eos = true }
     local _, peak, reserved = gpu:used()
-    print(("%-7s %6.2f s %6.2f s %6.1f GB/s  weights %s (said %s)  loading %s (said %s, %s held)  all %s (said %s, %s held; %s more of the GPU)")
-        :format(word or "bf16", seconds, brought, size / brought / 1e9, gb(weights - start), gb(f.weights), gb(most - start), gb(f.weights + f.loading), gb(held),
+    print(("%-7s %6.2f s %6.2f s %6.1f GB/s  weights %s (said %s)  loading %s (said %s, %s held)  "
+        .. "all %s (said %s, %s held; %s more of the GPU)"):format(word or "bf16", seconds, brought,
+            size / brought / 1e9, gb(weights - start), gb(f.weights),
+            gb(most - start), gb(f.weights + f.loading), gb(held),
             gb(math.max(peak, most) - start), gb(f.peak), gb(reserved), gb(before - gpu:memory())))
     io.stdout:flush()
     lm = nil
@@ -100,7 +104,8 @@ for _, name in ipairs(sizes) do
     local started, bytes = core.now(), 0
     for _, item in ipairs(model.items) do
         if bytes < 3e9 and #item.shape == 2 then
-            local t = core.view(item.source.file, { name = item.name, at = item.source.at, size = item.source.size, dtype = "bf16",
+            local t = core.view(item.source.file, { name = item.name, at = item.source.at,
+                                                    size = item.source.size, dtype = "bf16",
                                                     format = "bf16", shape = item.shape })
             t:to(gpu):close()
             bytes = bytes + item.source.size

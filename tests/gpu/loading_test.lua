@@ -35,10 +35,13 @@ tests["weights come as they are, or as the CPU quantises them"] = function()
         local t = qm.randn { shape[1], shape[2], std = 0.02, seed = i }
         for _, from in ipairs { "f32", "bf16", "f16", "nf4:dq", "q8_0", "int8", "q4_k" } do
             local source = shape[2] % 256 == 0 and t:quantize(from) or t:quantize "bf16"
-            for _, to in ipairs { {}, { "nf4", double_quant = true }, { "nf4", block = 128 }, { "fp4" }, { "int8" }, { "q4_0" }, { "q6_k" },
+            for _, to in ipairs { {}, { "nf4", double_quant = true }, { "nf4", block = 128 }, { "fp4" },
+                                  { "int8" }, { "q4_0" }, { "q6_k" },
                                   { "f16" }, { "nvfp4" } } do
-                list[#list + 1] = { tensor = source, format = to[1], block = to.block, double_quant = to.double_quant }
-                want[#want + 1] = to[1] and source:quantize(to[1], { block = to.block, double_quant = to.double_quant }) or source
+                list[#list + 1] = { tensor = source, format = to[1], block = to.block,
+                                    double_quant = to.double_quant }
+                want[#want + 1] = to[1] and source:quantize(to[1],
+                    { block = to.block, double_quant = to.double_quant }) or source
                 name[#name + 1] = ("%s to %s, %d x %d"):format(from, to[1] or "itself", shape[1], shape[2])
             end
         end
@@ -55,7 +58,8 @@ tests["laid-out weights come back byte for byte"] = function()
     for i, f in ipairs { "nf4", "nf4:dq", "fp4", "q4_0", "iq4_nl", "mxfp4", "int4" } do
         local t = qm.randn { 1300, 5120, std = 0.02, seed = i }:quantize "bf16"
         local format, dq = f:match "^(%w+):?(.*)$"
-        list[i] = { tensor = t, format = f:find "_" and f or format, double_quant = dq == "dq", prepare = true }
+        list[i] = { tensor = t, format = f:find "_" and f or format, double_quant = dq == "dq",
+                    prepare = true }
         want[i] = t:quantize(f)
     end
     for i, t in ipairs(load_with(list, 5)) do
@@ -68,20 +72,24 @@ local function logits(lm)
 end
 
 tests["a model quantised while it is loaded is the one that was quantised to a folder"] = function()
-    for _, case in ipairs { { "nf4" }, { "nf4:dq", double_quant = true }, { "fp4" }, { "int8" }, { "int4" }, { "nf4:128", block = 128 } } do
+    for _, case in ipairs { { "nf4" }, { "nf4:dq", double_quant = true }, { "fp4" }, { "int8" }, { "int4" },
+                            { "nf4:128", block = 128 } } do
         local word, out = case[1], support.scratch()
         local format = word:match "^%w+"
-        qm.write(qm.open(MODEL), { { out, format = format, block = case.block, double_quant = case.double_quant,
+        qm.write(qm.open(MODEL), { { out, format = format, block = case.block,
+                                     double_quant = case.double_quant,
                                      dtype = format ~= "int4" and "bf16" or nil } })
         for _, exact in ipairs { false, true } do
             local written = qm.load(out, { device = gpu, exact = exact })
             local loaded = qm.load(MODEL, { device = gpu, exact = exact, load = word })
-            assert(logits(written) == logits(loaded), ("%s: other logits (exact = %s)"):format(word, tostring(exact)))
+            assert(logits(written) == logits(loaded), ("%s: other logits (exact = %s)"):format(word,
+                tostring(exact)))
         end
     end
     for _, word in ipairs { "q4_0", "q8_0", "q6_k" } do
         local here, there = qm.load(MODEL, { load = word }), qm.load(MODEL, { device = gpu, load = word })
-        local a, b = here:forward(IDS, here:cache(64)):values(), there:forward(IDS, there:cache(64)):to(qm.cpu):values()
+        local a, b = here:forward(IDS, here:cache(64)):values(),
+            there:forward(IDS, there:cache(64)):to(qm.cpu):values()
         local most, largest = 0, 0
         for i = 1, #a do
             most, largest = math.max(most, math.abs(a[i] - b[i])), math.max(largest, math.abs(a[i]))
@@ -90,11 +98,12 @@ tests["a model quantised while it is loaded is the one that was quantised to a f
     end
 end
 
--- ---- memory ---------------------------------------------------------------------------------------------------
+-- ---- memory -----------------------------------------------------------------------------------------------
 
 local function close(have, said, what)
     local off = (have - said) / said
-    assert(math.abs(off) <= 0.02, ("%s: %.4f MB, foretold were %.4f MB (%+.2f %%)"):format(what, have / 1e6, said / 1e6, 100 * off))
+    assert(math.abs(off) <= 0.02, ("%s: %.4f MB, foretold were %.4f MB (%+.2f %%)"):format(what, have / 1e6,
+        said / 1e6, 100 * off))
 end
 
 --- Loads, generates, and holds what was taken to what was foretold.
@@ -121,9 +130,11 @@ local function check_memory(path, options, prompt, tokens)
     local _, peak, held = d:used()
     close(math.max(most, peak) - start, f.peak, what .. ": the most at any time")
     local taken, said = free_before - d:memory(), f.peak - f.weights + f.libraries
-    print((" %s: %.1f MB used at most, %.1f held, %.1f foretold; from the GPU after loading %.1f, foretold %.1f"):format(what,
-        (math.max(most, peak) - start) / 1e6, held / 1e6, f.peak / 1e6, taken / 1e6, said / 1e6))
-    assert(taken <= said + 0.02 * (f.peak + f.libraries), "what is free has more taken from it than was foretold")
+    print((" %s: %.1f MB used at most, %.1f held, %.1f foretold; from the GPU after loading %.1f, "
+        .. "foretold %.1f"):format(what, (math.max(most, peak) - start) / 1e6, held / 1e6, f.peak / 1e6,
+            taken / 1e6, said / 1e6))
+    assert(taken <= said + 0.02 * (f.peak + f.libraries),
+        "what is free has more taken from it than was foretold")
     lm = nil
     collectgarbage()
     collectgarbage()
@@ -148,11 +159,14 @@ tests["memory is what was foretold: a larger model"] = function()
 end
 
 tests["what does not fit is refused before it is loaded, with what would"] = function()
-    local ok, e = pcall(qm.load, MODEL, { device = gpu, expect = { tokens = 1000 }, context = 2 ^ 24, kv = "f32" })
+    local ok, e = pcall(qm.load, MODEL, { device = gpu, expect = { tokens = 1000 }, context = 2 ^ 24,
+                                          kv = "f32" })
     assert(ok, tostring(e)) -- 1000 tokens of a long context do fit
     local lm = qm.load(MODEL, { device = gpu })
-    ok, e = pcall(qm.load, MODEL, { device = gpu, context = 2 ^ 29, expect = { tokens = 2 ^ 29 }, kv = "f32" })
-    assert(not ok and e.kind == "nofit" and tostring(e):find "does not fit cuda:0" and tostring(e):find "free", tostring(e))
+    ok, e = pcall(qm.load, MODEL, { device = gpu, context = 2 ^ 29, expect = { tokens = 2 ^ 29 },
+                                    kv = "f32" })
+    assert(not ok and e.kind == "nofit" and tostring(e):find "does not fit cuda:0"
+        and tostring(e):find "free", tostring(e))
     assert(#lm:generate({ ids = { 1, 2, 3 }, tokens = 3, ignore_eos = true }).ids == 3, "others go on")
 end
 

@@ -1,4 +1,5 @@
--- Weights that are quantised while a model is loaded, and what its memory was said to be: qm.load's `load` and `expect`.
+-- Weights that are quantised while a model is loaded, and what its memory was said to be: qm.load's `load`
+-- and `expect`.
 
 local core = require "qmoon.core"
 local support = dofile "tests/lua/support.lua"
@@ -14,15 +15,21 @@ end
 
 -- What a folder of the same format gives is what loading so gives, bit for bit, in either way of computing.
 tests["a model quantised while it is loaded is the one that was quantised to a folder"] = function()
-    for _, case in ipairs { { "nf4" }, { "nf4:dq", format = "nf4", double_quant = true }, { "fp4" }, { "int8" }, { "int4" },
-                            { "nf4:128", format = "nf4", block = 128 }, { "int3:32", format = "int3", block = 32 },
+    for _, case in ipairs { { "nf4" }, { "nf4:dq", format = "nf4", double_quant = true }, { "fp4" },
+                            { "int8" }, { "int4" },
+                            { "nf4:128", format = "nf4", block = 128 },
+                            { "int3:32", format = "int3", block = 32 },
                             { "nvfp4" } } do
         local word, out = case[1], support.scratch()
-        qm.write(qm.open(MODEL), { { out, format = case.format or word, block = case.block, double_quant = case.double_quant,
-                                     dtype = ({ nf4 = "bf16", fp4 = "bf16", int8 = "bf16" })[case.format or word] } })
+        qm.write(qm.open(MODEL), { { out, format = case.format or word, block = case.block,
+                                     double_quant = case.double_quant,
+                                     dtype = ({ nf4 = "bf16", fp4 = "bf16", int8 = "bf16" })[case.format
+                                         or word] } })
         for _, exact in ipairs { true, false } do
-            local written, loaded = qm.load(out, { exact = exact }), qm.load(MODEL, { exact = exact, load = word })
-            assert(logits(written) == logits(loaded), ("%s: other logits (exact = %s)"):format(word, tostring(exact)))
+            local written, loaded = qm.load(out, { exact = exact }),
+                qm.load(MODEL, { exact = exact, load = word })
+            assert(logits(written) == logits(loaded), ("%s: other logits (exact = %s)"):format(word,
+                tostring(exact)))
         end
     end
 end
@@ -30,7 +37,8 @@ end
 tests["LLM.int8 of weights that are quantised while they are loaded"] = function()
     local out = support.scratch()
     qm.write(qm.open(MODEL), { { out, format = "int8", dtype = "bf16" } })
-    assert(logits(qm.load(out, { llm_int8 = true })) == logits(qm.load(MODEL, { llm_int8 = true, load = "int8" })))
+    assert(logits(qm.load(out, { llm_int8 = true })) == logits(qm.load(MODEL,
+        { llm_int8 = true, load = "int8" })))
 end
 
 tests["the same with any number of threads"] = function()
@@ -45,9 +53,11 @@ tests["core.load makes what quantize makes, of every kind of tensor"] = function
         local t = qm.randn { shape[1], shape[2], std = 0.02, seed = i }
         for _, from in ipairs { "f32", "bf16", "nf4:dq", "q8_0", "int8" } do
             local source = t:quantize(from)
-            for _, to in ipairs { { "nf4", double_quant = true }, { "nf4", block = 128 }, { "fp4" }, { "int8" }, { "q4_0" }, { "q6_k" },
+            for _, to in ipairs { { "nf4", double_quant = true }, { "nf4", block = 128 }, { "fp4" },
+                                  { "int8" }, { "q4_0" }, { "q6_k" },
                                   { "f16" }, { "nvfp4" } } do
-                weights[#weights + 1] = { tensor = source, format = to[1], block = to.block, double_quant = to.double_quant }
+                weights[#weights + 1] = { tensor = source, format = to[1], block = to.block,
+                                          double_quant = to.double_quant }
                 want[#want + 1] = source:quantize(to[1], { block = to.block, double_quant = to.double_quant })
             end
         end
@@ -70,7 +80,8 @@ end
 tests["core.load refuses what it cannot do"] = function()
     local pool = core.pool(2)
     local t = qm.randn { 4, 64, seed = 1 }
-    for _, case in ipairs { { { tensor = t, format = "q6_k" }, "64" }, { { tensor = t, format = "f16", double_quant = true }, "quantise again" },
+    for _, case in ipairs { { { tensor = t, format = "q6_k" }, "64" },
+                            { { tensor = t, format = "f16", double_quant = true }, "quantise again" },
                             { {}, "no tensor" }, { { tensor = t, format = "nonesuch" }, "nonesuch" } } do
         local ok, e = pcall(core.load, pool, { case[1] })
         assert(not ok and tostring(e):find(case[2], 1, true), tostring(e))
@@ -111,7 +122,8 @@ tests["a plan counts what would be taken"] = function()
     local plan = core.plan_device()
     local t = qm.randn { 256, 256, seed = 1 }
     local pool = core.pool(1)
-    local got = core.load(pool, { device = plan, { tensor = t, format = "nf4", double_quant = true }, { tensor = t } })
+    local got = core.load(pool, { device = plan, { tensor = t, format = "nf4", double_quant = true },
+                                  { tensor = t } })
     local now = core.plan_memory(plan)
     assert(now == 256 * 256 / 2 + 256 * 256 / 64 + 4 * 4 + 256 * 256 * 4, now)
     assert(not pcall(got[2].values, got[2]), "it has no values")
@@ -135,8 +147,10 @@ end
 -- Of a process of its own, whose heap has no holes that weights could fill.
 tests["the memory that a process holds is what was foretold"] = function()
     local dir, script = support.scratch(), support.scratch() .. ".lua"
-    local size = { vocab_size = 4096, hidden_size = 1024, intermediate_size = 4096, num_hidden_layers = 4, num_attention_heads = 8,
-                   num_key_value_heads = 4, max_position_embeddings = 512, rms_norm_eps = 1e-6, tie_word_embeddings = false, pre = "qwen2",
+    local size = { vocab_size = 4096, hidden_size = 1024, intermediate_size = 4096, num_hidden_layers = 4,
+                   num_attention_heads = 8,
+                   num_key_value_heads = 4, max_position_embeddings = 512, rms_norm_eps = 1e-6,
+                   tie_word_embeddings = false, pre = "qwen2",
                    rope_theta = 10000, architectures = { "Qwen2ForCausalLM" }, model_type = "qwen2" }
     require("qmoon.synth").model(size, dir, { seed = 5, shard_size = 3e7 })
     support.write(script, [[
@@ -157,7 +171,8 @@ tests["generate --load, with and without words about memory"] = function()
     local status, quiet = support.run(command)
     assert(status == 0 and not quiet:find "forecast" and not quiet:find "loading", quiet)
     local _, verbose = support.run(command .. " --verbose")
-    assert(verbose:find "forecast  weights 3%.%d+ MB and 1%.%d+ MB in mapped files" and verbose:find "loaded    ", verbose)
+    assert(verbose:find "forecast  weights 3%.%d+ MB and 1%.%d+ MB in mapped files"
+        and verbose:find "loaded    ", verbose)
     status, quiet = support.run(command .. "x")
     assert(status == 2 and quiet:find "dqx", quiet)
 end

@@ -29,9 +29,10 @@ local weights = {}
 ---@field key string|integer
 ---@field role string of qmoon.arch
 ---@field path string of its file
+---@field at integer where it begins there
 
 ---@class qmoon.Weights
----@field list qmoon.Place[] all of them, in the order of the files
+---@field list qmoon.Place[] all of them
 ---@field top table<string, qmoon.Module>
 ---@field layers table<integer, table<string, qmoon.Module>> from 0
 ---@field interleaved boolean llama's rows of queries and keys lie as GGUF wants them
@@ -120,7 +121,9 @@ local function place(w, item, piece)
         owner, key = m.experts, piece.expert + 1
     end
     owner[key] = not piece.expert and (part == "bias" or #piece.shape == 1) and vector(t) or t
-    w.list[#w.list + 1] = { owner = owner, key = key, role = piece.row.role, path = item.source.file:path() }
+    local at = item.source.at
+    w.list[#w.list + 1] = { owner = owner, key = key, role = piece.row.role, path = item.source.file:path(),
+                            at = (type(at) == "table" and at[1] or at) + (piece.from or 0) }
     m.name = part ~= "bias" and (item.gguf_name or item.name) or m.name
     m.add = item.gguf_name == nil and piece.row.add or nil -- GGUF has it in the values
     w.interleaved = w.interleaved or item.gguf_name ~= nil and piece.row.heads ~= nil
