@@ -24,7 +24,7 @@ function running.options(more)
         { "kv", kind = "text", value = "TYPE", choices = { "f32", "f16", "bf16", "q8_0" },
           doc = "type of cached keys and values (default: f32, on a GPU f16)" },
         { "exact",
-          doc = "compute with weights as they decode, not laid out for speed (where activations are rounded, too)" },
+          doc = "compute with weights as they decode, not laid out for speed (which rounds activations, too)" },
         { "llm-int8",
           doc = "int8 weights as LLM.int8 runs them: activations in 8 bits, outlier columns in 16" },
         { "device", kind = "text", value = "D", default = "cpu",
