@@ -146,6 +146,9 @@ end
 
 -- Of a process of its own, whose heap has no holes that weights could fill.
 tests["the memory that a process holds is what was foretold"] = function()
+    if support.read "/proc/self/maps":find "lib[at]san" then
+        return -- a sanitizer's own memory would count
+    end
     local dir, script = support.scratch(), support.scratch() .. ".lua"
     local size = { vocab_size = 4096, hidden_size = 1024, intermediate_size = 4096, num_hidden_layers = 4,
                    num_attention_heads = 8,
