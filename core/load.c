@@ -38,6 +38,8 @@ typedef struct load {
     qm_courier *const *courier;
     memory *memory;
     qm_tensor *room; /* of the device: one plane, in which weights lie until they are laid out */
+    int *inside;     /* which are in it now, so many, in no order; room for all */
+    int in_room;
     pthread_mutex_t lock;
     pthread_cond_t freed; /* a part of the room is */
     qm_err failure;       /* the first; who waits for room need not wait any longer */
@@ -201,9 +203,9 @@ static qm_tensor *blank_like(const qm_tensor *t, qm_device *d, qm_err *e)
 static uint64_t find_place(const load *l, uint64_t size)
 {
     uint64_t at = 0, end = l->room->plane[0].size;
-    for (int i = 0; i < l->n && at + size <= end; i++) {
-        const weight *w = &l->weight[i];
-        if (w->placed && w->at < at + size && at < w->at + w->planes) {
+    for (int i = 0; i < l->in_room && at + size <= end; i++) {
+        const weight *w = &l->weight[l->inside[i]];
+        if (w->at < at + size && at < w->at + w->planes) {
             at = w->at + w->planes;
             i = -1; /* who came before may be in the way there */
         }
@@ -243,6 +245,7 @@ static bool wait_for_room(load *l, weight *w, qm_err *e)
         if (at != l->room->plane[0].size) {
             w->at = at;
             w->placed = true;
+            l->inside[l->in_room++] = (int)(w - l->weight);
             return true;
         }
         if (l->failure.code) {
@@ -276,6 +279,15 @@ static bool begin(load *l, int index, qm_err *e)
     return place->begun;
 }
 
+static void leave_room(load *l, int index)
+{
+    for (int i = 0; i < l->in_room; i++)
+        if (l->inside[i] == index)
+            l->inside[i--] = l->inside[--l->in_room];
+    l->weight[index].placed = false;
+    pthread_cond_broadcast(&l->freed);
+}
+
 static bool finish(load *l, int index, qm_err *e)
 {
     qm_loading *w = &l->w[index];
@@ -291,8 +303,7 @@ static bool finish(load *l, int index, qm_err *e)
         qm_tensor_free(w->out);
         w->out = laid_out;
     }
-    l->weight[index].placed = false;
-    pthread_cond_broadcast(&l->freed);
+    leave_room(l, index);
     return ok;
 }
 
@@ -423,6 +434,8 @@ static bool make_room(load *l, qm_err *e)
     }
     if (most == 0)
         return true;
+    if (!(l->inside = calloc((size_t)l->n, sizeof *l->inside)))
+        return qm_fail(e, QM_ENOFIT, "out of memory for a list of %d weights", l->n);
     const qm_shape none = {0};
     l->room = qm_tensor_new("room", &none, e);
     return l->room && qm_tensor_plane_new(l->room, 0, 2 * most, l->device, e) != NULL;
@@ -461,6 +474,7 @@ bool qm_load(qm_pool *pool, qm_device *d, qm_courier *const *courier, qm_loading
         w[i].out = NULL;
     }
     qm_tensor_free(l.room);
+    free(l.inside);
     memory_free(l.memory, threads);
     pthread_cond_destroy(&l.freed);
     pthread_mutex_destroy(&l.lock);
