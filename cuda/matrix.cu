@@ -8,4 +8,5 @@
 #include "mma.cuh"
 
 #include "matrix_decode.cuh"
+#include "matrix_experts.cuh"
 #include "matrix_pack.cuh"

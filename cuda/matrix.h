@@ -134,6 +134,27 @@ enum { QM_TOGETHER = 3 };
  * matrices must have been written earlier than that. */
 cudaError_t qm_matrix_decode(const qm_matrix *w, const qm_product *p, int n, const qm_half *x, cudaStream_t s);
 
+/* One expert of a mixture: its matrix, as the others' but for these. */
+typedef struct qm_expert {
+    const void *values; /* a qm_matrix's items; or a plain matrix, row-major */
+    const float *nested;
+    float offset;
+} qm_expert;
+
+/* Tokens as their experts take them: a slot is up to `each` tokens of one expert, which its matrices are read once for.  All on
+ * the GPU, which alone knows how many there are (experts.cuh). */
+typedef struct qm_slots {
+    uint32_t most, each; /* most: as many as there may be; each: 2, 4 or 8 */
+    int32_t *count;      /* slots */
+    int32_t *expert;     /* [slots] */
+    int32_t *token;      /* [slots][each]; -1: none */
+} qm_slots;
+
+/* y[i][slot][token][row] = x W^T for n matrices, one or two, of each slot's expert, which experts[i] has.  kind: what they
+ * have in common.  x has a row for each token of a slot, eight together, or, when `shared`, one for all. */
+cudaError_t qm_matrix_experts(const qm_matrix *kind, const qm_expert *const *experts, float *const *y, int n, const qm_slots *slots,
+                              const qm_half *x, bool shared, cudaStream_t s);
+
 /* Benchmarks: reads `size` bytes, a multiple of 16, and does nothing with them. */
 cudaError_t qm_read_only(const void *p, uint64_t size, float *nothing, cudaStream_t s);
 

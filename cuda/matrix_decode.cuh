@@ -49,6 +49,18 @@ template <uint32_t ITEM> __device__ inline const uint8_t *item_at(const decode_j
     return origin + (uint64_t)item * ITEM;
 }
 
+/* Groups and scales that there are kernels for. */
+#define MATRIX_KINDS                                                                                         \
+    KIND(64, QM_SCALE_F32)                                                                                   \
+    KIND(64, QM_SCALE_NESTED)                                                                                \
+    KIND(32, QM_SCALE_F32)                                                                                   \
+    KIND(32, QM_SCALE_F16)                                                                                   \
+    KIND(32, QM_SCALE_E8M0)                                                                                  \
+    KIND(32, QM_SCALE_NESTED)                                                                                \
+    KIND(128, QM_SCALE_F32)                                                                                  \
+    KIND(128, QM_SCALE_NESTED)                                                                               \
+    KIND(16, QM_SCALE_F32)
+
 /* ---- scales -------------------------------------------------------------------------------------- */
 
 /* What a lane reads of an item's scales, and what becomes of it. */
@@ -77,16 +89,16 @@ template <qm_scale_type S, int GROUP> struct lane_scales {
         }
     }
 
-    __device__ void load_nested(const decode_job &j, uint32_t tile, uint32_t slice, uint32_t g, uint32_t t)
+    /* tile: of the part; cols: of the matrix */
+    __device__ void load_nested(const decode_part &p, uint32_t cols, uint32_t tile, uint32_t slice, uint32_t g, uint32_t t)
     {
         if constexpr (S == QM_SCALE_NESTED) {
             constexpr int EACH = GROUP >= 128 ? 1 : 2; /* a row's groups may lie in two blocks of 256 */
-            const decode_part &p = j.part[part_of(j, tile)];
-            const uint32_t groups = j.cols / GROUP, at = slice * (QM_ITEM_COLS / GROUP) + t * PER_ROW;
+            const uint32_t groups = cols / GROUP, at = slice * (QM_ITEM_COLS / GROUP) + t * PER_ROW;
             offset = p.offset;
 #pragma unroll
             for (int r = 0; r < 2; r++) {
-                uint32_t row = (tile - p.first_tile) * QM_TILE_ROWS + g + 8 * r;
+                uint32_t row = tile * QM_TILE_ROWS + g + 8 * r;
                 bool there = row < p.rows;
                 uint64_t k = (uint64_t)row * groups + at;
                 super[r][0] = there && at < groups ? __ldg(p.nested + (k >> 8)) : 0;
@@ -279,7 +291,7 @@ __global__ void __launch_bounds__(DECODE_THREADS, DECODE_BLOCKS) matrix_decode(c
         for (int u = 0; u < QM_ITEM_UNITS; u++)
             w[u] = load_once(at + u * QM_UNIT_BYTES + lane * 16);
         raw.load(at + SCALES + lane * scales::BYTES);
-        raw.load_nested(j, tile, slice, g, t);
+        raw.load_nested(j.part[part_of(j, tile)], j.cols, tile - j.part[part_of(j, tile)].first_tile, slice, g, t);
     }
     fill_pairs(table, j.level, DECODE_THREADS);
     if (S == QM_SCALE_NESTED)
@@ -308,9 +320,8 @@ __global__ void __launch_bounds__(DECODE_THREADS, DECODE_BLOCKS) matrix_decode(c
                 at = item_at<ITEM>(j, tile, item0 + item + STEP);
             if (more)
                 raw.load(at + SCALES + lane * scales::BYTES);
-            if (more) {
-                raw.load_nested(j, tile, slice, g, t);
-            }
+            if (more)
+                raw.load_nested(j.part[part_of(j, tile)], j.cols, tile - j.part[part_of(j, tile)].first_tile, slice, g, t);
 #pragma unroll
             for (int q = 0; q < M; q++) {
                 operand_b<GROUP> b;
@@ -414,16 +425,8 @@ cudaError_t qm_matrix_decode(const qm_matrix *w, const qm_product *p, int n, con
     }
 #define KIND(group_size, type)                                                                               \
     if (w->group == group_size && w->scale == type)                                                          \
-    return decode_tokens<group_size, type>(j, s)
-    KIND(64, QM_SCALE_F32);
-    KIND(64, QM_SCALE_NESTED);
-    KIND(32, QM_SCALE_F32);
-    KIND(32, QM_SCALE_F16);
-    KIND(32, QM_SCALE_E8M0);
-    KIND(32, QM_SCALE_NESTED);
-    KIND(128, QM_SCALE_F32);
-    KIND(128, QM_SCALE_NESTED);
-    KIND(16, QM_SCALE_F32);
+        return decode_tokens<group_size, type>(j, s);
+    MATRIX_KINDS
 #undef KIND
     return cudaErrorInvalidValue;
 }

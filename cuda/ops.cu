@@ -13,3 +13,5 @@
 
 #include "attention.cuh"
 #include "plain_decode.cuh"
+
+#include "experts.cuh"

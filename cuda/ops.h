@@ -128,6 +128,32 @@ typedef struct qm_int8 {
 } qm_int8;
 cudaError_t qm_linear_int8(const qm_int8 *j, cudaStream_t s);
 
+/* A mixture of experts (experts.cuh): which experts tokens take and what those count, as core/ops/moe.c has it; and the slots
+ * that come of it. */
+enum { QM_MOST_EXPERTS = 512 };
+typedef struct qm_routing {
+    const float *logits;         /* [tokens][experts] */
+    uint32_t tokens, experts, k; /* experts: up to QM_MOST_EXPERTS */
+    bool normalise;
+    qm_slots slots;
+    int32_t *choice, *row; /* [tokens][k]: experts in their order, and the slots' rows of each; -1 behind the last */
+    float *part;           /* [tokens][k]: what each counts */
+    const float *x;        /* of one token: its values, which are brought to row 0 of half, where that is given */
+    uint32_t cols;
+    qm_half half;
+} qm_routing;
+cudaError_t qm_route(const qm_routing *j, cudaStream_t s);
+
+/* Below, rows are those of the slots. x as f16; silu(gate) * up; the experts' results put together. */
+cudaError_t qm_gather_half(const qm_slots *slots, const float *x, uint32_t cols, const qm_half *h, cudaStream_t s);
+cudaError_t qm_gate_rows(const qm_slots *slots, const float *gate, const float *up, uint32_t cols, float *y, const qm_half *h, cudaStream_t s);
+cudaError_t qm_add_experts(const qm_routing *j, const float *from, uint32_t cols, float *y, cudaStream_t s);
+
+/* y[row] = x W^T with plain matrices.  x has a row for each token, or for each row of the slots.  wide: all matrices begin on 16
+ * bytes. */
+cudaError_t qm_plain_experts(const qm_expert *experts, qm_dtype dtype, bool wide, const float *x, bool of_slots, uint32_t rows, uint32_t cols,
+                             const qm_slots *slots, float *y, cudaStream_t s);
+
 /* x rounded to f16 times one power of two for all, left in *alpha as its inverse; most: 4 bytes of scratch. */
 cudaError_t qm_to_half_plain(const float *x, uint64_t n, void *half, float *alpha, uint32_t *most, cudaStream_t s);
 /* x as the sum of two bf16. */

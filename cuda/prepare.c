@@ -89,8 +89,27 @@ static float round_well(float level[16])
     return 1 / best;
 }
 
+/* Levels and factor of m, from its levels as they decode; what was found lately is not sought again. */
+static void find_levels(qm_cuda_ops *o, qm_matrix *m)
+{
+    qm_levels found = {.factor = 1};
+    memcpy(found.of, m->level, sizeof found.of);
+    for (int i = 0; o && i < QM_KNOWN_LEVELS && i < o->levels_found; i++)
+        if (memcmp(o->levels[i].of, found.of, sizeof found.of) == 0) {
+            memcpy(m->level, o->levels[i].level, sizeof m->level);
+            m->factor = o->levels[i].factor;
+            return;
+        }
+    m->factor = bring_to_one(m->level);
+    m->factor *= round_well(m->level);
+    memcpy(found.level, m->level, sizeof found.level);
+    found.factor = m->factor;
+    if (o)
+        o->levels[o->levels_found++ % QM_KNOWN_LEVELS] = found;
+}
+
 /* Fills in all of m but its addresses; false when a weight cannot be laid out so. */
-static bool describe(const qm_tensor *t, qm_matrix *m)
+static bool describe(const qm_cuda *d, const qm_tensor *t, qm_matrix *m)
 {
     const qm_format *f = t->format;
     uint64_t cols = (uint64_t)qm_tensor_cols(t), count = (uint64_t)qm_tensor_count(t);
@@ -105,14 +124,13 @@ static bool describe(const qm_tensor *t, qm_matrix *m)
         m->scale = QM_SCALE_NESTED;
     m->offset = t->offset;
     read_levels(f, m->level);
-    m->factor = bring_to_one(m->level);
-    m->factor *= round_well(m->level);
+    find_levels(d->ops, m);
     return true;
 }
 
 bool qm_cuda_matrix_of(const qm_cuda *d, const qm_tensor *t, qm_matrix *m)
 {
-    if (!t->laid_out || !describe(t, m))
+    if (!t->laid_out || !describe(d, t, m))
         return false;
     m->items = t->plane[0].data;
     m->nested = (const float *)(const void *)t->plane[2].data;
@@ -212,7 +230,7 @@ bool qm_cuda_prepare(qm_device *device, const qm_tensor *t, qm_tensor **out, qm_
     qm_cuda_enter(d);
     if (stays(t))
         return true;
-    if (!t->format || !describe(t, &m))
+    if (!t->format || !describe(d, t, &m))
         return (*out = as_half(device, t, e)) != NULL;
     *out = blank(device, t, &m, e);
     if (*out && pack(d, t, &m, *out, e))

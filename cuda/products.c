@@ -24,7 +24,7 @@ bool qm_cuda_flush(qm_cuda *d, qm_err *e)
     return qm_cuda_check(d, r, "multiplying", e);
 }
 
-static bool same_kind(const qm_matrix *a, const qm_matrix *b)
+bool qm_cuda_same_kind(const qm_matrix *a, const qm_matrix *b)
 {
     return a->group == b->group && a->scale == b->scale && a->cols == b->cols
            && memcmp(a->level, b->level, sizeof a->level) == 0;
@@ -35,7 +35,7 @@ static bool add_product(qm_cuda *d, const qm_matrix *w, const qm_product *p, con
 {
     qm_waiting *k = &d->ops->waiting;
     bool joins = k->products && k->products < QM_TOGETHER && k->x_values == values && k->x.half == x->half
-                 && same_kind(k->w, w);
+                 && qm_cuda_same_kind(k->w, w);
     if (!joins && !qm_cuda_flush(d, e))
         return false;
     k->w[k->products] = *w;
@@ -201,8 +201,7 @@ static bool decoded(qm_cuda *d, const qm_tensor *w, uint32_t rows, const activat
     return ok;
 }
 
-static bool product(qm_cuda *d, const qm_tensor *w, const activation *x, const float *bias, float *y,
-                    qm_err *e)
+bool qm_cuda_product(qm_cuda *d, const qm_tensor *w, const activation *x, const float *bias, float *y, qm_err *e)
 {
     qm_matrix m;
     uint32_t rows = rows_of(w);
@@ -236,7 +235,7 @@ static bool linear(qm_cuda *d, qm_call *c, qm_err *e)
     bool ok = make_out(d, c, false, &y, e) && read_vector(d, &c->arg[2], &bias, e);
     if (!ok)
         return false;
-    ok = product(d, c->arg[1].tensor, &x, bias.values, y.x, e) && (!bias.taken || qm_cuda_flush(d, e));
+    ok = qm_cuda_product(d, c->arg[1].tensor, &x, bias.values, y.x, e) && (!bias.taken || qm_cuda_flush(d, e));
     drop_vector(d, &bias);
     return ok;
 }
@@ -255,7 +254,7 @@ static bool lora(qm_cuda *d, qm_call *c, qm_err *e)
         return false;
     float *delta = inner + whole((uint64_t)x.rows * rank * 4) / 4;
     activation in = {inner, x.rows, rank, {0}};
-    bool ok = product(d, a, &x, NULL, inner, e) && qm_cuda_flush(d, e) && product(d, b, &in, NULL, delta, e)
+    bool ok = qm_cuda_product(d, a, &x, NULL, inner, e) && qm_cuda_flush(d, e) && qm_cuda_product(d, b, &in, NULL, delta, e)
               && qm_cuda_flush(d, e)
               && ran(d, c,
                      qm_each_value(QM_EACH_SCALE, delta, NULL, (float)c->arg[SCALE].number, y.rows, y.cols,

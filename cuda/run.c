@@ -44,7 +44,7 @@ void qm_cuda_give(qm_cuda *d, void *p)
 
 /* ---- the table ----------------------------------------------------------------------------------- */
 
-static const qm_cuda_way *const ways[] = {qm_cuda_products, qm_cuda_int8, qm_cuda_values, qm_cuda_ids, qm_cuda_positions};
+static const qm_cuda_way *const ways[] = {qm_cuda_products, qm_cuda_int8, qm_cuda_experts, qm_cuda_values, qm_cuda_ids, qm_cuda_positions};
 
 static const qm_cuda_way *way_of(const char *op)
 {
@@ -120,6 +120,7 @@ void qm_cuda_ops_close(qm_cuda *d)
     qm_cuda_blas_close(d);
     for (int i = 0; i < o->ropes; i++)
         qm_cuda_free(d, o->rope[i].inverse);
+    qm_cuda_forget_experts(d);
     void *const owned[] = {o->dynamic, o->counters, o->draw, o->arena, o->ids};
     d->ops = NULL;
     for (size_t i = 0; i < sizeof owned / sizeof *owned; i++)

@@ -33,6 +33,19 @@ typedef struct qm_rope_table {
     float *inverse;
 } qm_rope_table;
 
+/* Where the matrices of a layer's experts are, kept likewise: the GPU chooses among them. */
+typedef struct qm_expert_table {
+    uint64_t hash;
+    uint32_t n;
+    qm_expert *here, *there;
+} qm_expert_table;
+
+/* Sixteen levels as tensor cores take them (prepare.c), found by search. */
+typedef struct qm_levels {
+    float of[16], level[16], factor;
+} qm_levels;
+
+enum { QM_KNOWN_LEVELS = 8 };
 enum { QM_ROPE_TABLES = 16, QM_COUNTERS = 1 << 20, QM_STEP_ARENA = 96 << 20, QM_STEP_HISTORY = 1 << 20,
        QM_STEP_WORDS = 2 + QM_STEP_HISTORY, QM_BLAS_WORKSPACE = 32 << 20 };
 
@@ -40,6 +53,10 @@ typedef struct qm_cuda_ops {
     qm_waiting waiting;
     qm_rope_table rope[QM_ROPE_TABLES];
     int ropes;
+    qm_expert_table *experts;
+    int expert_tables, expert_room;
+    qm_levels levels[QM_KNOWN_LEVELS]; /* the last ones */
+    int levels_found;
     float *dynamic;    /* the 256 values of the 8-bit map */
     uint8_t *counters; /* QM_COUNTERS bytes, zero between kernels */
     uint8_t *draw;     /* QM_DRAW_SUMS bytes, zero between draws */
@@ -74,6 +91,8 @@ bool qm_cuda_flush(qm_cuda *d, qm_err *e);
 /* Values first ... first + n - 1 of a tensor, whole groups of it, into y. */
 bool qm_cuda_decode_tensor(qm_cuda *d, const qm_tensor *t, int64_t first, int64_t n, void *y, qm_dtype dtype,
                            qm_err *e);
+
+void qm_cuda_forget_experts(qm_cuda *d);
 
 bool qm_cuda_ops_open(qm_cuda *d, qm_err *e);
 void qm_cuda_ops_close(qm_cuda *d);

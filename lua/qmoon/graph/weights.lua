@@ -85,6 +85,8 @@ local function pieces_of(a, item)
     local _, row = arch.to_hf(a, name, 0)
     if not row then
         return nil
+    elseif row.role == "router" and #item.shape == 1 then
+        return { { name = name, row = row, shape = { 1, item.shape[1] } } } -- one row, which GGUF has as a vector
     elseif not row.stacked then
         return { { name = name, row = row, shape = item.shape } }
     end
