@@ -109,6 +109,9 @@ void qm_cuda_step_free(qm_cuda_step *s); /* NULL is fine */
 /* n steps, the first from `id`; ids receives what each chose. */
 bool qm_cuda_step_run(qm_cuda_step *s, int32_t id, int n, int32_t *ids, qm_err *e);
 
+/* The ops of core/ops that run on a GPU, by number from 0; NULL behind the last, and in a build without CUDA. */
+const char *qm_cuda_op_name(int i);
+
 /* Tests and benchmarks: only the kernel that serves every format, none of those made for one. */
 void qm_cuda_generic_only(qm_cuda *d, bool yes);
 

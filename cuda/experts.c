@@ -21,8 +21,16 @@ typedef struct role {
     bool alike, laid_out, wide; /* wide: plain ones begin on 16 bytes */
     qm_matrix kind;
     qm_dtype dtype;
+    const qm_tensor *first;
     const qm_expert *there;
 } role;
+
+/* What a matrix's description follows from. */
+static bool described_alike(const qm_tensor *a, const qm_tensor *b)
+{
+    return a->laid_out == b->laid_out && a->format == b->format && a->codec.block == b->codec.block
+           && a->codec.table == b->codec.table && a->double_quant == b->double_quant;
+}
 
 /* Expert i's matrix: the list's, or a part of the stack, for which *view is filled in. */
 static const qm_tensor *matrix_of(const qm_call *c, const role *r, uint32_t i, qm_tensor *view, qm_err *e)
@@ -46,10 +54,14 @@ static const qm_tensor *matrix_of(const qm_call *c, const role *r, uint32_t i, q
 static bool read_expert(const qm_cuda *d, role *r, uint32_t i, const qm_tensor *t, qm_expert *x)
 {
     qm_matrix m;
+    if (i && r->laid_out && described_alike(r->first, t)) {
+        *x = (qm_expert){t->plane[0].data, (const float *)(const void *)t->plane[2].data, t->offset};
+        return true;
+    }
     if (qm_cuda_matrix_of(d, t, &m)) {
         *x = (qm_expert){m.items, m.nested, m.offset};
         if (i == 0)
-            r->kind = m, r->laid_out = true;
+            r->kind = m, r->laid_out = true, r->first = t;
         return r->laid_out && qm_cuda_same_kind(&r->kind, &m);
     }
     qm_dtype dtype = t->laid_out ? QM_DTYPE_COUNT : qm_cuda_plain_type(t->format);
@@ -173,8 +185,8 @@ static void lay_out(mixture *m)
 {
     qm_routing *j = &m->route;
     const uint64_t rows = (uint64_t)j->slots.most * j->slots.each, pairs = (uint64_t)j->tokens * j->k;
-    const uint32_t wide = m->role[0].rows, dim = m->role[0].cols, x_rows = j->tokens == 1 ? QM_HALF_TOKENS : (uint32_t)rows;
-    const uint32_t rows8 = (uint32_t)((rows + 7) / 8 * 8);
+    const uint32_t wide = m->role[0].rows, dim = m->role[0].cols, rows8 = (uint32_t)((rows + 7) / 8 * 8);
+    const uint32_t x_rows = j->tokens == 1 ? QM_HALF_TOKENS : rows8;
     room *r = &m->room;
     r->used = 0;
     j->slots.count = part_of(r, sizeof(int32_t));
@@ -199,7 +211,7 @@ static bool make_room(qm_cuda *d, mixture *m, qm_err *e)
 {
     qm_routing *j = &m->route;
     const uint32_t pairs = j->tokens * j->k;
-    j->slots.each = j->tokens <= 2 ? 2 : j->tokens <= 4 ? 4 : 8;
+    j->slots.each = pairs <= j->experts ? 2 : pairs <= 2 * j->experts ? 4 : 8; /* more would mostly be empty */
     j->slots.most = least(j->experts, pairs) + (j->tokens > j->slots.each ? pairs / j->slots.each : 0);
     lay_out(m);
     if (!(m->room.taken = qm_cuda_take(d, m->room.used, e)))

@@ -10,157 +10,181 @@ enum { ROUTE_THREADS = 256, ROUTE_WARPS = ROUTE_THREADS / 32, ARRANGE_THREADS = 
 
 /* ---- choosing ----------------------------------------------------------------------------------------- */
 
-/* One token's experts, as core/ops/moe.c chooses them; a warp.  p and part: room for as many as there are experts. */
-__device__ inline void choose_experts(const qm_routing &j, uint32_t token, float *p, float *part)
+/* The most of a warp, and of equals the lowest index; v >= 0. */
+__device__ inline uint32_t first_of_most(uint32_t order, uint32_t index)
+{
+#if __CUDA_ARCH__ >= 800
+    const uint32_t most = __reduce_max_sync(~0u, order);
+    return __reduce_min_sync(~0u, order == most ? index : ~0u);
+#else
+    return ~(uint32_t)most_in_warp((unsigned long long)order << 32 | (uint32_t)~index);
+#endif
+}
+
+/* Of a lone token: a slot for each of its experts. */
+__device__ inline void place_one(const qm_routing &j, uint32_t slot, uint32_t expert)
+{
+    j.slots.expert[slot] = (int32_t)expert;
+    j.row[slot] = (int32_t)(slot * j.slots.each);
+    for (uint32_t c = 0; c < j.slots.each; c++)
+        j.slots.token[slot * j.slots.each + c] = c ? -1 : 0;
+}
+
+/* One token's experts, as core/ops/moe.c chooses them; a warp, lane l having experts l, l + 32 ... of up to 32 EACH. */
+template <int EACH> __device__ inline void choose_experts(const qm_routing &j, uint32_t token)
 {
     const uint32_t lane = threadIdx.x % 32;
     const float *logits = j.logits + (uint64_t)token * j.experts;
-    float top = -INFINITY;
-    for (uint32_t e = lane; e < j.experts; e += 32)
-        top = fmaxf(top, logits[e]);
+    float p[EACH], part[EACH], top = -INFINITY;
+#pragma unroll
+    for (int i = 0; i < EACH; i++) {
+        p[i] = lane + 32 * i < j.experts ? logits[lane + 32 * i] : -INFINITY;
+        top = fmaxf(top, p[i]);
+    }
     top = most_in_warp(top);
     double all = 0, chosen = 0;
-    for (uint32_t e = lane; e < j.experts; e += 32) {
-        p[e] = expf(logits[e] - top);
-        part[e] = 0;
-        all += p[e];
+#pragma unroll
+    for (int i = 0; i < EACH; i++) {
+        const bool there = lane + 32 * i < j.experts;
+        p[i] = there ? expf(p[i] - top) : -1; /* -1: not to be chosen, or chosen already */
+        part[i] = -1;
+        all += there ? p[i] : 0;
     }
     all = sum_in_warp(all);
-    for (uint32_t i = 0; i < j.k; i++) { /* the largest of what is left; of equal ones the first; a NaN before all */
-        unsigned long long best = 0;
-        for (uint32_t e = lane; e < j.experts; e += 32) {
-            unsigned long long v = in_order_at(p[e], e);
-            best = v > best ? v : best;
-        }
-        const uint32_t e = ~(uint32_t)most_in_warp(best);
-        if (e % 32 == lane) {
-            part[e] = p[e];
-            p[e] = -1; /* chosen: no exponential is */
-        }
-        __syncwarp();
-        chosen += part[e];
+    for (uint32_t k = 0; k < j.k; k++) { /* the largest of what is left; of equal ones the first; a NaN before all */
+        uint32_t order = 0, index = 0;
+#pragma unroll
+        for (int i = 0; i < EACH; i++)
+            if (in_order(p[i]) > order)
+                order = in_order(p[i]), index = lane + 32 * i;
+        const uint32_t e = first_of_most(order, index);
+        float share = 0;
+#pragma unroll
+        for (int i = 0; i < EACH; i++)
+            if (e == lane + 32 * i)
+                share = part[i] = p[i], p[i] = -1;
+        chosen += __shfl_sync(~0u, share, e % 32);
     }
+    const double whole = j.normalise ? chosen : all;
     uint32_t found = 0;
-    for (uint32_t first = 0; first < j.experts; first += 32) {
-        const uint32_t e = first + lane;
-        float share = e < j.experts ? (float)((double)part[e] / (j.normalise ? chosen : all)) : 0;
-        const bool takes = e < j.experts && p[e] == -1 && share != 0; /* nothing times an expert is not computed */
+#pragma unroll
+    for (int i = 0; i < EACH; i++) {
+        const float share = (float)((double)part[i] / whole);
+        const bool takes = part[i] != -1 && share != 0; /* nothing times an expert is not computed */
         const uint32_t those = __ballot_sync(~0u, takes), at = found + __popc(those & ((1u << lane) - 1));
         if (takes) {
-            j.choice[(uint64_t)token * j.k + at] = (int32_t)e;
+            j.choice[(uint64_t)token * j.k + at] = (int32_t)(lane + 32 * i);
             j.part[(uint64_t)token * j.k + at] = share;
+            if (j.tokens == 1)
+                place_one(j, at, lane + 32 * i);
         }
         found += __popc(those);
     }
-    for (uint32_t i = found + lane; i < j.k; i += 32)
+    for (uint32_t i = found + lane; i < j.k; i += 32) {
         j.choice[(uint64_t)token * j.k + i] = -1;
+        if (j.tokens == 1)
+            j.row[i] = -1;
+    }
+    if (j.tokens == 1 && lane == 0)
+        *j.slots.count = (int32_t)found;
 }
 
 /* ---- slots -------------------------------------------------------------------------------------------- */
 
-/* Of one token: a slot for each of its experts. */
-__device__ inline void arrange_one(const qm_routing &j)
-{
-    uint32_t slots = 0;
-    for (uint32_t i = threadIdx.x; i < j.k; i += blockDim.x) {
-        const int32_t e = j.choice[i];
-        j.row[i] = e < 0 ? -1 : (int32_t)(i * j.slots.each);
-        for (uint32_t c = 0; c < j.slots.each && e >= 0; c++)
-            j.slots.token[i * j.slots.each + c] = c ? -1 : 0;
-        if (e >= 0)
-            j.slots.expert[i] = e;
-    }
-    for (uint32_t i = 0; i < j.k; i++)
-        slots += j.choice[i] >= 0;
-    if (threadIdx.x == 0)
-        *j.slots.count = (int32_t)slots;
-}
-
-/* A warp counts, and then places, an expert's tokens.  first: room for a number for each expert. */
-__device__ inline void arrange_many(const qm_routing &j, uint32_t *first)
+/* Choices are sorted by expert, those of one staying in order: every warp counts its share of them, learns how many others have
+ * before it, and places its own.  counts: [warps][experts]; first: [experts]. */
+__device__ inline void arrange_many(const qm_routing &j, uint16_t *counts, uint32_t *first)
 {
     const uint32_t warp = threadIdx.x / 32, warps = blockDim.x / 32, lane = threadIdx.x % 32, each = j.slots.each;
-    const uint32_t pairs = j.tokens * j.k;
-    for (uint32_t e = warp; e < j.experts; e += warps) {
-        uint32_t n = 0;
-        for (uint32_t i = lane; i < pairs; i += 32)
-            n += j.choice[i] == (int32_t)e;
-        n = sum_in_warp(n);
-        if (lane == 0)
-            first[e] = (n + each - 1) / each;
+    const uint32_t pairs = j.tokens * j.k, share = (pairs + 32 * warps - 1) / (32 * warps) * 32, from = warp * share;
+    uint16_t *own = counts + warp * j.experts;
+    for (uint32_t i = threadIdx.x; i < warps * j.experts; i += blockDim.x)
+        counts[i] = 0;
+    __syncthreads();
+    for (uint32_t i = from + lane; i < from + share; i += 32) {
+        const int32_t e = i < pairs ? j.choice[i] : -1;
+        const uint32_t same = __match_any_sync(~0u, e);
+        if (e >= 0 && (same & ((1u << lane) - 1)) == 0)
+            own[e] = (uint16_t)(own[e] + __popc(same));
+        __syncwarp();
     }
     __syncthreads();
-    if (warp == 0) { /* numbers of slots become the first of them */
+    for (uint32_t e = threadIdx.x; e < j.experts; e += blockDim.x) {
+        uint32_t sum = 0;
+        for (uint32_t w = 0; w < warps; w++) {
+            const uint32_t n = counts[w * j.experts + e];
+            counts[w * j.experts + e] = (uint16_t)sum;
+            sum += n;
+        }
+        first[e] = sum;
+    }
+    __syncthreads();
+    if (warp == 0) { /* numbers of tokens become the first of their slots */
         uint32_t before = 0;
-        for (uint32_t from = 0; from < j.experts; from += 32) {
-            const uint32_t e = from + lane, own = e < j.experts ? first[e] : 0;
-            uint32_t sum = own;
+        for (uint32_t some = 0; some < j.experts; some += 32) {
+            const uint32_t e = some + lane, n = e < j.experts ? first[e] : 0, slots = (n + each - 1) / each;
+            uint32_t to = slots;
 #pragma unroll
             for (int i = 1; i < 32; i *= 2) {
-                uint32_t more = __shfl_up_sync(~0u, sum, i);
-                sum += lane >= (uint32_t)i ? more : 0;
+                uint32_t more = __shfl_up_sync(~0u, to, i);
+                to += lane >= (uint32_t)i ? more : 0;
             }
+            const uint32_t slot = before + to - slots;
             if (e < j.experts)
-                first[e] = before + sum - own;
-            before += __shfl_sync(~0u, sum, 31);
+                first[e] = slot;
+            for (uint32_t i = 0; i < slots; i++)
+                j.slots.expert[slot + i] = (int32_t)e;
+            for (uint32_t i = n; i < slots * each; i++)
+                j.slots.token[slot * each + i] = -1;
+            before += __shfl_sync(~0u, to, 31);
         }
         if (lane == 0)
             *j.slots.count = (int32_t)before;
     }
-    for (uint32_t i = threadIdx.x; i < pairs; i += blockDim.x)
-        if (j.choice[i] < 0)
-            j.row[i] = -1;
     __syncthreads();
-    for (uint32_t e = warp; e < j.experts; e += warps) {
-        const uint32_t slot = first[e];
-        uint32_t found = 0;
-        for (uint32_t from = 0; from < pairs; from += 32) {
-            const uint32_t i = from + lane;
-            const bool its = i < pairs && j.choice[i] == (int32_t)e;
-            const uint32_t those = __ballot_sync(~0u, its), row = slot * each + found + __popc(those & ((1u << lane) - 1));
-            if (its) {
-                j.row[i] = (int32_t)row;
-                j.slots.token[row] = (int32_t)(i / j.k);
-            }
-            found += __popc(those);
+    for (uint32_t i = from + lane; i < from + share; i += 32) {
+        const int32_t e = i < pairs ? j.choice[i] : -1;
+        const uint32_t same = __match_any_sync(~0u, e), before = __popc(same & ((1u << lane) - 1));
+        const uint32_t row = e >= 0 ? first[e] * each + own[e] + before : 0;
+        __syncwarp();
+        if (e >= 0) {
+            j.row[i] = (int32_t)row;
+            j.slots.token[row] = (int32_t)(i / j.k);
+            if (before == 0)
+                own[e] = (uint16_t)(own[e] + __popc(same));
+        } else if (i < pairs) {
+            j.row[i] = -1;
         }
-        const uint32_t slots = (found + each - 1) / each;
-        for (uint32_t i = found + lane; i < slots * each; i += 32)
-            j.slots.token[slot * each + i] = -1;
-        for (uint32_t i = lane; i < slots; i += 32)
-            j.slots.expert[slot + i] = (int32_t)e;
+        __syncwarp();
     }
 }
 
 /* A warp to a token.  One block, of up to 8 tokens, arranges them as well; and of one token it makes x as f16 meanwhile. */
-__global__ void __launch_bounds__(ROUTE_THREADS) route(const __grid_constant__ qm_routing j)
+template <int EACH> __global__ void __launch_bounds__(ROUTE_THREADS) route(const __grid_constant__ qm_routing j)
 {
-    extern __shared__ float shared_parts[];
+    extern __shared__ uint32_t shared_slots[];
     const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, token = blockIdx.x * ROUTE_WARPS + warp;
     let_next_begin();
     wait_for_previous();
     if (token < j.tokens)
-        choose_experts(j, token, shared_parts + 2 * warp * j.experts, shared_parts + (2 * warp + 1) * j.experts);
+        choose_experts<EACH>(j, token);
     else if (j.tokens == 1 && j.half.half)
         for (uint32_t unit = warp - 1; unit < j.half.stride / QM_HALF_RUN; unit += ROUTE_WARPS - 1) {
             const uint32_t i = unit * QM_HALF_RUN + lane;
             store_half(j.half, 0, unit, i < j.cols ? j.x[i] : 0, i + 32 < j.cols ? j.x[i + 32] : 0);
         }
-    if (gridDim.x > 1)
+    if (gridDim.x > 1 || j.tokens == 1)
         return;
     __syncthreads();
-    if (j.tokens == 1)
-        arrange_one(j);
-    else
-        arrange_many(j, (uint32_t *)shared_parts);
+    arrange_many(j, (uint16_t *)(shared_slots + j.experts), shared_slots);
 }
 
 __global__ void __launch_bounds__(ARRANGE_THREADS) arrange(const __grid_constant__ qm_routing j)
 {
-    extern __shared__ uint32_t first_slots[];
+    extern __shared__ uint32_t shared_slots[];
     let_next_begin();
     wait_for_previous();
-    arrange_many(j, first_slots);
+    arrange_many(j, (uint16_t *)(shared_slots + j.experts), shared_slots);
 }
 
 /* ---- rows of slots ------------------------------------------------------------------------------------ */
@@ -321,11 +345,15 @@ cudaError_t qm_plain_experts(const qm_expert *experts, qm_dtype dtype, bool wide
     }
 }
 
+/* What arrange_many needs of shared memory. */
+static size_t slots_memory(const qm_routing *j, uint32_t threads) { return j->experts * (sizeof(uint32_t) + threads / 32 * sizeof(uint16_t)); }
+
 cudaError_t qm_route(const qm_routing *j, cudaStream_t s)
 {
     const uint32_t blocks = (j->tokens + ROUTE_WARPS - 1) / ROUTE_WARPS;
-    cudaError_t r = launch(route, dim3(blocks), ROUTE_THREADS, 2 * ROUTE_WARPS * j->experts * sizeof(float), s, *j);
-    return r || blocks == 1 ? r : launch(arrange, dim3(1), ARRANGE_THREADS, j->experts * sizeof(uint32_t), s, *j);
+    auto kernel = j->experts <= 64 ? route<2> : j->experts <= 128 ? route<4> : route<QM_MOST_EXPERTS / 32>;
+    cudaError_t r = launch(kernel, dim3(blocks), ROUTE_THREADS, slots_memory(j, ROUTE_THREADS), s, *j);
+    return r || blocks == 1 ? r : launch(arrange, dim3(1), ARRANGE_THREADS, slots_memory(j, ARRANGE_THREADS), s, *j);
 }
 
 static unsigned blocks_of_rows(const qm_slots *slots, uint32_t units)

@@ -22,8 +22,8 @@ static bool rope_table(qm_cuda *d, const qm_call *c, double base, uint32_t dim, 
     float *f = malloc(2 * pairs * sizeof *f + 1), *made = f + pairs;
     bool ok = f && (!factors || qm_tensor_values(factors, f, e));
     for (size_t i = 0; ok && i < pairs; i++) {
-        made[i] = (float)(1 / pow(base, 2.0 * (double)i / dim));
-        made[i] = factors ? made[i] / f[i] : made[i];
+        float power = (float)pow(base, (double)(2 * i) / (double)dim);
+        made[i] = 1 / power / (factors ? f[i] : 1);
     }
     qm_rope_table *t = &o->rope[o->ropes];
     *t = (qm_rope_table){base, dim, key, NULL};

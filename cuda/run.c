@@ -55,6 +55,15 @@ static const qm_cuda_way *way_of(const char *op)
     return NULL;
 }
 
+const char *qm_cuda_op_name(int i)
+{
+    for (size_t k = 0; k < sizeof ways / sizeof *ways; k++)
+        for (const qm_cuda_way *w = ways[k]; w->name; w++)
+            if (i-- == 0)
+                return w->name;
+    return NULL;
+}
+
 bool qm_cuda_op(qm_device *device, qm_call *c, qm_err *e)
 {
     qm_cuda *d = (qm_cuda *)device;

@@ -8,7 +8,7 @@
  *     top_p    the sum up to the candidate at its share
  *
  * Three kernels: the largest logit; sums of weights and numbers in 2048 bins of like logits; and one block of threads that
- * answers the questions, by the bin first and then, digit by digit, among what is in it.
+ * answers the questions: by the bin first, and then by sorting what is in it, which are few.
  *
  * Compiled without fused multiply-adds, as draw.h wants it. */
 #include <cuda_fp16.h>
@@ -23,7 +23,7 @@
 #include "mma.cuh"
 #include "order.cuh"
 
-enum { TOP_THREADS = 256, TOP_BLOCKS = 128, WEIGH_THREADS = 256, WEIGH_BLOCKS = 64, CHOOSE_THREADS = 1024, BINS_A_NAT = 64 };
+enum { TOP_THREADS = 256, TOP_BLOCKS = 128, WEIGH_THREADS = 512, WEIGH_BLOCKS = 64, CHOOSE_THREADS = 1024, BINS_A_NAT = 64 };
 
 /* What lies at qm_draw.sums. */
 struct draw_sums {
@@ -42,6 +42,21 @@ __device__ inline uint32_t bin_of(float logit, float top, float by)
 }
 __device__ inline float bins_by(const qm_draw &j) { return (float)(BINS_A_NAT / j.temperature); }
 
+/* f(logit, its number) for all of a row, whose threads are numbered through; AT_ONCE of them are under way at a time. */
+template <int AT_ONCE, class F> __device__ inline void each_logit(const qm_draw &j, uint32_t thread, uint32_t threads, F f)
+{
+    for (uint32_t first = thread; first < j.n; first += AT_ONCE * threads) {
+        float v[AT_ONCE];
+#pragma unroll
+        for (int k = 0; k < AT_ONCE; k++)
+            v[k] = first + k * threads < j.n ? j.logits[first + k * threads] : 0;
+#pragma unroll
+        for (int k = 0; k < AT_ONCE; k++)
+            if (first + k * threads < j.n)
+                f(v[k], first + k * threads);
+    }
+}
+
 /* ---- the largest, and the bins ------------------------------------------------------------------------- */
 
 __global__ void __launch_bounds__(TOP_THREADS) find_top(const __grid_constant__ qm_draw j)
@@ -49,10 +64,10 @@ __global__ void __launch_bounds__(TOP_THREADS) find_top(const __grid_constant__ 
     let_next_begin();
     wait_for_previous();
     unsigned long long mine = 0;
-    for (uint32_t i = blockIdx.x * TOP_THREADS + threadIdx.x; i < j.n; i += gridDim.x * TOP_THREADS) {
-        unsigned long long v = in_order_at(j.logits[i], i);
+    each_logit<4>(j, blockIdx.x * TOP_THREADS + threadIdx.x, gridDim.x * TOP_THREADS, [&](float logit, uint32_t i) {
+        unsigned long long v = in_order_at(logit, i);
         mine = v > mine ? v : mine;
-    }
+    });
     mine = most_in_warp(mine);
     if (threadIdx.x % 32 == 0)
         atomicMax(&((draw_sums *)j.sums)->top, mine);
@@ -71,14 +86,14 @@ __global__ void __launch_bounds__(WEIGH_THREADS) weigh(const __grid_constant__ q
     const float top = top_of(sums), by = bins_by(j);
     if ((uint32_t)(sums->top >> 32) >= ORDER_OF_INFINITY)
         return;
-    for (uint32_t i = blockIdx.x * WEIGH_THREADS + threadIdx.x; i < j.n; i += gridDim.x * WEIGH_THREADS) {
-        unsigned long long w = qm_draw_weight(j.logits[i], top, j.temperature);
-        uint32_t bin = bin_of(j.logits[i], top, by);
+    each_logit<4>(j, blockIdx.x * WEIGH_THREADS + threadIdx.x, gridDim.x * WEIGH_THREADS, [&](float logit, uint32_t) {
+        unsigned long long w = qm_draw_weight(logit, top, j.temperature);
+        uint32_t bin = bin_of(logit, top, by);
         if (w) {
             atomicAdd(weight + bin, w);
             atomicAdd(count + bin, 1u);
         }
-    }
+    });
     __syncthreads();
     for (uint32_t i = threadIdx.x; i < QM_DRAW_BINS; i += WEIGH_THREADS)
         if (count[i]) {
@@ -98,18 +113,31 @@ struct found {
 struct choosing {
     unsigned long long weight[QM_DRAW_BINS];
     uint32_t count[QM_DRAW_BINS];
-    unsigned long long digit_weight[256];
-    uint32_t digit_count[256];
+    union {
+        struct {
+            unsigned long long weight[256];
+            uint32_t count[256];
+        } digit;
+        unsigned long long sorted[CHOOSE_THREADS];
+    };
     unsigned long long warp_weight[32], warp_count[32];
     found here;
-    uint32_t some;           /* candidates in the bin: qm_draw.some, */
-    unsigned long long only; /* and the one that is asked for */
+    uint32_t some;                /* candidates in the bin: qm_draw.some, */
+    unsigned long long only, sum; /* and the one that is asked for */
 };
 
 /* Candidates as whole numbers in their order: ~in_order(logit), id. */
 __device__ inline uint64_t weight_of(unsigned long long v, float top, const qm_draw &j)
 {
     return qm_draw_weight(of_order(~(uint32_t)(v >> 32)), top, j.temperature);
+}
+
+__device__ inline unsigned long long sum_in_warp(unsigned long long v)
+{
+#pragma unroll
+    for (int i = 16; i; i /= 2)
+        v += __shfl_xor_sync(~0u, v, i);
+    return v;
 }
 
 /* Sum over the threads before this one, and this one. */
@@ -124,10 +152,7 @@ __device__ inline unsigned long long sums_to(unsigned long long v, unsigned long
     if (lane == 31)
         warps[warp] = v;
     __syncthreads();
-    unsigned long long sum = 0;
-    for (uint32_t i = 0; i < warp; i++)
-        sum += warps[i];
-    return v + sum;
+    return v + sum_in_warp(lane < warp ? warps[lane] : 0);
 }
 
 /* Into c.here the first of n bins, no more than twice the threads, at which the sum of weights (or numbers) is beyond
@@ -152,8 +177,47 @@ __device__ inline void find_bin(choosing &c, const unsigned long long *weight, c
     __syncthreads();
 }
 
+/* Digits, from the first on, of the candidate at a place among some, until few enough have them: what is known of it, and
+ * where its digits are. */
+__device__ inline void narrow(choosing &c, const qm_draw &j, float top, bool numbers, unsigned long long place, unsigned long long *known,
+                              unsigned long long *beyond)
+{
+    for (int digit = 7; digit >= 0 && c.here.number > CHOOSE_THREADS; digit--) {
+        for (uint32_t i = threadIdx.x; i < 256; i += CHOOSE_THREADS)
+            c.digit.weight[i] = 0, c.digit.count[i] = 0;
+        __syncthreads();
+        for (uint32_t i = threadIdx.x; i < c.some; i += CHOOSE_THREADS) {
+            unsigned long long v = j.some[i];
+            if ((v & *beyond) != *known)
+                continue;
+            uint32_t d = (uint32_t)(v >> 8 * digit) & 255;
+            atomicAdd(c.digit.weight + d, (unsigned long long)weight_of(v, top, j));
+            atomicAdd(c.digit.count + d, 1u);
+        }
+        __syncthreads();
+        find_bin(c, c.digit.weight, c.digit.count, 256, numbers, place);
+        *known |= (unsigned long long)c.here.at << 8 * digit;
+        *beyond |= 255ull << 8 * digit;
+    }
+}
+
+/* Smallest first (a bitonic network); n is a power of two, up to the number of threads. */
+__device__ inline void sort(unsigned long long *v, uint32_t n)
+{
+    for (uint32_t run = 2; run <= n; run *= 2)
+        for (uint32_t apart = run / 2; apart; apart /= 2) {
+            const uint32_t i = threadIdx.x, other = i ^ apart;
+            if (i < n && other > i && (v[i] > v[other]) == !(i & run)) {
+                unsigned long long was = v[i];
+                v[i] = v[other], v[other] = was;
+            }
+            __syncthreads();
+        }
+}
+
 /* The candidate at a place: its id; *sum: of the weights up to and with its own. */
-__device__ inline int32_t candidate_at(choosing &c, const qm_draw &j, float top, bool numbers, unsigned long long place, unsigned long long *sum)
+__device__ __noinline__ int32_t candidate_at(choosing &c, const qm_draw &j, float top, bool numbers, unsigned long long place,
+                                             unsigned long long *sum)
 {
     const float by = bins_by(j);
     if (threadIdx.x == 0)
@@ -161,39 +225,41 @@ __device__ inline int32_t candidate_at(choosing &c, const qm_draw &j, float top,
     __syncthreads();
     find_bin(c, c.weight, c.count, QM_DRAW_BINS, numbers, place);
     const uint32_t bin = c.here.at;
-    for (uint32_t i = threadIdx.x; i < j.n; i += CHOOSE_THREADS) {
-        float v = j.logits[i];
-        if (bin_of(v, top, by) == bin && qm_draw_weight(v, top, j.temperature))
-            j.some[atomicAdd(&c.some, 1u)] = (unsigned long long)~in_order(v) << 32 | i;
-    }
+    each_logit<16>(j, threadIdx.x, CHOOSE_THREADS, [&](float logit, uint32_t i) {
+        if (bin_of(logit, top, by) == bin)
+            j.some[atomicAdd(&c.some, 1u)] = (unsigned long long)~in_order(logit) << 32 | i;
+    });
     __syncthreads();
-    unsigned long long known = 0, beyond = 0; /* digits so far, and where they are */
+    if (threadIdx.x == 0)
+        c.here.number = c.some; /* with those that weigh nothing, which come last */
+    __syncthreads();
+    unsigned long long known = 0, beyond = 0;
+    narrow(c, j, top, numbers, place, &known, &beyond);
     const uint32_t some = c.some;
-    for (int digit = 7; digit >= 0 && c.here.number > 1; digit--) {
-        for (uint32_t i = threadIdx.x; i < 256; i += CHOOSE_THREADS)
-            c.digit_weight[i] = 0, c.digit_count[i] = 0;
-        __syncthreads();
-        for (uint32_t i = threadIdx.x; i < some; i += CHOOSE_THREADS) {
-            unsigned long long v = j.some[i];
-            if ((v & beyond) != known)
-                continue;
-            uint32_t d = (uint32_t)(v >> 8 * digit) & 255;
-            atomicAdd(c.digit_weight + d, (unsigned long long)weight_of(v, top, j));
-            atomicAdd(c.digit_count + d, 1u);
-        }
-        __syncthreads();
-        find_bin(c, c.digit_weight, c.digit_count, 256, numbers, place);
-        known |= (unsigned long long)c.here.at << 8 * digit;
-        beyond |= 255ull << 8 * digit;
-    }
+    const found before = c.here;
+    uint32_t n = 2;
+    while (n < before.number)
+        n *= 2;
+    __syncthreads();
+    if (threadIdx.x == 0)
+        c.some = 0;
+    if (threadIdx.x < n)
+        c.sorted[threadIdx.x] = ~0ull; /* behind all */
+    __syncthreads();
     for (uint32_t i = threadIdx.x; i < some; i += CHOOSE_THREADS)
         if ((j.some[i] & beyond) == known)
-            c.only = j.some[i];
+            c.sorted[atomicAdd(&c.some, 1u)] = j.some[i];
     __syncthreads();
-    const unsigned long long only = c.only;
-    *sum = c.here.weight_before + weight_of(only, top, j);
-    __syncthreads(); /* the next question sets these anew */
-    return (int32_t)(uint32_t)only;
+    sort(c.sorted, n);
+    const bool there = threadIdx.x < before.number;
+    const unsigned long long own = there ? c.sorted[threadIdx.x] : 0, weight = there ? weight_of(own, top, j) : 0;
+    const unsigned long long to = sums_to(weight, c.warp_weight) + before.weight_before;
+    const unsigned long long at = numbers ? before.count_before + threadIdx.x : to - weight, past = numbers ? at + 1 : to;
+    if (there && at <= place && place < past)
+        c.only = own, c.sum = to;
+    __syncthreads();
+    *sum = c.sum;
+    return (int32_t)(uint32_t)c.only;
 }
 
 __global__ void __launch_bounds__(CHOOSE_THREADS) choose(const __grid_constant__ qm_draw j)
@@ -218,9 +284,7 @@ __global__ void __launch_bounds__(CHOOSE_THREADS) choose(const __grid_constant__
         const float top = of_order(order);
         const uint64_t step = j.step + (j.passed ? (uint64_t)__ldcg(j.passed) : 0);
         sums_to(all, c.warp_weight), sums_to(number, c.warp_count);
-        all = number = 0;
-        for (uint32_t i = 0; i < CHOOSE_THREADS / 32; i++)
-            all += c.warp_weight[i], number += c.warp_count[i];
+        all = sum_in_warp(c.warp_weight[threadIdx.x % 32]), number = sum_in_warp(c.warp_count[threadIdx.x % 32]);
         __syncthreads();
         if (j.top_k && j.top_k < number)
             candidate_at(c, j, top, true, j.top_k - 1, &all);

@@ -149,6 +149,19 @@ static int device(lua_State *L)
     return 1;
 }
 
+/* cuda_ops() -> list of the ops that run on a GPU; nil in a build without CUDA. */
+static int cuda_ops(lua_State *L)
+{
+    if (!qm_cuda_op_name(0))
+        return 0;
+    lua_newtable(L);
+    for (int i = 0; qm_cuda_op_name(i); i++) {
+        lua_pushstring(L, qm_cuda_op_name(i));
+        lua_rawseti(L, -2, i + 1);
+    }
+    return 1;
+}
+
 /* ---- steps ---------------------------------------------------------------------------------------- */
 
 typedef struct recording {
@@ -265,6 +278,7 @@ void qml_open_cuda(lua_State *L)
     static const luaL_Reg of_tensors[] = {{"to", to}, {"device", device}, {NULL, NULL}};
     static const luaL_Reg functions[] = {{"cuda", cuda},
                                          {"cuda_count", cuda_count},
+                                         {"cuda_ops", cuda_ops},
                                          {"cuda_step", cuda_step},
                                          {"couriers", couriers},
                                          {NULL, NULL}};

@@ -27,6 +27,7 @@ const qm_op qm_op_linear = {
               {"weight", QM_ARG_WEIGHT, "weight, out x in", .shape = "N K"},
               {"bias", QM_ARG_WEIGHT, "added to every row", .shape = "N", .optional = true}},
     .shape = "... N",
-    .tolerance = 2e-4, /* of a weight laid out for speed: activations have 15 bits then (packed.h) */
+    .tolerance = 5e-4, /* of a weight laid out for speed: activations have 15 bits then (packed.h), on a GPU
+                          they and levels have the 11 of an f16 */
     .run = run,
 };

@@ -140,6 +140,15 @@ tests["prompts longer than a batch are cut without a trace"] = function()
     assert(largest_difference(base:forward(ids), ops.rows(all, 599, 1)) < 1e-3)
 end
 
+tests["a GGUF of a mixture runs as its folder does: a router of one row is a vector there"] = function()
+    local dir = support.scratch()
+    require("qmoon.synth").model(require("qmoon.synth").sizes.qwen2moe.tiny, dir, { seed = 5 })
+    local path = support.scratch() .. ".gguf"
+    qm.write(qm.open(dir), { { path, format = "bf16" } })
+    local ids = ids_of(9)
+    assert(largest_difference(qm.load(dir):forward(ids), qm.load(path):forward(ids)) < 1e-5)
+end
+
 tests["caches of fewer bits are near f32 ones, and smaller"] = function()
     local ids = ids_of(40)
     local exact = base:forward(ids)

@@ -336,6 +336,20 @@ T["divergence of predictions"] = function()
     near(kl, { expected, 0, math.log(1 + math.exp(2) / 2) }, 1e-6, "kl")
 end
 
+-- ---- GPUs --------------------------------------------------------------------------------------------------------
+
+-- tests/gpu/registry_test.lua compares what they compute.
+T["every op runs on a GPU too, in a build that has CUDA"] = function()
+    local there = {}
+    for _, name in ipairs(core.cuda_ops() or {}) do
+        assert(ops[name], name .. " is no op")
+        there[name] = true
+    end
+    for _, op in ipairs(next(there) and ops.list() or {}) do
+        assert(there[op.name], op.name .. " has no way on a GPU; cuda/run.c has the list of them")
+    end
+end
+
 -- ---- threads -----------------------------------------------------------------------------------------------------
 
 T["results do not depend on the number of threads"] = function()
