@@ -99,7 +99,7 @@ typedef struct qm_draw {
     uint64_t *some;        /* room for n */
     int32_t *id;           /* the token; QM_DRAW_NAN; or QM_DRAW_NOTHING, of logits that are all -infinity */
 } qm_draw;
-enum { QM_DRAW_NAN = -1, QM_DRAW_NOTHING = -2, QM_DRAW_BINS = 2048, QM_DRAW_SUMS = QM_DRAW_BINS * 12 + 16 };
+enum { QM_DRAW_NAN = -1, QM_DRAW_NOTHING = -2, QM_DRAW_BINS = 2048, QM_DRAW_SUMS = QM_DRAW_BINS * 12 + 128 };
 cudaError_t qm_draw_token(const qm_draw *j, cudaStream_t s); /* sample.cu */
 
 cudaError_t qm_softmax_rows(const float *x, uint32_t rows, uint32_t cols, float *out, cudaStream_t s);

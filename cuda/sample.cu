@@ -7,8 +7,9 @@
  *     top_k    the sum up to number top_k                       draw     the candidate at a place below the sum
  *     top_p    the sum up to the candidate at its share
  *
- * Three kernels: the largest logit; sums of weights and numbers in 2048 bins of like logits; and one block of threads that
- * answers the questions: by the bin first, and then by sorting what is in it, which are few.
+ * Kernels: the largest logit; sums of weights and numbers in 2048 bins of like logits.  Then, for each question, one block of
+ * threads finds the bin that a place is in, many collect what is in that bin, which are few, and the next one block sorts those
+ * and knows the answer.
  *
  * Compiled without fused multiply-adds, as draw.h wants it. */
 #include <cuda_fp16.h>
@@ -23,13 +24,26 @@
 #include "mma.cuh"
 #include "order.cuh"
 
-enum { TOP_THREADS = 256, TOP_BLOCKS = 128, WEIGH_THREADS = 512, WEIGH_BLOCKS = 64, CHOOSE_THREADS = 1024, BINS_A_NAT = 64 };
+enum { TOP_THREADS = 256, TOP_BLOCKS = 128, WEIGH_THREADS = 512, WEIGH_BLOCKS = 64, ASK_THREADS = 1024, BINS_A_NAT = 64 };
+
+/* Where a place was found: which bin or digit, and what comes before it. */
+struct found {
+    uint32_t at, number; /* number: how many are in it */
+    unsigned long long weight_before, count_before;
+};
 
 /* What lies at qm_draw.sums. */
 struct draw_sums {
     unsigned long long weight[QM_DRAW_BINS], top; /* top: in_order_at of the largest */
     uint32_t count[QM_DRAW_BINS];
+
+    /* The question that is being answered, or none: then all of the candidates are kept. */
+    bool asked;
+    unsigned long long all, place; /* all: of the weights that are kept so far */
+    found here;
+    uint32_t some; /* candidates in the bin: qm_draw.some */
 };
+typedef enum { NO_QUESTION, TOP_K, TOP_P, DRAW } question;
 static_assert(sizeof(draw_sums) <= QM_DRAW_SUMS, "ops.h says how much there is");
 
 __device__ inline float top_of(const draw_sums *s) { return of_order((uint32_t)(s->top >> 32)); }
@@ -102,15 +116,27 @@ __global__ void __launch_bounds__(WEIGH_THREADS) weigh(const __grid_constant__ q
         }
 }
 
-/* ---- one block decides ----------------------------------------------------------------------------------- */
+/* ---- collecting ------------------------------------------------------------------------------------------ */
 
-/* Where a place was found: which bin or digit, and what comes before it. */
-struct found {
-    uint32_t at, number; /* number: how many are in it */
-    unsigned long long weight_before, count_before;
-};
+/* Candidates as whole numbers in their order: ~in_order(logit), id. */
+__global__ void __launch_bounds__(WEIGH_THREADS) collect(const __grid_constant__ qm_draw j)
+{
+    let_next_begin();
+    wait_for_previous();
+    draw_sums *sums = (draw_sums *)j.sums;
+    if (!sums->asked)
+        return;
+    const float top = top_of(sums), by = bins_by(j), from = (float)sums->here.at, to = from + 1;
+    each_logit<4>(j, blockIdx.x * WEIGH_THREADS + threadIdx.x, gridDim.x * WEIGH_THREADS, [&](float logit, uint32_t i) {
+        const float at = (top - logit) * by; /* as bin_of; a NaN is in the first bin, the only one there is then */
+        if (!(at < from) && !(at >= to))
+            j.some[atomicAdd(&sums->some, 1u)] = (unsigned long long)~in_order(logit) << 32 | i;
+    });
+}
 
-struct choosing {
+/* ---- asking and answering --------------------------------------------------------------------------------- */
+
+struct asking {
     unsigned long long weight[QM_DRAW_BINS];
     uint32_t count[QM_DRAW_BINS];
     union {
@@ -118,15 +144,14 @@ struct choosing {
             unsigned long long weight[256];
             uint32_t count[256];
         } digit;
-        unsigned long long sorted[CHOOSE_THREADS];
+        unsigned long long sorted[ASK_THREADS];
     };
     unsigned long long warp_weight[32], warp_count[32];
     found here;
-    uint32_t some;                /* candidates in the bin: qm_draw.some, */
-    unsigned long long only, sum; /* and the one that is asked for */
+    uint32_t some;
+    unsigned long long only, sum; /* the candidate that was asked for, and the weights up to and with its own */
 };
 
-/* Candidates as whole numbers in their order: ~in_order(logit), id. */
 __device__ inline uint64_t weight_of(unsigned long long v, float top, const qm_draw &j)
 {
     return qm_draw_weight(of_order(~(uint32_t)(v >> 32)), top, j.temperature);
@@ -157,7 +182,7 @@ __device__ inline unsigned long long sums_to(unsigned long long v, unsigned long
 
 /* Into c.here the first of n bins, no more than twice the threads, at which the sum of weights (or numbers) is beyond
  * `place`.  Sums begin at those of c.here. */
-__device__ inline void find_bin(choosing &c, const unsigned long long *weight, const uint32_t *count, uint32_t n, bool numbers,
+__device__ inline void find_bin(asking &c, const unsigned long long *weight, const uint32_t *count, uint32_t n, bool numbers,
                                 unsigned long long place)
 {
     const found before = c.here;
@@ -179,14 +204,14 @@ __device__ inline void find_bin(choosing &c, const unsigned long long *weight, c
 
 /* Digits, from the first on, of the candidate at a place among some, until few enough have them: what is known of it, and
  * where its digits are. */
-__device__ inline void narrow(choosing &c, const qm_draw &j, float top, bool numbers, unsigned long long place, unsigned long long *known,
-                              unsigned long long *beyond)
+__device__ inline void narrow(asking &c, const qm_draw &j, float top, bool numbers, unsigned long long place, uint32_t some,
+                              unsigned long long *known, unsigned long long *beyond)
 {
-    for (int digit = 7; digit >= 0 && c.here.number > CHOOSE_THREADS; digit--) {
-        for (uint32_t i = threadIdx.x; i < 256; i += CHOOSE_THREADS)
+    for (int digit = 7; digit >= 0 && c.here.number > ASK_THREADS; digit--) {
+        for (uint32_t i = threadIdx.x; i < 256; i += ASK_THREADS)
             c.digit.weight[i] = 0, c.digit.count[i] = 0;
         __syncthreads();
-        for (uint32_t i = threadIdx.x; i < c.some; i += CHOOSE_THREADS) {
+        for (uint32_t i = threadIdx.x; i < some; i += ASK_THREADS) {
             unsigned long long v = j.some[i];
             if ((v & *beyond) != *known)
                 continue;
@@ -215,38 +240,28 @@ __device__ inline void sort(unsigned long long *v, uint32_t n)
         }
 }
 
-/* The candidate at a place: its id; *sum: of the weights up to and with its own. */
-__device__ __noinline__ int32_t candidate_at(choosing &c, const qm_draw &j, float top, bool numbers, unsigned long long place,
-                                             unsigned long long *sum)
+/* The candidate that was asked for, among those that were collected: into c.only and c.sum. */
+__device__ inline void answer(asking &c, const qm_draw &j, const draw_sums *sums, float top, bool numbers)
 {
-    const float by = bins_by(j);
-    if (threadIdx.x == 0)
-        c.here = {}, c.some = 0;
-    __syncthreads();
-    find_bin(c, c.weight, c.count, QM_DRAW_BINS, numbers, place);
-    const uint32_t bin = c.here.at;
-    each_logit<16>(j, threadIdx.x, CHOOSE_THREADS, [&](float logit, uint32_t i) {
-        if (bin_of(logit, top, by) == bin)
-            j.some[atomicAdd(&c.some, 1u)] = (unsigned long long)~in_order(logit) << 32 | i;
-    });
-    __syncthreads();
-    if (threadIdx.x == 0)
-        c.here.number = c.some; /* with those that weigh nothing, which come last */
+    const uint32_t some = sums->some;
+    const unsigned long long place = sums->place;
+    if (threadIdx.x == 0) {
+        c.here = sums->here;
+        c.here.number = some; /* with those that weigh nothing, which come last */
+        c.some = 0;
+    }
     __syncthreads();
     unsigned long long known = 0, beyond = 0;
-    narrow(c, j, top, numbers, place, &known, &beyond);
-    const uint32_t some = c.some;
+    narrow(c, j, top, numbers, place, some, &known, &beyond);
     const found before = c.here;
     uint32_t n = 2;
     while (n < before.number)
         n *= 2;
     __syncthreads();
-    if (threadIdx.x == 0)
-        c.some = 0;
     if (threadIdx.x < n)
         c.sorted[threadIdx.x] = ~0ull; /* behind all */
     __syncthreads();
-    for (uint32_t i = threadIdx.x; i < some; i += CHOOSE_THREADS)
+    for (uint32_t i = threadIdx.x; i < some; i += ASK_THREADS)
         if ((j.some[i] & beyond) == known)
             c.sorted[atomicAdd(&c.some, 1u)] = j.some[i];
     __syncthreads();
@@ -258,49 +273,78 @@ __device__ __noinline__ int32_t candidate_at(choosing &c, const qm_draw &j, floa
     if (there && at <= place && place < past)
         c.only = own, c.sum = to;
     __syncthreads();
-    *sum = c.sum;
-    return (int32_t)(uint32_t)c.only;
 }
 
-__global__ void __launch_bounds__(CHOOSE_THREADS) choose(const __grid_constant__ qm_draw j)
+/* Finds the bin of the next question's place, all being the weights that are kept. */
+__device__ inline void pose(asking &c, const qm_draw &j, draw_sums *sums, question now, unsigned long long all)
 {
-    __shared__ choosing c;
+    unsigned long long weights = 0, number = 0, place = 0;
+    for (uint32_t i = threadIdx.x; i < QM_DRAW_BINS; i += ASK_THREADS) {
+        c.weight[i] = sums->weight[i], c.count[i] = sums->count[i];
+        weights += c.weight[i], number += c.count[i];
+    }
+    sums_to(weights, c.warp_weight), sums_to(number, c.warp_count);
+    weights = sum_in_warp(c.warp_weight[threadIdx.x % 32]), number = sum_in_warp(c.warp_count[threadIdx.x % 32]);
+    all = all ? all : weights;
+    bool asked = true;
+    if (now == TOP_K) {
+        asked = j.top_k < number;
+        place = j.top_k - 1;
+    } else if (now == TOP_P) {
+        place = qm_draw_share(j.top_p, all) - 1;
+    } else {
+        place = qm_draw_place(qm_random_bits(j.seed, j.step + (j.passed ? (uint64_t)__ldcg(j.passed) : 0)), all);
+    }
+    if (threadIdx.x == 0)
+        c.here = {};
+    __syncthreads();
+    if (asked) /* the same in all threads */
+        find_bin(c, c.weight, c.count, QM_DRAW_BINS, now == TOP_K, place);
+    if (threadIdx.x == 0)
+        sums->asked = asked, sums->all = all, sums->place = place, sums->here = c.here, sums->some = 0;
+}
+
+/* Answers the question before, and asks the next one; with none to ask, the answer is the token. */
+__global__ void __launch_bounds__(ASK_THREADS) ask(const __grid_constant__ qm_draw j, question before, question now)
+{
+    __shared__ asking c;
     let_next_begin();
     wait_for_previous();
     draw_sums *sums = (draw_sums *)j.sums;
     const unsigned long long best = sums->top;
     const uint32_t order = (uint32_t)(best >> 32);
-    unsigned long long all = 0, number = 0;
-    __syncthreads(); /* before it is zero again */
-    for (uint32_t i = threadIdx.x; i < QM_DRAW_BINS; i += CHOOSE_THREADS) {
-        c.weight[i] = sums->weight[i], c.count[i] = sums->count[i];
-        sums->weight[i] = 0, sums->count[i] = 0;
-        all += c.weight[i], number += c.count[i];
-    }
-    if (threadIdx.x == 0)
-        sums->top = 0;
     int32_t id = order >= ORDER_OF_INFINITY ? QM_DRAW_NAN : order <= ORDER_OF_NOTHING ? QM_DRAW_NOTHING : (int32_t)~(uint32_t)best;
-    if (id >= 0 && j.temperature > 0) { /* the same in all threads */
-        const float top = of_order(order);
-        const uint64_t step = j.step + (j.passed ? (uint64_t)__ldcg(j.passed) : 0);
-        sums_to(all, c.warp_weight), sums_to(number, c.warp_count);
-        all = sum_in_warp(c.warp_weight[threadIdx.x % 32]), number = sum_in_warp(c.warp_count[threadIdx.x % 32]);
-        __syncthreads();
-        if (j.top_k && j.top_k < number)
-            candidate_at(c, j, top, true, j.top_k - 1, &all);
-        if (j.top_p < 1)
-            candidate_at(c, j, top, false, qm_draw_share(j.top_p, all) - 1, &all);
-        unsigned long long own;
-        id = candidate_at(c, j, top, false, qm_draw_place(qm_random_bits(j.seed, step), all), &own);
+    unsigned long long all = before == NO_QUESTION ? 0 : sums->all;
+    if (id >= 0 && before != NO_QUESTION && sums->asked) { /* the same in all threads */
+        answer(c, j, sums, of_order(order), before == TOP_K);
+        all = c.sum;
+        id = before == DRAW ? (int32_t)(uint32_t)c.only : id;
     }
+    __syncthreads(); /* everybody has read what is written now */
+    if (now != NO_QUESTION) {
+        if (id >= 0)
+            pose(c, j, sums, now, all);
+        return;
+    }
+    for (uint32_t i = threadIdx.x; i < QM_DRAW_SUMS / sizeof(uint64_t); i += ASK_THREADS)
+        ((uint64_t *)j.sums)[i] = 0;
     if (threadIdx.x == 0)
         *j.id = id;
 }
 
 cudaError_t qm_draw_token(const qm_draw *j, cudaStream_t s)
 {
+    const bool draws = j->temperature > 0, asks[] = {false, draws && j->top_k, draws && j->top_p < 1, draws};
+    question before = NO_QUESTION;
     cudaError_t r = launch(find_top, dim3(TOP_BLOCKS), TOP_THREADS, 0, s, *j);
-    if (!r && j->temperature > 0)
+    if (!r && draws)
         r = launch(weigh, dim3(WEIGH_BLOCKS), WEIGH_THREADS, 0, s, *j);
-    return r ? r : launch(choose, dim3(1), CHOOSE_THREADS, 0, s, *j);
+    for (int now = TOP_K; now <= DRAW && !r; now++)
+        if (asks[now]) {
+            r = launch(ask, dim3(1), ASK_THREADS, 0, s, *j, before, (question)now);
+            if (!r)
+                r = launch(collect, dim3(WEIGH_BLOCKS), WEIGH_THREADS, 0, s, *j);
+            before = (question)now;
+        }
+    return r ? r : launch(ask, dim3(1), ASK_THREADS, 0, s, *j, before, NO_QUESTION);
 }
