@@ -1,8 +1,9 @@
 /* experts.c: a mixture of experts on a GPU.
  *
- * The GPU chooses, and what it chose stays there: slots of up to eight tokens of one expert (qm_slots), each of which reads its
- * expert's matrices once, so that a captured step is like any other.  Where experts have many tokens, or matrices of
- * different kinds, the slots are read here and every expert is multiplied by alone. */
+ * The GPU chooses, and what it chose stays there: slots of up to eight tokens of one expert (qm_slots), each
+ * of which reads its expert's matrices once, so that a captured step is like any other.  Where experts have
+ * many tokens, or matrices of different kinds, the slots are read here and every expert is multiplied by
+ * alone. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -10,7 +11,7 @@
 
 enum { X, ROUTER, COUNT, NORMALISE, GATE, UP, DOWN, ROLES = 3 };
 enum { TOGETHER = 512 }; /* tokens that are sorted at once */
-enum { MANY = 40 };      /* tokens an expert has on average, from where on a matrix product of its own is faster */
+enum { MANY = 40 }; /* tokens an expert has on average, from where on a matrix product of its own is faster */
 
 /* ---- weights ------------------------------------------------------------------------------------------- */
 
@@ -40,7 +41,9 @@ static const qm_tensor *matrix_of(const qm_call *c, const role *r, uint32_t i, q
     const qm_tensor *t = r->arg->tensor;
     uint64_t n = (uint64_t)r->rows * r->cols, block = t->format->block == 1 ? 1 : t->codec.block;
     if (i && (t->double_quant || n % block)) {
-        qm_call_fail(c, e, "experts in a stack whose groups run on from one to the next run on the CPU only; give a list of them");
+        qm_call_fail(c, e,
+                     "experts in a stack whose groups run on from one to the next run on the CPU only; give "
+                     "a list of them");
         return NULL;
     }
     *view = *t;
@@ -108,20 +111,24 @@ static bool room_for_table(qm_cuda *d, qm_err *e)
 }
 
 /* The table on the GPU; one that was there before when it says the same.  Takes `here`. */
-static bool find_table(qm_cuda *d, const qm_call *c, qm_expert *here, uint32_t n, const qm_expert **there, qm_err *e)
+static bool find_table(qm_cuda *d, const qm_call *c, qm_expert *here, uint32_t n, const qm_expert **there,
+                       qm_err *e)
 {
     qm_cuda_ops *o = d->ops;
     const size_t size = n * sizeof *here;
     const uint64_t hash = hash_of(here, size);
     for (int i = 0; i < o->expert_tables; i++)
-        if (o->experts[i].hash == hash && o->experts[i].n == n && memcmp(o->experts[i].here, here, size) == 0) {
+        if (o->experts[i].hash == hash && o->experts[i].n == n
+            && memcmp(o->experts[i].here, here, size) == 0) {
             *there = o->experts[i].there;
             free(here);
             return true;
         }
     qm_expert *table = NULL;
-    bool ok = o->capturing ? qm_call_fail(c, e, "experts that no call before had; run one step before it is captured")
-                           : room_for_table(d, e) && (table = qm_cuda_alloc(d, size, e)) && qm_cuda_upload(d, table, here, size, e);
+    bool ok = o->capturing
+                  ? qm_call_fail(c, e, "experts that no call before had; run one step before it is captured")
+                  : room_for_table(d, e) && (table = qm_cuda_alloc(d, size, e))
+                        && qm_cuda_upload(d, table, here, size, e);
     if (!ok) {
         qm_cuda_free(d, table);
         free(here);
@@ -135,7 +142,10 @@ static bool find_table(qm_cuda *d, const qm_call *c, qm_expert *here, uint32_t n
 static bool read_role(qm_cuda *d, const qm_call *c, const qm_arg *a, role *r, qm_err *e)
 {
     const qm_shape *s = a->list ? &a->list[0]->shape : &a->tensor->shape;
-    *r = (role){.arg = a, .rows = (uint32_t)s->dim[s->ndim - 2], .cols = (uint32_t)s->dim[s->ndim - 1], .alike = true};
+    *r = (role){.arg = a,
+                .rows = (uint32_t)s->dim[s->ndim - 2],
+                .cols = (uint32_t)s->dim[s->ndim - 1],
+                .alike = true};
     r->experts = (uint32_t)(a->list ? a->count : s->dim[0]);
     qm_expert *here = calloc(r->experts, sizeof *here); /* padding is compared, too */
     if (!here)
@@ -211,7 +221,9 @@ static bool make_room(qm_cuda *d, mixture *m, qm_err *e)
 {
     qm_routing *j = &m->route;
     const uint32_t pairs = j->tokens * j->k;
-    j->slots.each = pairs <= j->experts ? 2 : pairs <= 2 * j->experts ? 4 : 8; /* more would mostly be empty */
+    j->slots.each = pairs <= j->experts       ? 2
+                    : pairs <= 2 * j->experts ? 4
+                                              : 8; /* more would mostly be empty */
     j->slots.most = least(j->experts, pairs) + (j->tokens > j->slots.each ? pairs / j->slots.each : 0);
     lay_out(m);
     if (!(m->room.taken = qm_cuda_take(d, m->room.used, e)))
@@ -220,11 +232,12 @@ static bool make_room(qm_cuda *d, mixture *m, qm_err *e)
     return true;
 }
 
-/* ---- slots that the GPU goes through --------------------------------------------------------------------- */
+/* ---- slots that the GPU goes through ---------------------------------------------------------------------
+ */
 
 /* Products of n roles that have the same x, of the tokens or of the slots' rows. */
-static cudaError_t multiply(qm_cuda *d, const mixture *m, int first, int n, float *const *y, const float *x, const qm_half *half,
-                            bool of_slots)
+static cudaError_t multiply(qm_cuda *d, const mixture *m, int first, int n, float *const *y, const float *x,
+                            const qm_half *half, bool of_slots)
 {
     const role *r = &m->role[first];
     const qm_expert *tables[2] = {r[0].there, r[n - 1].there};
@@ -234,8 +247,10 @@ static cudaError_t multiply(qm_cuda *d, const mixture *m, int first, int n, floa
         return bad ? bad : multiply(d, m, first + 1, 1, y + 1, x, half, of_slots);
     }
     if (r->laid_out)
-        return qm_matrix_experts(&r->kind, tables, y, n, slots, half, !of_slots && m->route.tokens == 1, d->stream);
-    return qm_plain_experts(r->there, r->dtype, r->wide, x, of_slots, r->rows, r->cols, slots, y[0], d->stream);
+        return qm_matrix_experts(&r->kind, tables, y, n, slots, half, !of_slots && m->route.tokens == 1,
+                                 d->stream);
+    return qm_plain_experts(r->there, r->dtype, r->wide, x, of_slots, r->rows, r->cols, slots, y[0],
+                            d->stream);
 }
 
 static bool all_slots(qm_cuda *d, qm_call *c, mixture *m, qm_err *e)
@@ -250,16 +265,19 @@ static bool all_slots(qm_cuda *d, qm_call *c, mixture *m, qm_err *e)
     if (!bad)
         bad = multiply(d, m, 0, 2, both, j->x, &m->x, false);
     if (!bad)
-        bad = qm_gate_rows(&j->slots, m->gate, m->up, r[0].rows, m->gate, r[2].laid_out ? &m->hidden : NULL, d->stream);
+        bad = qm_gate_rows(&j->slots, m->gate, m->up, r[0].rows, m->gate, r[2].laid_out ? &m->hidden : NULL,
+                           d->stream);
     if (!bad)
         bad = multiply(d, m, 2, 1, &m->out, m->gate, &m->hidden, true);
     return ran(d, c, bad, e);
 }
 
-/* ---- experts that are multiplied by one by one ------------------------------------------------------------ */
+/* ---- experts that are multiplied by one by one ------------------------------------------------------------
+ */
 
 /* One expert's n rows, the first of which is `row`. */
-static bool one_expert(qm_cuda *d, const qm_call *c, const mixture *m, uint32_t expert, uint32_t row, uint32_t n, qm_err *e)
+static bool one_expert(qm_cuda *d, const qm_call *c, const mixture *m, uint32_t expert, uint32_t row,
+                       uint32_t n, qm_err *e)
 {
     const qm_routing *j = &m->route;
     const uint32_t wide = m->role[0].rows, dim = m->role[0].cols;
@@ -274,9 +292,11 @@ static bool one_expert(qm_cuda *d, const qm_call *c, const mixture *m, uint32_t 
             return false;
         }
     bool ok = x.x && ran(d, c, qm_rows_of(j->x, QM_F32, j->slots.token + row, n, dim, x.x, d->stream), e)
-              && qm_cuda_product(d, w[0], &x, NULL, gate.x, e) && qm_cuda_product(d, w[1], &x, NULL, up, e) && qm_cuda_flush(d, e)
+              && qm_cuda_product(d, w[0], &x, NULL, gate.x, e) && qm_cuda_product(d, w[1], &x, NULL, up, e)
+              && qm_cuda_flush(d, e)
               && ran(d, c, qm_each_value(QM_EACH_SWIGLU, gate.x, up, 0, n, wide, gate.x, NULL, d->stream), e)
-              && qm_cuda_product(d, w[2], &gate, NULL, m->out + (uint64_t)row * dim, e) && qm_cuda_flush(d, e);
+              && qm_cuda_product(d, w[2], &gate, NULL, m->out + (uint64_t)row * dim, e)
+              && qm_cuda_flush(d, e);
     qm_cuda_give(d, x.x);
     return ok;
 }
@@ -285,8 +305,10 @@ static bool each_expert(qm_cuda *d, const qm_call *c, const mixture *m, qm_err *
 {
     const qm_slots *s = &m->route.slots;
     if (d->ops->capturing)
-        return qm_call_fail(c, e, "cannot be captured: the experts' weights are of several kinds, or not prepared");
-    int32_t count = 0, *expert = malloc((1 + (size_t)s->each) * s->most * sizeof *expert), *token = expert + s->most;
+        return qm_call_fail(c, e,
+                            "cannot be captured: the experts' weights are of several kinds, or not prepared");
+    int32_t count = 0, *expert = malloc((1 + (size_t)s->each) * s->most * sizeof *expert),
+            *token = expert + s->most;
     if (!expert)
         return qm_call_fail(c, e, "out of memory for %u slots", s->most);
     bool ok = qm_cuda_download(d, &count, s->count, sizeof count, e)
@@ -304,19 +326,22 @@ static bool each_expert(qm_cuda *d, const qm_call *c, const mixture *m, qm_err *
     return ok;
 }
 
-/* ---- the op ----------------------------------------------------------------------------------------------- */
+/* ---- the op -----------------------------------------------------------------------------------------------
+ */
 
 static bool some_tokens(qm_cuda *d, qm_call *c, mixture *m, float *y, qm_err *e)
 {
     qm_routing *j = &m->route;
     const role *r = m->role;
-    const bool alike = r[0].alike && r[1].alike && r[2].alike, many = (uint64_t)j->tokens * j->k > (uint64_t)MANY * j->experts;
+    const bool alike = r[0].alike && r[1].alike && r[2].alike,
+               many = (uint64_t)j->tokens * j->k > (uint64_t)MANY * j->experts;
     const bool alone = !alike || (many && !d->ops->capturing && qm_cuda_has_blas(d));
     m->room = (room){0};
     if (!make_room(d, m, e))
         return false;
     j->half = j->tokens == 1 && !alone && (r[0].laid_out || r[1].laid_out) ? m->x : (qm_half){0};
-    bool ok = ran(d, c, qm_route(j, d->stream), e) && (alone ? each_expert(d, c, m, e) : all_slots(d, c, m, e))
+    bool ok = ran(d, c, qm_route(j, d->stream), e)
+              && (alone ? each_expert(d, c, m, e) : all_slots(d, c, m, e))
               && ran(d, c, qm_add_experts(j, m->out, j->cols, y, d->stream), e);
     qm_cuda_give(d, m->room.taken);
     return ok;
@@ -327,8 +352,8 @@ static bool moe(qm_cuda *d, qm_call *c, qm_err *e)
     activation x = arg(c, X), logits = arg(c, ROUTER), y;
     mixture m = {0};
     if (logits.cols > QM_MOST_EXPERTS)
-        return qm_call_fail(c, e, "%u experts are more than the %d that there may be here; run it on the CPU", logits.cols,
-                            QM_MOST_EXPERTS);
+        return qm_call_fail(c, e, "%u experts are more than the %d that there may be here; run it on the CPU",
+                            logits.cols, QM_MOST_EXPERTS);
     if (!make_out(d, c, false, &y, e) || !qm_cuda_flush(d, e))
         return false;
     for (int i = 0; i < ROLES; i++)

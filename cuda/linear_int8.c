@@ -5,7 +5,8 @@
 static uint64_t place(qm_int8 *j, char *p)
 {
     j->stride = (j->cols + 31) / 32 * 32;
-    uint64_t a = whole((uint64_t)j->tokens * j->stride), s = whole(j->tokens * sizeof *j->s), hit = whole(j->cols);
+    uint64_t a = whole((uint64_t)j->tokens * j->stride), s = whole(j->tokens * sizeof *j->s),
+             hit = whole(j->cols);
     if (p) {
         j->a = (int8_t *)p;
         j->s = (float *)(void *)(p + a);
@@ -49,7 +50,8 @@ static bool linear_int8(qm_cuda *d, qm_call *c, qm_err *e)
                  .bias = bias.values,
                  .rows = y.cols,
                  .y = y.x};
-    bool ok = x.rows == 0 || y.cols == 0 || (make_room(d, &j, &taken, e) && ran(d, c, qm_linear_int8(&j, d->stream), e));
+    bool ok = x.rows == 0 || y.cols == 0
+              || (make_room(d, &j, &taken, e) && ran(d, c, qm_linear_int8(&j, d->stream), e));
     qm_cuda_give(d, taken);
     drop_vector(d, &bias);
     return ok;

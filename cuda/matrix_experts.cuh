@@ -72,14 +72,9 @@ __global__ void __launch_bounds__(DECODE_THREADS, DECODE_BLOCKS) matrix_experts(
     const uint32_t items = tiles * j.slices, units = j.x.stride / QM_UNIT_COLS;
     uint4 w[QM_ITEM_UNITS];
     scales raw;
-    qm_expert e;
-    uint32_t held = ~0u; /* whose e is: most items are of the same matrix as the one before, and need not wait for its address */
     auto begin = [&](uint32_t item, bool codes) { /* loads an item's scales; gives where its codes are */
         const experts_place p(j, tile0 + item / j.slices);
-        if (p.slot * j.products + p.which != held) {
-            e = p.expert(j);
-            held = p.slot * j.products + p.which;
-        }
+        const qm_expert e = p.expert(j);
         const uint32_t slice = item % j.slices;
         const uint8_t *at = (const uint8_t *)e.values + ((uint64_t)p.tile * j.slices + slice) * ITEM;
         decode_part part = {};
