@@ -93,6 +93,7 @@ bench-gpu: deps
 	$(BUILD)/gpu_bench
 	$(BUILD)/matrix_bench
 	$(BUILD)/qmoon tests/gpu/decode_bench.lua
+	$(BUILD)/qmoon tests/gpu/experts_bench.lua
 	-PYTHONPATH=$(BNB) $(PYTHON) tests/gpu/bnb_bench.py
 	$(BUILD)/qmoon tests/gpu/loading_bench.lua $(MODELS) 1.5b 7b
 	-PYTHONPATH=$(BNB) $(PYTHON) tests/gpu/loading_bench.py $(MODELS)/qwen2-7b

@@ -12,6 +12,7 @@ cp tests/run.lua "$to/tests/"
 cp tests/gpu/*.lua tests/gpu/*.py "$to/tests/gpu/"
 mkdir -p "$to/tests/lua" "$to/tests/fixtures"
 cp tests/lua/support.lua "$to/tests/lua/"
+cp README.md "$to/" # a text
 cp -r tests/fixtures/tiny-qwen2 tests/fixtures/tiny-adapter "$to/tests/fixtures/"
 if [ -n "$bnb" ]; then # its Python files and the one library for CUDA 13.0
     mkdir -p "$to/bnb"
@@ -29,6 +30,7 @@ if [ "${1:-}" != test ]; then
     ./gpu_bench || status=1
     ./matrix_bench || status=1
     ./qmoon tests/gpu/decode_bench.lua || status=1
+    ./qmoon tests/gpu/experts_bench.lua || status=1
     nvidia-smi --query-gpu=clocks.sm,clocks.mem,temperature.gpu,power.draw --format=csv,noheader
     if [ -d bnb ]; then PYTHONPATH=bnb python3 tests/gpu/bnb_bench.py || status=1; fi
 fi
