@@ -131,6 +131,18 @@ tests["every type of cache, and the commands"] = function()
         print(("    perplexity with %-4s keys and values: %.5f, on a GPU %.5f"):format(kv, ppl.cpu, ppl["cuda:0"]))
         assert(math.abs(ppl["cuda:0"] / ppl.cpu - 1) <= 1e-3, kv)
     end
+    local status, out = support.run(("perplexity %s --text %s --window 256 --reference %s --by-layer --device cuda:0 --json"):format(BASE, text, BASE))
+    assert(status == 0 and out:match '"kl_max"%s*:%s*0[^.]', out)
+    local tasks = support.scratch()
+    support.write(tasks, '{"prompt": "The city is", "choices": [" old", " new", " far away"], "answer": 1}\n'
+        .. '{"prompt": "It was a", "choices": [" day", " dark and stormy night"], "answer": 0}\n')
+    local labels = {}
+    for _, device in ipairs { "cpu", "cuda:0" } do
+        status, out = support.run(("evaluate %s --tasks %s --device %s --json"):format(BASE, tasks, device))
+        assert(status == 0, out)
+        labels[device] = out:match '"labels"%s*:%s*(%b[])'
+    end
+    assert(labels.cpu and labels.cpu == labels["cuda:0"], out)
     for _, more in ipairs { "", "--temp 0.8 --top-p 0.9 --seed 3", "--kv q8_0" } do
         local status, out = support.run(("generate %s --prompt 'Once upon a time' --tokens 20 --device cuda:0 %s"):format(BASE, more))
         assert(status == 0, out)
