@@ -5,12 +5,20 @@ local text = require "qmoon.text"
 
 local devices = {}
 
+local opened = setmetatable({}, { __mode = "v" })
+
+--- A GPU is opened once, so that the tensors of two models are on the same one.
+local function open(index)
+    opened[index] = opened[index] or core.cuda(index)
+    return opened[index]
+end
+
 local function gpu(word)
     local index = word:match "^cuda:(%d+)$" or word == "cuda" and "0"
     if not index then
         core.fail("usage", "--device: auto, cpu, cuda:0, cuda:1 … are devices, '%s' is none", word)
     end
-    return core.cuda(tonumber(index))
+    return open(tonumber(index))
 end
 
 --- The GPUs of a word: every one there is for "auto" (none for nil and "cpu"), or those named, separated by commas.
@@ -22,7 +30,7 @@ function devices.choose(word)
         return list
     elseif word == "auto" then
         for i = 1, core.cuda_count() do
-            list[i] = core.cuda(i - 1)
+            list[i] = open(i - 1)
         end
         return list
     end
