@@ -103,6 +103,9 @@ static inline bool ran(qm_cuda *d, const qm_call *c, cudaError_t r, qm_err *e)
 /* y = x W^T + bias with a weight of any kind; may wait for the next call (qm_cuda_flush). */
 bool qm_cuda_product(qm_cuda *d, const qm_tensor *w, const activation *x, const float *bias, float *y, qm_err *e);
 
+/* What that takes besides; *kept: see qm_cuda_way. */
+uint64_t qm_cuda_product_memory(const qm_tensor *w, uint32_t tokens, uint64_t *kept);
+
 /* Whether matrices can be multiplied by in one launch. */
 bool qm_cuda_same_kind(const qm_matrix *a, const qm_matrix *b);
 

@@ -139,14 +139,19 @@ static bool find_table(qm_cuda *d, const qm_call *c, qm_expert *here, uint32_t n
     return true;
 }
 
-static bool read_role(qm_cuda *d, const qm_call *c, const qm_arg *a, role *r, qm_err *e)
+static role role_of(const qm_arg *a)
 {
     const qm_shape *s = a->list ? &a->list[0]->shape : &a->tensor->shape;
-    *r = (role){.arg = a,
-                .rows = (uint32_t)s->dim[s->ndim - 2],
-                .cols = (uint32_t)s->dim[s->ndim - 1],
-                .alike = true};
-    r->experts = (uint32_t)(a->list ? a->count : s->dim[0]);
+    return (role){.arg = a,
+                  .rows = (uint32_t)s->dim[s->ndim - 2],
+                  .cols = (uint32_t)s->dim[s->ndim - 1],
+                  .experts = (uint32_t)(a->list ? a->count : s->dim[0]),
+                  .alike = true};
+}
+
+static bool read_role(qm_cuda *d, const qm_call *c, const qm_arg *a, role *r, qm_err *e)
+{
+    *r = role_of(a);
     qm_expert *here = calloc(r->experts, sizeof *here); /* padding is compared, too */
     if (!here)
         return qm_call_fail(c, e, "out of memory for %u experts", r->experts);
@@ -217,7 +222,8 @@ static void lay_out(mixture *m)
 
 static uint32_t least(uint32_t a, uint32_t b) { return a < b ? a : b; }
 
-static bool make_room(qm_cuda *d, mixture *m, qm_err *e)
+/* How many slots there may be, and what all of it takes. */
+static uint64_t size_up(mixture *m)
 {
     qm_routing *j = &m->route;
     const uint32_t pairs = j->tokens * j->k;
@@ -226,11 +232,19 @@ static bool make_room(qm_cuda *d, mixture *m, qm_err *e)
                                               : 8; /* more would mostly be empty */
     j->slots.most = least(j->experts, pairs) + (j->tokens > j->slots.each ? pairs / j->slots.each : 0);
     lay_out(m);
-    if (!(m->room.taken = qm_cuda_take(d, m->room.used, e)))
+    return m->room.used;
+}
+
+static bool make_room(qm_cuda *d, mixture *m, qm_err *e)
+{
+    if (!(m->room.taken = qm_cuda_take(d, size_up(m), e)))
         return false;
     lay_out(m);
     return true;
 }
+
+/* Whether experts have so many tokens each that they are multiplied by one by one. */
+static bool has_many(const qm_routing *j) { return (uint64_t)j->tokens * j->k > (uint64_t)MANY * j->experts; }
 
 /* ---- slots that the GPU goes through ---------------------------------------------------------------------
  */
@@ -333,9 +347,8 @@ static bool some_tokens(qm_cuda *d, qm_call *c, mixture *m, float *y, qm_err *e)
 {
     qm_routing *j = &m->route;
     const role *r = m->role;
-    const bool alike = r[0].alike && r[1].alike && r[2].alike,
-               many = (uint64_t)j->tokens * j->k > (uint64_t)MANY * j->experts;
-    const bool alone = !alike || (many && !d->ops->capturing && qm_cuda_has_blas(d));
+    const bool alike = r[0].alike && r[1].alike && r[2].alike;
+    const bool alone = !alike || (has_many(j) && !d->ops->capturing && qm_cuda_has_blas(d));
     m->room = (room){0};
     if (!make_room(d, m, e))
         return false;
@@ -345,6 +358,27 @@ static bool some_tokens(qm_cuda *d, qm_call *c, mixture *m, float *y, qm_err *e)
               && ran(d, c, qm_add_experts(j, m->out, j->cols, y, d->stream), e);
     qm_cuda_give(d, m->room.taken);
     return ok;
+}
+
+/* The most that may be: where experts are multiplied by one by one, that one of them has all tokens. */
+static uint64_t moe_memory(const qm_call *c, uint64_t *kept)
+{
+    mixture m = {.route = {.tokens = least(rows_of(c->arg[X].tensor), TOGETHER),
+                           .experts = (uint32_t)qm_tensor_cols(c->arg[ROUTER].tensor),
+                           .k = (uint32_t)c->arg[COUNT].number}};
+    uint64_t product = 0;
+    *kept = 0;
+    for (int i = 0; i < ROLES; i++) {
+        const qm_arg *a = &c->arg[GATE + i];
+        m.role[i] = role_of(a);
+        uint64_t keeps = 0, one = has_many(&m.route) && a->list
+                                      ? qm_cuda_product_memory(a->list[0], m.route.tokens, &keeps)
+                                      : 0;
+        product = one > product ? one : product;
+        *kept = keeps > *kept ? keeps : *kept;
+    }
+    return size_up(&m)
+           + (has_many(&m.route) ? product + (uint64_t)m.route.tokens * m.role[0].cols * sizeof(float) : 0);
 }
 
 static bool moe(qm_cuda *d, qm_call *c, qm_err *e)
@@ -374,6 +408,6 @@ static bool moe(qm_cuda *d, qm_call *c, qm_err *e)
 }
 
 const qm_cuda_way qm_cuda_experts[] = {
-    {"moe", moe},
-    {NULL, NULL},
+    {"moe", moe, moe_memory},
+    {NULL, NULL, NULL},
 };

@@ -109,7 +109,7 @@ static void find_levels(qm_cuda_ops *o, qm_matrix *m)
 }
 
 /* Fills in all of m but its addresses; false when a weight cannot be laid out so. */
-static bool describe(const qm_cuda *d, const qm_tensor *t, qm_matrix *m)
+static bool describe(qm_cuda_ops *o, const qm_tensor *t, qm_matrix *m)
 {
     const qm_format *f = t->format;
     uint64_t cols = (uint64_t)qm_tensor_cols(t), count = (uint64_t)qm_tensor_count(t);
@@ -124,13 +124,13 @@ static bool describe(const qm_cuda *d, const qm_tensor *t, qm_matrix *m)
         m->scale = QM_SCALE_NESTED;
     m->offset = t->offset;
     read_levels(f, m->level);
-    find_levels(d->ops, m);
+    find_levels(o, m);
     return true;
 }
 
 bool qm_cuda_matrix_of(const qm_cuda *d, const qm_tensor *t, qm_matrix *m)
 {
-    if (!t->laid_out || !describe(d, t, m))
+    if (!t->laid_out || !describe(d->ops, t, m))
         return false;
     m->items = t->plane[0].data;
     m->nested = (const float *)(const void *)t->plane[2].data;
@@ -209,14 +209,13 @@ static qm_tensor *as_half(qm_device *device, const qm_tensor *t, qm_err *e)
 
 static bool stays(const qm_tensor *t) { return t->laid_out || qm_cuda_plain_type(t->format) != QM_DTYPE_COUNT; }
 
-bool qm_cuda_prepared(qm_device *d, qm_device *where, const qm_tensor *t, qm_tensor **out, qm_err *e)
+bool qm_cuda_prepared(qm_device *device, qm_device *where, const qm_tensor *t, qm_tensor **out, qm_err *e)
 {
     qm_matrix m;
-    (void)d;
     *out = NULL;
     if (stays(t))
         return true;
-    *out = t->format && describe(t, &m)
+    *out = t->format && describe(((qm_cuda *)device)->ops, t, &m)
                ? blank(where, t, &m, e)
                : qm_tensor_blank(t, qm_format_find("f16"), &(qm_quantize_options){0}, where, e);
     return *out != NULL;
@@ -230,7 +229,7 @@ bool qm_cuda_prepare(qm_device *device, const qm_tensor *t, qm_tensor **out, qm_
     qm_cuda_enter(d);
     if (stays(t))
         return true;
-    if (!t->format || !describe(d, t, &m))
+    if (!t->format || !describe(d->ops, t, &m))
         return (*out = as_half(device, t, e)) != NULL;
     *out = blank(device, t, &m, e);
     if (*out && pack(d, t, &m, *out, e))

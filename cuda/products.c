@@ -215,10 +215,9 @@ bool qm_cuda_product(qm_cuda *d, const qm_tensor *w, const activation *x, const 
 }
 
 /* As with cuBLAS, which takes more than doing without. */
-static uint64_t linear_memory(const qm_call *c, uint64_t *kept)
+uint64_t qm_cuda_product_memory(const qm_tensor *w, uint32_t tokens, uint64_t *kept)
 {
-    const qm_tensor *w = c->arg[1].tensor;
-    uint32_t rows = rows_of(w), cols = (uint32_t)qm_tensor_cols(w), tokens = rows_of(c->arg[0].tensor);
+    uint32_t rows = rows_of(w), cols = (uint32_t)qm_tensor_cols(w);
     qm_dtype type = qm_cuda_plain_type(w->format);
     *kept = tokens > (w->laid_out ? SOME : FEW) ? QM_BLAS_WORKSPACE : 0;
     if (w->laid_out)
@@ -226,6 +225,11 @@ static uint64_t linear_memory(const qm_call *c, uint64_t *kept)
     if (type != QM_DTYPE_COUNT)
         return tokens > FEW ? plain_many_bytes(type, cols, tokens) : 0;
     return (uint64_t)rows * cols * sizeof(float);
+}
+
+static uint64_t linear_memory(const qm_call *c, uint64_t *kept)
+{
+    return qm_cuda_product_memory(c->arg[1].tensor, rows_of(c->arg[0].tensor), kept);
 }
 
 static bool linear(qm_cuda *d, qm_call *c, qm_err *e)
