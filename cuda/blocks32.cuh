@@ -25,13 +25,11 @@ struct q8_0_code {
 
     __device__ static int code(float v) { return __float2int_rz(v + copysignf(0x1.fffffep-2f, v)); }
 
-    /* Decoding: where, in pairs of bytes behind the scale, the lane's eight begin; what of them is its own; a value. */
-    __device__ static uint32_t place(uint32_t lane) { return 4 * lane; }
-    __device__ static uint32_t pick(uint32_t w, uint32_t) { return w ^ 0x80808080u; }
-    __device__ static float value(uint32_t code_and_2_to_23, float scale)
-    {
-        return (__uint_as_float(code_and_2_to_23) - 8388736.0f) * scale;
-    }
+    /* Decoding: whether a byte has two codes; the codes of a thread's vector u; what stands for zero; value i of 32. */
+    static constexpr bool SHARED = false;
+    static constexpr float ZERO = 128;
+    __device__ static uint32_t pick(uint32_t w, int) { return w ^ 0x80808080u; }
+    __device__ static float code(const uint8_t *bytes, uint32_t i) { return (int8_t)bytes[i]; }
 };
 
 struct q4_0_code {
@@ -73,12 +71,10 @@ struct q4_0_code {
         }
     }
 
-    __device__ static uint32_t place(uint32_t lane) { return 4 * (lane % 2); }
-    __device__ static uint32_t pick(uint32_t w, uint32_t lane) { return w >> (lane < 2 ? 0 : 4) & 0x0f0f0f0fu; }
-    __device__ static float value(uint32_t code_and_2_to_23, float scale)
-    {
-        return (__uint_as_float(code_and_2_to_23) - 8388616.0f) * scale;
-    }
+    static constexpr bool SHARED = true; /* by values 16 apart, the first in the low nibble */
+    static constexpr float ZERO = 8;
+    __device__ static uint32_t pick(uint32_t w, int u) { return w >> 4 * u & 0x0f0f0f0fu; }
+    __device__ static float code(const uint8_t *bytes, uint32_t i) { return (float)((bytes[i % 16] >> (i < 16 ? 0 : 4) & 15) - 8); }
 };
 
 /* By the format's own code, from where the values lie; one lane does it. */

@@ -11,17 +11,21 @@
 #include "kernels.h"
 
 #include "elements.cuh"
+#include "launch.cuh"
 #include "rcp.cuh"
 
 #include "generic.cuh"
 
 #include "nibbles.cuh"
+#include "nibbles_decode.cuh"
 
 #include "nested.cuh"
 
 #include "blocks32.cuh"
 #include "rows.cuh"
+#include "values.cuh"
 #include "sums.cuh"
+#include "largest.cuh"
 #include "plain.cuh"
 
 cudaError_t qm_kernels_prepare(const uint8_t *deltas, bool *own_rcp, cudaStream_t s)

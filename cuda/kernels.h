@@ -122,7 +122,7 @@ void *qm_sums_at(void *partial, uint64_t i);
 cudaError_t qm_sums_plain(const void *x, qm_dtype dtype, const void *y, qm_dtype other, uint64_t n,
                           void *partial, cudaStream_t s);
 /* q->block at most QM_SUMS_NIBBLES_BLOCK. */
-enum { QM_SUMS_NIBBLES_BLOCK = 2048 };
+enum { QM_SUMS_NIBBLES_BLOCK = QM_SUMS_RUN };
 cudaError_t qm_sums_nibbles(const void *x, qm_dtype dtype, const qm_nibbles *q, uint64_t n, void *partial,
                             cudaStream_t s);
 cudaError_t qm_sums_int8(const void *x, qm_dtype dtype, const uint8_t *codes, const float *absmax, uint32_t cols, uint64_t n,

@@ -24,4 +24,18 @@ static cudaError_t launch(void (*kernel)(P...), dim3 grid, unsigned threads, siz
     return cudaLaunchKernelEx(&c, kernel, P(args)...);
 }
 
+/* Programmatic dependent launch: the next kernel may begin; and what came before this one is done. */
+__device__ inline void let_next_begin()
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+__device__ inline void wait_for_previous()
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 #endif

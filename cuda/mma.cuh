@@ -2,6 +2,8 @@
 #ifndef QM_MMA_CUH
 #define QM_MMA_CUH
 
+#include "launch.cuh"
+
 #include <stdint.h>
 
 /* c += a b on the tensor cores: a is 16 x 16 f16, b 16 x 8 f16, c 16 x 8 f32.  Lane 4 g + t has
@@ -35,20 +37,6 @@ __device__ inline uint4 load_once(const void *p)
 
 /* What an earlier kernel, perhaps one still running when this began, has written: not by way of the read-only cache. */
 __device__ inline uint4 load_fresh(const void *p) { return *(const uint4 *)p; }
-
-/* Programmatic dependent launch: the next kernel may begin; and what came before this one is done. */
-__device__ inline void let_next_begin()
-{
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
-__device__ inline void wait_for_previous()
-{
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
 
 /* ---- shared memory -------------------------------------------------------------------------------
  *

@@ -1,6 +1,7 @@
 /* nested.cuh: double quantisation of scales (core/double_quant.h), whose offset depends on all of them.
  *
- *     scales -> sums of 256 -> offset -> codes, nested absmax      one launch each
+ *     scales -> sums of 256 -> offset -> codes, nested absmax      one launch each, which begins while the one in
+ *                                                                  front of it ends
  *
  * Very large tensors take one more level of sums. */
 #ifndef QM_NESTED_CUH
@@ -28,6 +29,8 @@ template <class T> __device__ inline double fold_run(const T *x, uint64_t n, uin
 template <class T> __global__ void __launch_bounds__(NESTED_THREADS) fold(const T *x, uint64_t n, double *sum)
 {
     uint64_t run = (uint64_t)blockIdx.x * NESTED_WARPS + threadIdx.x / 32;
+    let_next_begin();
+    wait_for_previous();
     double v = fold_run(x, n, run);
     if (threadIdx.x % 32 == 0 && run * FOLDED < n)
         sum[run] = v;
@@ -40,6 +43,8 @@ static __global__ void __launch_bounds__(FINISH_THREADS)
     finish_offset(const double *sum, uint64_t sums, uint64_t n, float *offset)
 {
     __shared__ double level[FOLDED];
+    let_next_begin();
+    wait_for_previous();
     for (int i = threadIdx.x / 32; i < FOLDED; i += FINISH_THREADS / 32) {
         double v = i * FOLDED < sums ? fold_run(sum, sums, i) : 0;
         if (threadIdx.x % 32 == 0)
@@ -62,14 +67,13 @@ uint64_t qm_nested_scratch(uint64_t n) { return folds(n) + folds(folds(n)); }
 cudaError_t qm_nested_offset(const float *absmax, uint64_t n, double *scratch, float *offset, cudaStream_t s)
 {
     uint64_t sums = folds(n);
-    fold<<<fold_grid(n), NESTED_THREADS, 0, s>>>(absmax, n, scratch);
-    if (sums > FOLDED * FOLDED) {
-        fold<<<fold_grid(sums), NESTED_THREADS, 0, s>>>(scratch, sums, scratch + sums);
+    cudaError_t r = launch(fold<float>, fold_grid(n), NESTED_THREADS, 0, s, absmax, n, scratch);
+    if (!r && sums > FOLDED * FOLDED) {
+        r = launch(fold<double>, fold_grid(sums), NESTED_THREADS, 0, s, scratch, sums, scratch + sums);
         scratch += sums;
         sums = folds(sums);
     }
-    finish_offset<<<1, FINISH_THREADS, 0, s>>>(scratch, sums, n, offset);
-    return cudaGetLastError();
+    return r ? r : launch(finish_offset, 1, FINISH_THREADS, 0, s, scratch, sums, n, offset);
 }
 
 /* ---- codes ---------------------------------------------------------------------------------------
@@ -93,11 +97,14 @@ __device__ inline uint32_t nested_bin(uint32_t magnitude)
     return min(max(bin, 0), NESTED_BINS - 1);
 }
 
-static __device__ nested_tables nested_made; /* constants of the module, made by qm_kernels_prepare */
+static __device__ nested_tables nested_made; /* constants of the module, made by qm_kernels_prepare, */
+static __device__ float nested_value[256];   /* as are the values of codes */
 
 static __global__ void make_nested_tables()
 {
     nested_tables &t = nested_made;
+    for (uint32_t code = threadIdx.x; code < 256; code += blockDim.x)
+        nested_value[code] = qm_dynamic8_value(code);
     for (uint32_t k = threadIdx.x; k < 129; k += blockDim.x)
         t.threshold[k] = k == 128 ? 0x7f800000u : qm_f32_bits(qm_dynamic8_middle(127 + k)) - (k % 2 == 0);
     __syncthreads();
@@ -127,11 +134,12 @@ __device__ inline uint32_t nested_code(const nested_tables &t, float v)
 
 /* A warp to a block of 256 scales. */
 static __global__ void __launch_bounds__(NESTED_THREADS)
-    nested_encode(const float *__restrict__ absmax, uint64_t n, const float *__restrict__ offset,
+    nested_encode(const float *absmax, uint64_t n, const float *offset, /* which the kernel in front writes: no __restrict__ */
                   uint8_t *__restrict__ codes, float *__restrict__ nested)
 {
     __shared__ nested_tables t;
     fill_nested_tables(t);
+    wait_for_previous();
     const float moved_by = *offset;
     const uint64_t blocks = (n + FOLDED - 1) / FOLDED, step = (uint64_t)gridDim.x * NESTED_WARPS;
     for (uint64_t b = (uint64_t)blockIdx.x * NESTED_WARPS + threadIdx.x / 32; b < blocks; b += step) {
@@ -158,8 +166,7 @@ cudaError_t qm_nested_encode(const float *absmax, uint64_t n, const float *offse
                              float *nested, cudaStream_t s)
 {
     uint64_t blocks = (n + FOLDED - 1) / FOLDED, grid = (blocks + NESTED_WARPS - 1) / NESTED_WARPS;
-    nested_encode<<<(unsigned)(grid < 4096 ? grid : 4096), NESTED_THREADS, 0, s>>>(absmax, n, offset, codes, nested);
-    return cudaGetLastError();
+    return launch(nested_encode, (unsigned)(grid < 4096 ? grid : 4096), NESTED_THREADS, 0, s, absmax, n, offset, codes, nested);
 }
 
 static __global__ void nested_decode(const uint8_t *codes, const float *nested, uint64_t n, float offset,

@@ -7,19 +7,18 @@
  *
  * By a table, the code of v, in -1 ... 1, is found by one look-up and one comparison:
  *
- *     bin  = the whole part of f32(times v + plus), plus at least 32768: a unit there is 2^-8, so bits 8 and up
+ *     bin  = the whole part of f32(times v + plus), plus at least 65536: an ulp there is 2^-7, so bits 7 and up
  *     rank = thresholds below the bin + (v > the one threshold in that bin, if there is one)
  *
  * which is exact because the sum is monotonic in v and no two thresholds share a bin; the bins are filled by
  * the same sum (fill_bins).  Where codes are not their ranks, a bin has the two codes that it can lead to instead.
- * fp4 does this with |v|, and adds the sign.  A NaN ends in the last bin, which says the lowest code.  Every lane has its own copy of the bins, in its own banks of shared memory.
+ * fp4 does this with |v|, and adds the sign.  A NaN ends in the last bin, which says the lowest code.  Shared memory has
+ * the bins sixteen times: eight bytes are fetched by half a warp at a time, each of whose lanes has banks of its own.
  *
  * Integers are quotients, rounded twice as the format's own code does it: x / scale to an f32, that to a whole
  * number.  With r the rounded reciprocal of scale, and q = x r, the quotient is q + r (x - q scale), each a fused
  * multiply-add, unless scale's mantissa is all ones (Markstein) or something leaves the normal numbers; such
  * blocks, and those with NaN or infinities, divide.
- *
- * Decoding.  A lane has four bytes of codes and writes eight values; again every lane has its own table.
  */
 #ifndef QM_NIBBLES_CUH
 #define QM_NIBBLES_CUH
@@ -31,6 +30,8 @@ enum {
     WARP_VALUES = 32 * LANE_VALUES, /* one vector of a warp */
     FEW_BINS = 64,
     MOST_BINS = 128,
+    BIN_COPIES = 16,
+    BIN_BIT = 7, /* of the sum; a bin's copies are as many bytes */
 };
 
 /* ---- bins ----------------------------------------------------------------------------------------- */
@@ -46,6 +47,9 @@ struct bins {
     float times, plus;
     bin of[MOST_BINS];
 };
+static_assert(BIN_COPIES * sizeof(bin) == 1 << BIN_BIT, "the sum's bits are the address");
+
+#define BIN_PLUS 65536.0f /* an ulp is 2^-BIN_BIT */
 
 static bool codes_are_ranks(const qm_nibble_ranks *r)
 {
@@ -67,7 +71,7 @@ static bool fill_bins(bins *b, const qm_nibble_ranks *r, bool as_ranks, float ti
         if (t < r->thresholds) {
             float sum = fmaf(r->threshold[t], times, plus);
             memcpy(&u, &sum, sizeof u);
-            at = u >> 8 & (MOST_BINS - 1);
+            at = u >> BIN_BIT & (MOST_BINS - 1);
             if (at < from || at >= all - 1)
                 return false;
         }
@@ -90,14 +94,14 @@ static bool fill_bins(bins *b, const qm_nibble_ranks *r, bool as_ranks, float ti
 static bool find_bins(bins *b, const qm_nibble_ranks *r, bool *few)
 {
     enum { SHIFTS = 25 };
-    static const float times[] = {16, 23, 30.9f, 40, 50, 62.9f};
+    static const float times[] = {16, 18, 20, 23, 27, 30.9f, 35, 39, 43, 48, 53, 58, 62.9f};
     bool ranks = codes_are_ranks(r);
     for (size_t i = 0; i < sizeof times / sizeof *times; i++) {
         *few = ranks && times[i] < 31;
         uint32_t all = times[i] < 31 ? FEW_BINS : MOST_BINS;
         float room = (float)all - 1.01f - 2 * times[i];
         for (int k = 0; k < SHIFTS; k++)
-            if (fill_bins(b, r, *few, times[i], 32768 + times[i] + (i + k == 0 ? 0 : 0.005f + room * (float)k / (SHIFTS - 1)), all)) {
+            if (fill_bins(b, r, *few, times[i], BIN_PLUS + times[i] + (i + k == 0 ? 0 : 0.005f + room * (float)k / (SHIFTS - 1)), all)) {
                 b->of_nan = *few ? FEW_BINS - 1 : MOST_BINS - 1;
                 return true;
             }
@@ -141,13 +145,13 @@ enum nibble_codes { RANKS, SIGNED_RANKS, ANY_CODES };
 template <nibble_codes C, uint32_t ALL, bool FTZ>
 __device__ inline uint32_t word_by_table(const float x[8], float scale, const bin *table, float times, float plus)
 {
-    const uint32_t lane = threadIdx.x % 32 * sizeof(bin); /* below the bits that choose the bin */
+    const uint32_t copy = threadIdx.x % BIN_COPIES * sizeof(bin); /* below the bits that choose the bin */
     uint32_t word = 0;
 #pragma unroll
     for (int k = 7; k >= 0; k--) { /* the first of two takes the high nibble */
         float v = FTZ ? times_ftz(x[k ^ 1], scale) : x[k ^ 1] * scale, a = C == SIGNED_RANKS ? fabsf(v) : v;
         uint32_t sum = __float_as_uint(__fmaf_rn(a, times, plus));
-        bin b = *(const bin *)((const char *)table + ((sum & (ALL - 1) << 8) | lane));
+        bin b = *(const bin *)((const char *)table + ((sum & (ALL - 1) << BIN_BIT) | copy));
         if (C == ANY_CODES) {
             upper_if_above(b.codes, a, b.threshold);
             word = __funnelshift_l(b.codes, word, 4);
@@ -173,7 +177,7 @@ template <qm_dtype D> struct bnb_block {
         scale = qm_rcp(most);
     }
     __device__ float stored() const { return most; }
-    __device__ uint8_t zero() const { return 0; }
+    __device__ uint8_t zero_point() const { return 0; }
     __device__ bool rare() const { return false; }
 };
 
@@ -209,6 +213,7 @@ template <qm_dtype D, nibble_codes C, uint32_t BINS> struct table_block {
     }
     __device__ void of_rare(number_range) {}
     __device__ float stored() const { return most; }
+    __device__ uint8_t zero_point() const { return 0; }
     __device__ bool rare() const { return !is_moderate(most); }
     __device__ uint32_t word(const float x[8], const bin *table, float times, float plus, uint32_t) const
     {
@@ -240,13 +245,16 @@ __device__ inline float quotient(float x, float by, float inverse)
     return __fmaf_rn(__fmaf_rn(-q, by, x), inverse, q);
 }
 
-/* low: what code 0 stands for. */
-__device__ inline uint32_t word_of_integers(const float x[8], float scale, float inverse, int32_t low)
+/* low: what code 0 stands for.  HELD: codes beyond 15 may come up, and are 15. */
+template <bool HELD> __device__ inline uint32_t word_of_integers(const float x[8], float scale, float inverse, int32_t low)
 {
+    const float most = INTEGER_MAGIC + (float)(15 + low);
     uint32_t word = 0;
 #pragma unroll
-    for (int k = 7; k >= 0; k--)
-        word = word * 16 + __float_as_uint(quotient(x[k ^ 1], scale, inverse) + INTEGER_MAGIC);
+    for (int k = 7; k >= 0; k--) {
+        float whole = quotient(x[k ^ 1], scale, inverse) + INTEGER_MAGIC;
+        word = word * 16 + __float_as_uint(HELD ? fminf(whole, most) : whole);
+    }
     return word - (uint32_t)(INTEGER_BITS + low) * 0x11111111u;
 }
 
@@ -271,10 +279,11 @@ template <qm_dtype D> struct nibble_block<QM_NIBBLES_INT4, D> {
     }
     __device__ void of_rare(number_range r) { scale = fmaxf(r.high, -r.low) / 7; }
     __device__ float stored() const { return scale; }
+    __device__ uint8_t zero_point() const { return 0; }
     __device__ bool rare() const { return !divides_quickly(scale); }
     __device__ uint32_t word(const float x[8], const bin *, float, float, uint32_t) const
     {
-        return word_of_integers(x, scale, inverse, -8); /* which never comes up */
+        return word_of_integers<false>(x, scale, inverse, -8); /* which never comes up */
     }
     __device__ uint32_t word_of_rare(float x[8], const bin *, float, float) const
     {
@@ -286,21 +295,14 @@ template <qm_dtype D> struct nibble_block<QM_NIBBLES_UINT4, D> {
     typedef range<D> range_of;
     static constexpr uint32_t ALL = 0;
     static constexpr bool RARE = true;
-    float scale, inverse;
+    float scale;
     int32_t zero;
-    bool beyond; /* the highest value's code is 16 unless it is held back */
 
     __device__ void of(range<D> r)
     {
         float low = -max_or_nan(-r.bottom(), 0), high = max_or_nan(r.top(), 0);
         scale = quotient(high * 0.5f - low * 0.5f, 15, 1 / 15.0f) * 2;
-        inverse = inverse_of(scale);
-        zero = whole(-low);
-        beyond = whole(high) > 15 - zero;
-    }
-    __device__ int32_t whole(float x) const
-    {
-        return (int32_t)(__float_as_uint(quotient(x, scale, inverse) + INTEGER_MAGIC) - INTEGER_BITS);
+        zero = (int32_t)(__float_as_uint(quotient(-low, scale, inverse_of(scale)) + INTEGER_MAGIC) - INTEGER_BITS);
     }
     __device__ void of_rare(number_range r)
     {
@@ -308,10 +310,11 @@ template <qm_dtype D> struct nibble_block<QM_NIBBLES_UINT4, D> {
         zero = qm_integer_of(-r.low / scale, 0, 15);
     }
     __device__ float stored() const { return scale; }
-    __device__ bool rare() const { return beyond || !divides_quickly(scale); }
+    __device__ uint8_t zero_point() const { return (uint8_t)zero; }
+    __device__ bool rare() const { return !divides_quickly(scale); }
     __device__ uint32_t word(const float x[8], const bin *, float, float, uint32_t) const
     {
-        return word_of_integers(x, scale, inverse, -zero);
+        return word_of_integers<true>(x, scale, inverse_of(scale), -zero); /* the highest might be 16 */
     }
     __device__ uint32_t word_of_rare(float x[8], const bin *, float, float) const
     {
@@ -336,19 +339,77 @@ template <qm_dtype D> static __device__ __noinline__ number_range numbers_of(eig
     return r;
 }
 
+/* How the lanes of a warp share its vectors: U to a lane, 32 apart. */
+template <uint32_t BLOCK> struct warp_share {
+    static constexpr int U = BLOCK > 2048 ? BLOCK / WARP_VALUES : 8;
+    static constexpr int LANES = BLOCK < WARP_VALUES ? BLOCK / LANE_VALUES : 32; /* that share a block, */
+    static constexpr int VECTORS = BLOCK < WARP_VALUES ? 1 : BLOCK / WARP_VALUES; /* and vectors of each */
+    static constexpr int GROUPS = U / VECTORS;
+};
+
+/* Where a lane's results go. */
+template <uint32_t BLOCK> struct nibble_places {
+    uint32_t *codes;
+    float *scales;
+    uint8_t *zeros;
+
+    __device__ nibble_places(uint32_t *all_codes, float *all_scales, uint8_t *all_zeros, uint64_t first)
+        : codes(all_codes + first), scales(all_scales + first / (BLOCK / LANE_VALUES)),
+          zeros(all_zeros ? all_zeros + first / (BLOCK / LANE_VALUES) : NULL)
+    {
+    }
+    __device__ void put_codes(int u, uint32_t word) const { __stcs(codes + u * 32, word); } /* nobody reads them soon */
+    template <class B> __device__ void put_scale(int u, const B &block) const
+    {
+        if (threadIdx.x % warp_share<BLOCK>::LANES)
+            return;
+        scales[u * 32 / (BLOCK / LANE_VALUES)] = block.stored();
+        if (zeros)
+            zeros[u * 32 / (BLOCK / LANE_VALUES)] = block.zero_point();
+    }
+};
+
+/* All of a warp's vectors, of which some block is rare. */
+template <qm_nibble_kind KIND, qm_dtype D, uint32_t BLOCK>
+static __device__ __noinline__ void encode_rare(const void *x, uint64_t first, nibble_places<BLOCK> to, const bin *table, float times,
+                                                float plus)
+{
+    typedef warp_share<BLOCK> share;
+    typedef nibble_block<KIND, D> block_of;
+#pragma unroll 1
+    for (int u = 0; u < share::U; u += share::VECTORS) {
+        typename block_of::range_of m = block_of::range_of::of_eight(load_eight<D>(x, first + u * 32));
+        number_range r = {0, 0};
+#pragma unroll 1
+        for (int k = 0; k < share::VECTORS; k++) {
+            eight<D> v = load_eight<D>(x, first + (u + k) * 32);
+            m = m.join(block_of::range_of::of_eight(v));
+            r = numbers_of<D>(v, r);
+        }
+        block_of block;
+        block.of(among_lanes(m, share::LANES));
+        r = among_lanes(r, share::LANES);
+        if (block.rare())
+            block.of_rare(r);
+        to.put_scale(u, block);
+#pragma unroll 1
+        for (int k = 0; k < share::VECTORS; k++)
+            to.put_codes(u + k, rare_word<KIND, D>(block, load_eight<D>(x, first + (u + k) * 32), table, times, plus));
+    }
+}
+
 template <qm_nibble_kind KIND, qm_dtype D, uint32_t BLOCK>
 __global__ void __launch_bounds__(NIBBLE_THREADS)
     nibbles_encode(const void *__restrict__ x, uint64_t warps, uint32_t *__restrict__ codes, float *__restrict__ scales,
                    uint8_t *__restrict__ zeros, uint32_t zero_word, const __grid_constant__ bins b)
 {
+    typedef warp_share<BLOCK> share;
     typedef nibble_block<KIND, D> block_of;
     typedef typename block_of::range_of range_of;
-    constexpr int U = BLOCK > 2048 ? BLOCK / WARP_VALUES : 8;
-    constexpr int LANES = BLOCK < WARP_VALUES ? BLOCK / LANE_VALUES : 32; /* that share a block, */
-    constexpr int VECTORS = BLOCK < WARP_VALUES ? 1 : BLOCK / WARP_VALUES; /* and vectors of each */
-    __shared__ bin tables[block_of::ALL ? block_of::ALL : 1][32];
-    const uint32_t lane = threadIdx.x % 32, in_block = threadIdx.x / 32;
-    const uint64_t warp = (uint64_t)blockIdx.x * NIBBLE_WARPS + in_block, first = warp * U * 32 + lane;
+    constexpr int U = share::U, GROUPS = share::GROUPS;
+    constexpr int AT_ONCE = block_of::RARE ? GROUPS : 1; /* looked at before one is encoded: the warp is asked once */
+    __shared__ __align__(16) bin tables[block_of::ALL ? block_of::ALL : 1][BIN_COPIES];
+    const uint64_t warp = (uint64_t)blockIdx.x * NIBBLE_WARPS + threadIdx.x / 32, first = warp * U * 32 + threadIdx.x % 32;
 
     eight<D> v[U];
     if (warp < warps)
@@ -356,53 +417,45 @@ __global__ void __launch_bounds__(NIBBLE_THREADS)
         for (int u = 0; u < U; u++)
             v[u] = load_eight<D>(x, first + u * 32);
     if (block_of::ALL) {
-        for (uint32_t i = in_block; i <= b.used; i += NIBBLE_WARPS)
-            tables[i < b.used ? i : b.of_nan][lane] = b.of[i];
+        enum { PAIRS = BIN_COPIES / 2 };
+        for (uint32_t i = threadIdx.x / PAIRS; i <= b.used; i += NIBBLE_THREADS / PAIRS) {
+            const uint32_t threshold = __float_as_uint(b.of[i].threshold), of = b.of[i].codes;
+            ((uint4 *)tables[i < b.used ? i : b.of_nan])[threadIdx.x % PAIRS] = make_uint4(threshold, of, threshold, of);
+        }
         __syncthreads();
     }
     if (warp >= warps)
         return;
-    codes += first;
-    scales += first / (BLOCK / LANE_VALUES);
-    if (KIND == QM_NIBBLES_UINT4)
-        zeros += first / (BLOCK / LANE_VALUES);
+    const nibble_places<BLOCK> to(codes, scales, KIND == QM_NIBBLES_UINT4 ? zeros : NULL, first);
 #pragma unroll
-    for (int u = 0; u < U; u += VECTORS) {
-        range_of m = range_of::of_eight(v[u]);
-#pragma unroll
-        for (int k = 1; k < VECTORS; k++)
-            m = m.join(range_of::of_eight(v[u + k]));
-        block_of block;
-        block.of(among_lanes(m, LANES));
+    for (int begin = 0; begin < GROUPS; begin += AT_ONCE) {
+        block_of block[AT_ONCE];
         bool rare = false;
-        if constexpr (block_of::RARE) {
-            rare = __any_sync(~0u, block.rare());
-            if (rare) {
-                number_range r = {0, 0};
-                for (int k = 0; k < VECTORS; k++)
-                    r = numbers_of<D>(v[u + k], r);
-                r = among_lanes(r, LANES);
-                if (block.rare())
-                    block.of_rare(r);
-            }
-        }
-        if (lane % LANES == 0) {
-            scales[u * 32 / (BLOCK / LANE_VALUES)] = block.stored();
-            if constexpr (KIND == QM_NIBBLES_UINT4)
-                zeros[u * 32 / (BLOCK / LANE_VALUES)] = (uint8_t)block.zero;
-        }
 #pragma unroll
-        for (int k = 0; k < VECTORS; k++) {
-            uint32_t word;
-            if constexpr (block_of::RARE)
-                if (rare) {
-                    __stcs(codes + (u + k) * 32, rare_word<KIND, D>(block, v[u + k], &tables[0][0], b.times, b.plus));
-                    continue;
-                }
-            float each[8];
-            unpack(v[u + k], each);
-            word = block.word(each, &tables[0][0], b.times, b.plus, zero_word);
-            __stcs(codes + (u + k) * 32, word); /* nobody reads them soon */
+        for (int g = 0; g < AT_ONCE; g++) {
+            const int u = (begin + g) * share::VECTORS;
+            range_of m = range_of::of_eight(v[u]);
+#pragma unroll
+            for (int k = 1; k < share::VECTORS; k++)
+                m = m.join(range_of::of_eight(v[u + k]));
+            block[g].of(among_lanes(m, share::LANES));
+            rare |= block[g].rare();
+        }
+        if constexpr (block_of::RARE)
+            if (__any_sync(~0u, rare)) {
+                encode_rare<KIND, D, BLOCK>(x, first, to, &tables[0][0], b.times, b.plus);
+                return;
+            }
+#pragma unroll
+        for (int g = 0; g < AT_ONCE; g++) {
+            const int u = (begin + g) * share::VECTORS;
+            to.put_scale(u, block[g]);
+#pragma unroll
+            for (int k = 0; k < share::VECTORS; k++) {
+                float each[8];
+                unpack(v[u + k], each);
+                to.put_codes(u + k, block[g].word(each, &tables[0][0], b.times, b.plus, zero_word));
+            }
         }
     }
 }
@@ -465,7 +518,7 @@ cudaError_t qm_nibbles_encode(qm_nibble_kind kind, const qm_nibble_ranks *ranks,
     bool few = true;
     if (n == 0)
         return cudaSuccess;
-    if (kind == QM_NIBBLES_FP4 ? !fill_bins(&c.b, ranks, true, 16, 32768, FEW_BINS) : ranks && !find_bins(&c.b, ranks, &few))
+    if (kind == QM_NIBBLES_FP4 ? !fill_bins(&c.b, ranks, true, 16, BIN_PLUS, FEW_BINS) : ranks && !find_bins(&c.b, ranks, &few))
         return cudaErrorNotSupported;
     switch (kind) {
     case QM_NIBBLES_NF4: return nibbles_of_type<QM_NIBBLES_NF4>(dtype, c);
@@ -474,171 +527,6 @@ cudaError_t qm_nibbles_encode(qm_nibble_kind kind, const qm_nibble_ranks *ranks,
     case QM_NIBBLES_UINT4: return nibbles_of_type<QM_NIBBLES_UINT4>(dtype, c);
     default: return few ? nibbles_of_type<QM_NIBBLES_TABLE>(dtype, c) : nibbles_of_type<QM_NIBBLES_ANY_TABLE>(dtype, c);
     }
-}
-
-/* ---- decoding ----------------------------------------------------------------------------------- */
-
-/* How a level and a scale make a value: in arithmetic that flushes to zero, or not, or less a zero point. */
-enum nibble_product { PRODUCT_FTZ, PRODUCT, PRODUCT_OF_DIFFERENCE };
-
-/* Tables in shared memory for a block of threads; filled by all its threads, which then wait. */
-struct nibble_tables {
-    float level[16][32];
-    float nested[256];
-};
-
-template <bool NESTED> __device__ inline void fill_tables(nibble_tables &t, const qm_nibbles &q)
-{
-    for (uint32_t i = threadIdx.x; i < 16 * 32; i += blockDim.x)
-        t.level[i / 32][i % 32] = q.level[i / 32];
-    if (NESTED)
-        for (uint32_t i = threadIdx.x; i < 256; i += blockDim.x)
-            t.nested[i] = qm_dynamic8_value(i);
-    __syncthreads();
-}
-
-/* What was read for a group. */
-struct scale_bytes {
-    float scale; /* or the one of the second level */
-    uint8_t code; /* into that, or the zero point */
-};
-
-template <nibble_product P, bool NESTED> __device__ inline scale_bytes load_scale(const qm_nibbles &q, uint64_t group)
-{
-    if constexpr (NESTED)
-        return {q.nested[group / 256], ((const uint8_t *)q.scales)[group]};
-    return {((const float *)q.scales)[group], P == PRODUCT_OF_DIFFERENCE ? q.zeros[group] : (uint8_t)0};
-}
-
-template <nibble_product P> struct group_scale {
-    float scale, zero;
-
-    __device__ float times(float level) const
-    {
-        return P == PRODUCT_FTZ ? times_ftz(level, scale) : P == PRODUCT ? level * scale : (level - zero) * scale;
-    }
-};
-
-template <nibble_product P, bool NESTED>
-__device__ inline group_scale<P> scale_of(const nibble_tables &t, const qm_nibbles &q, scale_bytes s)
-{
-    return {NESTED ? times_ftz(t.nested[s.code], s.scale) + q.offset : s.scale, NESTED ? 0 : (float)s.code};
-}
-
-/* Where the lane's own levels lie in shared memory.  Taken once they have been filled in: what reads them by this
- * address cannot be moved before that. */
-__device__ inline uint32_t levels_of_lane(const nibble_tables &t)
-{
-    uint32_t at = (uint32_t)__cvta_generic_to_shared(&t.level[0][threadIdx.x % 32]), there;
-    asm volatile("mov.u32 %0, %1;" : "=r"(there) : "r"(at));
-    return there;
-}
-
-/* The levels of a word's eight codes, bytes in order, high nibble first. */
-struct nibble_levels {
-    uint32_t high, low, levels;
-
-    __device__ nibble_levels(uint32_t word, uint32_t levels_at)
-        : high(word >> 4 & 0x0f0f0f0fu), low(word & 0x0f0f0f0fu), levels(levels_at)
-    {
-    }
-    __device__ float operator[](int k) const
-    {
-        uint32_t at = __dp4a(k % 2 ? low : high, 128u << 8 * (k / 2), levels); /* a code is 128 bytes */
-        float level;
-        asm("ld.shared.f32 %0, [%1];" : "=f"(level) : "r"(at));
-        return level;
-    }
-};
-
-/* An f32 lane has half as many values, so that it, too, writes 16 bytes. */
-template <qm_dtype D> struct decoded {
-    static constexpr int VALUES = D == QM_F32 ? 4 : 8;
-};
-
-template <qm_dtype D> __device__ inline uint32_t codes_at(const uint8_t *codes, uint32_t i)
-{
-    return D == QM_F32 ? ((const uint16_t *)codes)[i] : ((const uint32_t *)codes)[i];
-}
-
-template <nibble_product P, qm_dtype D, bool NESTED, int U>
-__global__ void __launch_bounds__(NIBBLE_THREADS)
-    nibbles_decode(const __grid_constant__ qm_nibbles q, uint32_t shift, uint64_t n, void *__restrict__ y)
-{
-    constexpr int VALUES = decoded<D>::VALUES;
-    __shared__ nibble_tables t;
-    const uint64_t vectors = n / VALUES, start = (uint64_t)blockIdx.x * U * NIBBLE_THREADS;
-    const uint8_t *codes = q.codes + start * VALUES / 2;
-    const uint64_t group = start >> shift; /* the block of threads begins with a group, or lies in one */
-    const uint32_t here = vectors - start < U * NIBBLE_THREADS ? (uint32_t)(vectors - start) : U * NIBBLE_THREADS;
-    uint4 *to = (uint4 *)y + start;
-    uint32_t word[U];
-    scale_bytes scale[U];
-#pragma unroll
-    for (int u = 0; u < U; u++) {
-        uint32_t i = u * NIBBLE_THREADS + threadIdx.x;
-        if (i < here) {
-            word[u] = codes_at<D>(codes, i);
-            scale[u] = load_scale<P, NESTED>(q, group + (i >> shift));
-        }
-    }
-    fill_tables<NESTED>(t, q);
-    const uint32_t levels = levels_of_lane(t);
-#pragma unroll
-    for (int u = 0; u < U; u++) {
-        uint32_t i = u * NIBBLE_THREADS + threadIdx.x;
-        if (i >= here)
-            break;
-        group_scale<P> by = scale_of<P, NESTED>(t, q, scale[u]);
-        nibble_levels level(word[u], levels);
-        float v[VALUES];
-#pragma unroll
-        for (int k = 0; k < VALUES; k++)
-            v[k] = by.times(level[k]);
-        if constexpr (D == QM_F32)
-            __stcs(to + i, make_uint4(__float_as_uint(v[0]), __float_as_uint(v[1]), __float_as_uint(v[2]), __float_as_uint(v[3])));
-        else
-            __stcs(to + i, make_uint4(pack_pair<D>(v[0], v[1]), pack_pair<D>(v[2], v[3]), pack_pair<D>(v[4], v[5]), pack_pair<D>(v[6], v[7])));
-    }
-    if (blockIdx.x == 0 && threadIdx.x < n % VALUES) { /* what does not fill a lane */
-        uint64_t i = vectors * VALUES + threadIdx.x;
-        group_scale<P> by = scale_of<P, NESTED>(t, q, load_scale<P, NESTED>(q, i / VALUES >> shift));
-        store_one(y, D, i, by.times(q.level[q.codes[i / 2] >> (i % 2 ? 0 : 4) & 15]));
-    }
-}
-
-template <nibble_product P, qm_dtype D, int U>
-static cudaError_t launch_decode(const qm_nibbles *q, uint64_t n, void *y, cudaStream_t s)
-{
-    uint32_t shift = 0;
-    while (q->block >> shift > decoded<D>::VALUES)
-        shift++;
-    uint64_t each = (uint64_t)decoded<D>::VALUES * U * NIBBLE_THREADS;
-    unsigned grid = (unsigned)((n + each - 1) / each);
-    if (q->nested)
-        nibbles_decode<P, D, true, U><<<grid, NIBBLE_THREADS, 0, s>>>(*q, shift, n, y);
-    else
-        nibbles_decode<P, D, false, U><<<grid, NIBBLE_THREADS, 0, s>>>(*q, shift, n, y);
-    return cudaGetLastError();
-}
-
-template <nibble_product P> static cudaError_t decode_nibbles(const qm_nibbles *q, uint64_t n, void *y, qm_dtype dtype, cudaStream_t s)
-{
-    switch (dtype) {
-    case QM_F32: return launch_decode<P, QM_F32, 4>(q, n, y, s);
-    case QM_F16: return launch_decode<P, QM_F16, 2>(q, n, y, s);
-    case QM_BF16: return launch_decode<P, QM_BF16, 2>(q, n, y, s);
-    default: return cudaErrorInvalidValue;
-    }
-}
-
-cudaError_t qm_nibbles_decode(const qm_nibbles *q, uint64_t n, void *y, qm_dtype dtype, cudaStream_t s)
-{
-    if (n == 0)
-        return cudaSuccess;
-    return q->flush ? decode_nibbles<PRODUCT_FTZ>(q, n, y, dtype, s)
-           : q->zeros ? decode_nibbles<PRODUCT_OF_DIFFERENCE>(q, n, y, dtype, s)
-                      : decode_nibbles<PRODUCT>(q, n, y, dtype, s);
 }
 
 #endif
