@@ -23,10 +23,10 @@ local function same_tree(a, b)
     return n
 end
 
---- Writes the same on both; returns the folders and reports.
-local function both(open, specs_of, options)
+--- Writes the same on both, or on the CPU and on these devices; returns the folders and reports.
+local function both(open, specs_of, options, devices)
     local dirs, reports = {}, {}
-    for i, device in ipairs { "cpu", "cuda:0" } do
+    for i, device in ipairs { "cpu", devices or "cuda:0" } do
         local o = { device = device }
         for k, v in pairs(options or {}) do
             o[k] = v
@@ -111,6 +111,26 @@ local function with_dora(dir)
     text = text .. (" "):rep(-#text % 8)
     support.write(to .. "/adapter_model.safetensors", core.pack("L", #text) .. text .. table.concat(data))
     return to
+end
+
+T["couriers of several GPUs take turns"] = function()
+    local dir, size = model()
+    local adapter = support.scratch()
+    synth.adapter(size, adapter, { seed = 5, rank = 24 })
+    local function on(devices)
+        both(function() return qm.open(dir):merge(adapter) end, specs, { threads = 4 }, devices)
+    end
+    on "cuda:0,cuda:0" -- the same one, opened twice
+    local count, all = core.cuda_count(), {}
+    for i = 1, count do
+        all[i] = "cuda:" .. i - 1
+    end
+    if count < 2 then
+        print "  skipped: couriers of two GPUs, of which this machine has one"
+        return
+    end
+    on(table.concat(all, ","))
+    on "auto"
 end
 
 T["DoRA, and one adapter after another"] = function()
