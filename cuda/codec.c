@@ -45,15 +45,15 @@ static const char *kernel_name(const qm_format *f) { return f->table ? "codebook
 
 bool qm_cuda_can_code(const qm_format *f, const qm_codec *c) { return (!f->made || f->table) && c->block <= LARGEST_GROUP; }
 
+/* Whether columns that differ in importance are encoded differently. */
+static bool by_importance(const run *r) { return r->codec.importance && r->format->encode_important; }
+
 static bool can_run(const qm_cuda *d, const run *r, qm_err *e)
 {
     const qm_format *f = r->format;
     if (f->made && !f->table)
         return qm_fail(e, QM_EUNSUPPORTED, "%s: format %s is made of functions, which run on the CPU only",
                        d->device.name, f->name);
-    if (r->codec.importance)
-        return qm_fail(e, QM_EUNSUPPORTED, "%s: encoding %s with importances runs on the CPU only", d->device.name,
-                       f->name);
     if (group_of(r) > LARGEST_GROUP)
         return qm_fail(e, QM_EUNSUPPORTED, "%s: groups of %u values are more than one thread should go through; the CPU can",
                        d->device.name, group_of(r));
@@ -89,8 +89,9 @@ static bool run_generic(qm_cuda_stream *s, bool encode, const run *r, qm_err *e)
     g.stride = g.block | 1;
     memcpy(g.plane, r->plane, sizeof g.plane);
     unsigned grid = plan(d, r, &g);
-    uint64_t stage = (uint64_t)g.together * g.stride * sizeof(float);
+    uint64_t stage = (uint64_t)g.together * g.stride * sizeof(float), rows = by_importance(r) ? r->n / r->codec.cols : 0;
     void *table = NULL;
+    float *power = NULL;
     bool ok = true;
     if (stage > SHARED_STAGE)
         ok = (g.stage = qm_cuda_scratch(d, s->handle, stage * grid, e)) != NULL;
@@ -100,11 +101,19 @@ static bool run_generic(qm_cuda_stream *s, bool encode, const run *r, qm_err *e)
                               "copying a codebook", e);
         g.codec.table = table;
     }
+    if (ok && encode && rows && r->format->row_power) {
+        ok = (power = qm_cuda_scratch(d, s->handle, rows * sizeof *power, e))
+             && qm_cuda_check(d, qm_generic_power(r->values, r->dtype, rows, r->codec.cols, power, s->handle), "encoding", e);
+        g.power = power;
+    }
     if (ok) {
-        cudaError_t x = encode ? qm_generic_encode(kernel_name(r->format), &g, grid, s->handle)
-                               : qm_generic_decode(kernel_name(r->format), &g, grid, s->handle);
+        const char *name = kernel_name(r->format);
+        cudaError_t x = !encode ? qm_generic_decode(name, &g, grid, s->handle)
+                        : rows  ? qm_generic_encode_important(name, &g, grid, s->handle)
+                                : qm_generic_encode(name, &g, grid, s->handle);
         ok = qm_cuda_check(d, x, encode ? "encoding" : "decoding", e);
     }
+    qm_cuda_unscratch(power, s->handle);
     qm_cuda_unscratch(g.stage, s->handle);
     qm_cuda_unscratch(table, s->handle);
     return ok;
@@ -197,7 +206,7 @@ static bool encode_run(qm_cuda_stream *s, const run *r, qm_err *e)
     const qm_format *f = r->format;
     uint32_t cols = r->codec.block;
     cudaError_t x;
-    bool fast = !s->gpu->generic_only && !r->codec.importance && !r->codec.nearest && aligned(r->values, 16)
+    bool fast = !s->gpu->generic_only && !by_importance(r) && !r->codec.nearest && aligned(r->values, 16)
                 && known_values(s->gpu, r->dtype, &(qm_err){0});
     qm_nibble_kind kind;
     if (fast && r->n && nibble_kind(f, &kind) && aligned(r->plane[1], 4))

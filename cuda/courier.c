@@ -2,6 +2,8 @@
  *
  *     pinned memory -> source | decode, round | steps, round | encode every sink, add up errors | -> pinned memory
  *
+ * What steps and sinks need, matrices and importances, travels behind the source's bytes.
+ *
  * A source of plain values that nothing changes is encoded from as it lies. */
 #include <stdlib.h>
 #include <string.h>
@@ -22,7 +24,7 @@ typedef struct courier {
     qm_courier courier; /* first */
     qm_cuda_stream stream;
     cudaEvent_t done;
-    room in_here, in, x, y, scratch, out, out_here; /* "here": pinned */
+    room in_here, in, x, y, heads, scratch, out, out_here; /* "here": pinned; heads: rows as they lie in the file */
 } courier;
 
 /* ---- memory --------------------------------------------------------------------------------------- */
@@ -49,18 +51,46 @@ static bool make_room(courier *l, room *r, uint64_t size, bool pinned, qm_err *e
     return r->at != NULL;
 }
 
-/* Steps' matrices travel with the source. */
-static uint64_t steps_size(const qm_job *job, uint64_t rows)
+/* Two arrays that a step needs, in words of four bytes. */
+typedef struct two_sizes {
+    uint64_t words[2];
+} two_sizes;
+
+/* For `rows` rows. */
+static two_sizes sizes_of(const qm_job *job, const qm_step *s, uint64_t rows)
 {
-    uint64_t total = 0, cols = (uint64_t)job->source.cols;
+    const uint64_t cols = (uint64_t)job->source.cols, few = s->nrow < rows ? s->nrow : rows;
+    switch (s->kind) {
+    case QM_STEP_LOW_RANK: return (two_sizes){{rows * s->rank, s->rank * cols}};
+    case QM_STEP_DORA: return s->by_column ? (two_sizes){{cols, cols}} : (two_sizes){{rows, rows}};
+    case QM_STEP_ROWS: return (two_sizes){{few * cols, few}};
+    case QM_STEP_ADD: break;
+    }
+    return (two_sizes){{0, 0}};
+}
+
+static bool by_importance(const qm_sink *s) { return s->importance && s->format->encode_important; }
+
+/* Matrices of a sink's importances that rows row ... row + rows - 1 lie in. */
+static uint64_t matrices_of(const qm_sink *s, int64_t row, int64_t rows)
+{
+    return (uint64_t)((row + rows - 1) / s->importance_rows - row / s->importance_rows + 1);
+}
+
+/* What travels behind the source, for rows from `row` on; row < 0: the most it can be for any. */
+static uint64_t extras_size(const qm_job *job, int64_t row, int64_t rows)
+{
+    uint64_t total = 0;
     for (int i = 0; i < job->nstep; i++) {
-        const qm_step *s = &job->step[i];
-        if (s->kind == QM_STEP_LOW_RANK) {
-            place(&total, rows * s->rank * sizeof(float));
-            place(&total, s->rank * cols * sizeof(float));
-        } else {
-            place(&total, (s->by_column ? cols : rows) * sizeof(float));
-            place(&total, (s->by_column ? cols : rows) * sizeof(float));
+        two_sizes z = sizes_of(job, &job->step[i], (uint64_t)rows);
+        place(&total, z.words[0] * sizeof(float));
+        place(&total, z.words[1] * sizeof(float));
+    }
+    for (int k = 0; k < job->nsink; k++) {
+        const qm_sink *s = &job->sink[k];
+        if (by_importance(s)) {
+            uint64_t matrices = row < 0 ? (uint64_t)(rows / s->importance_rows + 2) : matrices_of(s, row, rows);
+            place(&total, matrices * (uint64_t)job->source.cols * sizeof(float));
         }
     }
     return total;
@@ -109,11 +139,12 @@ enum {
 
 uint64_t qm_cuda_courier_memory(const qm_job *job, uint64_t n, uint64_t *pinned)
 {
-    uint64_t rows = job->source.cols ? n / (uint64_t)job->source.cols : 0;
-    uint64_t in = source_size(&job->source, n) + steps_size(job, rows);
+    int64_t rows = job->source.cols ? (int64_t)n / job->source.cols : 0;
+    uint64_t in = source_size(&job->source, n) + extras_size(job, -1, rows);
+    uint64_t heads = job->source.interleaved_heads ? n * sizeof(float) : 0;
     uint64_t out = layout_of(job, n, n < LEAST_PART ? n : LEAST_PART).total;
     *pinned = in + out;
-    return in + out + 2 * n * sizeof(float) + qm_steps_errors_scratch(n, n < LEAST_PART ? n : LEAST_PART) + SCRATCH;
+    return in + out + heads + 2 * n * sizeof(float) + qm_steps_errors_scratch(n, n < LEAST_PART ? n : LEAST_PART) + SCRATCH;
 }
 
 static uint8_t *memory(qm_courier *base, uint64_t size, qm_err *e)
@@ -134,7 +165,7 @@ static bool keeps(qm_round r, qm_dtype d)
 static bool is_direct(const qm_job *job)
 {
     qm_dtype d = qm_cuda_plain_type(job->source.format);
-    return d != QM_DTYPE_COUNT && job->nstep == 0 && keeps(job->round, d) && keeps(job->source.round, d);
+    return d != QM_DTYPE_COUNT && job->nstep == 0 && !job->source.interleaved_heads && keeps(job->round, d) && keeps(job->source.round, d);
 }
 
 static qm_cuda_coded source_there(const courier *l, const qm_parcel *c)
@@ -148,10 +179,17 @@ static qm_cuda_coded source_there(const courier *l, const qm_parcel *c)
 
 static bool decode(courier *l, const qm_parcel *c, room *to, qm_err *e)
 {
+    const qm_source *source = &c->job->source;
+    const int64_t heads = source->interleaved_heads;
     qm_cuda_coded coded = source_there(l, c);
-    return qm_cuda_decode(&l->stream, &coded, c->n, to->at, QM_F32, e)
-           && qm_cuda_check(l->stream.gpu, qm_steps_round(c->job->source.round, (float *)(void *)to->at, c->n, l->stream.handle),
-                            "rounding", e);
+    float *values = (float *)(void *)(heads ? &l->heads : to)->at;
+    if (!qm_cuda_decode(&l->stream, &coded, c->n, values, QM_F32, e))
+        return false;
+    cudaError_t r = qm_steps_round(source->round, values, c->n, l->stream.handle);
+    if (!r && heads)
+        r = qm_steps_part_heads(values, (float *)(void *)to->at, (uint64_t)c->rows, (uint64_t)source->cols,
+                                (uint64_t)(source->rows / heads), l->stream.handle);
+    return qm_cuda_check(l->stream.gpu, r, "rounding", e);
 }
 
 /* Errors of y, or of x itself, against x, to where they come back from. */
@@ -166,47 +204,86 @@ static bool add_errors(courier *l, const qm_parcel *c, const void *x, qm_dtype d
 /* Where a step's two arrays lie, here (to be filled) and there. */
 typedef struct two {
     float *here[2], *there[2];
-    uint64_t size[2];
+    two_sizes size;
 } two;
 
-static two arrays_of(const courier *l, const qm_job *job, const qm_parcel *c, const qm_step *s, uint64_t *at)
+static two arrays_of(const courier *l, const qm_parcel *c, const qm_step *s, uint64_t *at)
 {
-    uint64_t rows = (uint64_t)c->rows, cols = (uint64_t)job->source.cols, across = s->by_column ? cols : rows;
-    two t = {.size = {across, across}};
-    if (s->kind == QM_STEP_LOW_RANK)
-        t = (two){.size = {rows * s->rank, s->rank * cols}};
+    two t = {.size = sizes_of(c->job, s, (uint64_t)c->rows)};
     for (int i = 0; i < 2; i++) {
-        uint64_t from = place(at, t.size[i] * sizeof(float));
+        uint64_t from = place(at, t.size.words[i] * sizeof(float));
         t.here[i] = (float *)(void *)(l->in_here.at + from);
         t.there[i] = (float *)(void *)(l->in.at + from);
     }
     return t;
 }
 
+/* Of the rows that are replaced those of this parcel, the last one where there are several, and where they belong;
+ * QM_NO_ROW for the rest of the room. */
+static void bring_rows(const qm_parcel *c, const qm_step *s, const two *t)
+{
+    const size_t cols = (size_t)c->job->source.cols;
+    uint32_t *place_of = (uint32_t *)(void *)t->here[1];
+    uint64_t most = t->size.words[1], n = 0;
+    for (size_t k = s->nrow; k-- > 0 && n < most;) {
+        if (s->row[k] < c->row || s->row[k] >= c->row + c->rows)
+            continue;
+        const uint32_t row = (uint32_t)(s->row[k] - c->row);
+        bool replaced = false;
+        for (uint64_t i = 0; i < n && !replaced; i++)
+            replaced = place_of[i] == row;
+        if (replaced)
+            continue;
+        memcpy(t->here[0] + n * cols, s->values + k * cols, cols * sizeof(float));
+        place_of[n++] = row;
+    }
+    for (; n < most; n++)
+        place_of[n] = QM_NO_ROW;
+}
+
 static void bring_step(const courier *l, const qm_parcel *c, const qm_step *s, uint64_t *at)
 {
-    two t = arrays_of(l, c->job, c, s, at);
-    if (s->kind == QM_STEP_LOW_RANK) {
-        memcpy(t.here[0], s->left + (uint64_t)c->row * s->rank, t.size[0] * sizeof(float));
-        memcpy(t.here[1], s->right, t.size[1] * sizeof(float));
+    two t = arrays_of(l, c, s, at);
+    const uint64_t *words = t.size.words;
+    switch (s->kind) {
+    case QM_STEP_LOW_RANK:
+        memcpy(t.here[0], s->left + (uint64_t)c->row * s->rank, words[0] * sizeof(float));
+        memcpy(t.here[1], s->right, words[1] * sizeof(float));
+        return;
+    case QM_STEP_DORA:
+        memcpy(t.here[0], s->magnitude + (s->by_column ? 0 : c->row), words[0] * sizeof(float));
+        if (s->by_column)
+            memcpy(t.here[1], s->norm, words[1] * sizeof(float));
+        return;
+    case QM_STEP_ROWS:
+        bring_rows(c, s, &t);
+        return;
+    case QM_STEP_ADD:
         return;
     }
-    memcpy(t.here[0], s->magnitude + (s->by_column ? 0 : c->row), t.size[0] * sizeof(float));
-    if (s->by_column)
-        memcpy(t.here[1], s->norm, t.size[1] * sizeof(float));
 }
 
 static cudaError_t take_step(const courier *l, const qm_parcel *c, const qm_step *s, uint64_t *at)
 {
-    two t = arrays_of(l, c->job, c, s, at);
+    two t = arrays_of(l, c, s, at);
     float *x = (float *)(void *)l->x.at;
     uint64_t rows = (uint64_t)c->rows, cols = (uint64_t)c->job->source.cols;
     cudaStream_t h = l->stream.handle;
-    if (s->kind == QM_STEP_LOW_RANK)
+    cudaError_t r = cudaSuccess;
+    switch (s->kind) {
+    case QM_STEP_LOW_RANK:
         return qm_steps_low_rank(t.there[0], t.there[1], (uint32_t)s->rank, s->scale, s->round_delta, s->round_after, x, rows,
                                  cols, h);
-    return s->by_column ? qm_steps_dora_columns(t.there[0], t.there[1], s->round_after, x, rows, cols, h)
-                        : qm_steps_dora_rows(t.there[0], t.there[1], s->round_after, x, rows, cols, h);
+    case QM_STEP_DORA:
+        return s->by_column ? qm_steps_dora_columns(t.there[0], t.there[1], s->round_after, x, rows, cols, h)
+                            : qm_steps_dora_rows(t.there[0], t.there[1], s->round_after, x, rows, cols, h);
+    case QM_STEP_ROWS:
+        r = qm_steps_rows(t.there[0], (const uint32_t *)(void *)t.there[1], t.size.words[1], x, cols, h);
+        return r ? r : qm_steps_round(s->round_after, x, rows * cols, h);
+    case QM_STEP_ADD:
+        break;
+    }
+    return cudaErrorInvalidValue;
 }
 
 static bool take_steps(courier *l, const qm_parcel *c, const out_layout *o, qm_err *e)
@@ -223,13 +300,53 @@ static bool take_steps(courier *l, const qm_parcel *c, const out_layout *o, qm_e
 
 /* ---- sinks ------------------------------------------------------------------------------------------- */
 
+/* Where a sink's importances lie among what travels behind the source. */
+static uint64_t place_of_importance(const qm_parcel *c, int sink)
+{
+    qm_job before = *c->job;
+    before.nsink = sink;
+    return aligned(c->raw) + extras_size(&before, c->row, c->rows);
+}
+
+static void bring_importance(const courier *l, const qm_parcel *c, int sink)
+{
+    const qm_sink *s = &c->job->sink[sink];
+    const uint64_t cols = (uint64_t)c->job->source.cols;
+    if (by_importance(s))
+        memcpy(l->in_here.at + place_of_importance(c, sink), s->importance + (uint64_t)(c->row / s->importance_rows) * cols,
+               matrices_of(s, c->row, c->rows) * cols * sizeof(float));
+}
+
+/* In runs of rows of one matrix, as core/stream.c does it. */
+static bool encode_by_importance(courier *l, const qm_parcel *c, int sink, qm_cuda_coded coded, const void *values, qm_dtype dtype,
+                                 qm_err *e)
+{
+    const qm_sink *s = &c->job->sink[sink];
+    const int64_t cols = c->job->source.cols, last = c->row + c->rows;
+    const float *importance = (const float *)(const void *)(l->in.at + place_of_importance(c, sink));
+    coded.codec.cols = (uint32_t)cols;
+    for (int64_t row = c->row, next; row < last; row = next) {
+        const int64_t matrix = row / s->importance_rows, end = (matrix + 1) * s->importance_rows;
+        next = end < last ? end : last;
+        const uint64_t n = (uint64_t)((next - row) * cols), done = (uint64_t)((row - c->row) * cols);
+        qm_cuda_coded run = coded;
+        run.codec.importance = importance + (matrix - c->row / s->importance_rows) * cols;
+        for (int i = 0; i < qm_format_planes(s->format); i++)
+            run.plane[i] += qm_plane_size(s->format, &s->codec, i, done);
+        if (!qm_cuda_encode(&l->stream, (const char *)values + done * (qm_dtypes[dtype].bits / 8), dtype, n, &run, e))
+            return false;
+    }
+    return true;
+}
+
 static bool encode_sink(courier *l, const qm_parcel *c, int k, const out_layout *o, const void *values, qm_dtype dtype, qm_err *e)
 {
     const qm_sink *s = &c->job->sink[k];
     qm_cuda_coded coded = {.format = s->format, .codec = s->codec};
     for (int i = 0; i < qm_format_planes(s->format); i++)
         coded.plane[i] = l->out.at + o->plane[k][i];
-    if (!qm_cuda_encode(&l->stream, values, dtype, c->n, &coded, e))
+    if (by_importance(s) ? !encode_by_importance(l, c, k, coded, values, dtype, e)
+                         : !qm_cuda_encode(&l->stream, values, dtype, c->n, &coded, e))
         return false;
     if (!has_errors(c->job, k))
         return true;
@@ -285,13 +402,14 @@ static bool rooms_for(courier *l, const qm_parcel *c, const out_layout *o, uint6
     return make_room(l, &l->in, in, false, e) && make_room(l, &l->out, o->total, false, e)
            && make_room(l, &l->out_here, o->total, true, e)
            && (direct || make_room(l, &l->x, c->n * sizeof(float), false, e))
+           && (!c->job->source.interleaved_heads || make_room(l, &l->heads, c->n * sizeof(float), false, e))
            && (!decoded
                || (make_room(l, &l->y, c->n * sizeof(float), false, e)
                    && make_room(l, &l->scratch, qm_steps_errors_scratch(c->n, c->each), false, e)));
 }
 
-/* The source's bytes with what the steps need behind them: pinned memory may have to move for that. */
-static bool bring_steps(courier *l, const qm_parcel *c, uint64_t in, qm_err *e)
+/* The source's bytes with what steps and sinks need behind them: pinned memory may have to move for that. */
+static bool bring_extras(courier *l, const qm_parcel *c, uint64_t in, qm_err *e)
 {
     uint64_t at = aligned(c->raw);
     if (in > l->in_here.size) {
@@ -304,6 +422,8 @@ static bool bring_steps(courier *l, const qm_parcel *c, uint64_t in, qm_err *e)
     }
     for (int i = 0; i < c->job->nstep; i++)
         bring_step(l, c, &c->job->step[i], &at);
+    for (int k = 0; k < c->job->nsink; k++)
+        bring_importance(l, c, k);
     return true;
 }
 
@@ -338,10 +458,10 @@ static bool run(qm_courier *base, qm_parcel *c, qm_err *e)
 {
     courier *l = (courier *)base;
     out_layout o = layout_of(c->job, c->n, c->each);
-    uint64_t in = aligned(c->raw) + steps_size(c->job, (uint64_t)c->rows);
+    uint64_t in = aligned(c->raw) + extras_size(c->job, c->row, c->rows);
     bool direct = is_direct(c->job);
     qm_cuda_enter(l->stream.gpu);
-    bool ok = bring_steps(l, c, in, e) && rooms_for(l, c, &o, in, direct, e) && put_on_stream(l, c, &o, in, direct, e);
+    bool ok = bring_extras(l, c, in, e) && rooms_for(l, c, &o, in, direct, e) && put_on_stream(l, c, &o, in, direct, e);
     cudaError_t r = wait_for(l);
     if (!ok || !qm_cuda_check(l->stream.gpu, r, "work", e))
         return false;
@@ -427,17 +547,14 @@ static bool bring(qm_courier *base, const qm_tensor *part, uint64_t raw, qm_tens
 
 /* ---- opening and closing ----------------------------------------------------------------------------- */
 
-static bool takes_step(const qm_step *s) { return s->kind == QM_STEP_LOW_RANK || s->kind == QM_STEP_DORA; }
+/* Vectors are too short to come here, and so what is added to them (a bias, or gemma's norms) is not done here. */
+static bool takes_step(const qm_step *s) { return s->kind != QM_STEP_ADD; }
 
-static bool takes_sink(const qm_sink *s)
-{
-    bool important = s->importance && s->format->encode_important;
-    return !important && s->add == 0 && qm_cuda_can_code(s->format, &s->codec);
-}
+static bool takes_sink(const qm_sink *s) { return s->add == 0 && qm_cuda_can_code(s->format, &s->codec); }
 
 bool qm_cuda_courier_takes(const qm_job *job)
 {
-    bool ok = !job->source.interleaved_heads && qm_cuda_can_code(job->source.format, &job->source.codec);
+    bool ok = qm_cuda_can_code(job->source.format, &job->source.codec);
     for (int i = 0; i < job->nstep; i++)
         ok = ok && takes_step(&job->step[i]);
     for (int k = 0; k < job->nsink; k++)
@@ -449,7 +566,7 @@ static void courier_free(qm_courier *base)
 {
     courier *l = (courier *)base;
     qm_cuda *d = l->stream.gpu;
-    room *there[] = {&l->in, &l->x, &l->y, &l->scratch, &l->out}, *here[] = {&l->in_here, &l->out_here};
+    room *there[] = {&l->in, &l->x, &l->y, &l->heads, &l->scratch, &l->out}, *here[] = {&l->in_here, &l->out_here};
     qm_cuda_enter(d);
     if (l->stream.handle)
         cudaStreamSynchronize(l->stream.handle);

@@ -74,9 +74,9 @@ typedef struct qm_cuda_coded {
     float offset;
 } qm_cuda_coded;
 
-/* As qm_encode and qm_decode, and the same bytes; values are f32, f16 or bf16 (`dtype`), n of them.  Where a
- * group holds a NaN, scales and codes that follow from it may differ (see qm_result_bits), and so may the sign
- * and payload of a NaN that is decoded. */
+/* As qm_encode and qm_decode, and the same bytes; values are f32, f16 or bf16 (`dtype`), n of them; importances lie
+ * on the GPU.  Where a group holds a NaN, scales and codes that follow from it may differ (see qm_result_bits), and so
+ * may the sign and payload of a NaN that is decoded. */
 bool qm_cuda_encode(qm_cuda_stream *s, const void *x, qm_dtype dtype, uint64_t n, const qm_cuda_coded *to,
                     qm_err *e);
 bool qm_cuda_decode(qm_cuda_stream *s, const qm_cuda_coded *from, uint64_t n, void *y, qm_dtype dtype,

@@ -21,3 +21,8 @@ for f; do
     echo "    F($(basename "$f" .c)) \\"
 done
 echo
+echo '#define QM_EACH_IMPORTANT_FORMAT(F) \'
+grep -l '\.encode_important' "$@" | while read -r f; do
+    echo "    F($(basename "$f" .c)) \\"
+done
+echo

@@ -35,12 +35,18 @@ typedef struct qm_generic {
     float *stage;      /* NULL: shared memory; else grid x together x stride floats */
     uint8_t *plane[QM_MAX_PLANES];
     uint32_t bytes[QM_MAX_PLANES]; /* of one group */
-    qm_codec codec;
+    qm_codec codec;     /* importance: on the GPU */
+    const float *power; /* with importance: qm_generic_power of every row, or NULL for 0 */
 } qm_generic;
 
 /* name: of a format of the folder core/formats, or "codebook".  cudaErrorInvalidValue when there is none. */
 cudaError_t qm_generic_encode(const char *name, const qm_generic *g, unsigned grid, cudaStream_t s);
 cudaError_t qm_generic_decode(const char *name, const qm_generic *g, unsigned grid, cudaStream_t s);
+
+/* With g->codec.importance, for formats that have an encode_important; groups lie in rows of g->codec.cols. */
+cudaError_t qm_generic_encode_important(const char *name, const qm_generic *g, unsigned grid, cudaStream_t s);
+/* The mean square of every row. */
+cudaError_t qm_generic_power(const void *x, qm_dtype dtype, uint64_t rows, uint32_t cols, float *power, cudaStream_t s);
 
 /* ---- plain.cuh: between f32, f16 and bf16; n values on 16 bytes -------------------------------- */
 

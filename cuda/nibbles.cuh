@@ -89,6 +89,19 @@ static bool fill_bins(bins *b, const qm_nibble_ranks *r, bool as_ranks, float ti
     return true;
 }
 
+/* Whether it is worth filling bins: the same, roughly and at once.  An encoder is called often, and would wait for this. */
+static bool might_fill(const qm_nibble_ranks *r, float times, float plus)
+{
+    int32_t last = -1;
+    for (int t = 0; t < r->thresholds; t++) {
+        int32_t at = (int32_t)(r->threshold[t] * times + (plus - BIN_PLUS));
+        if (at == last)
+            return false;
+        last = at;
+    }
+    return true;
+}
+
 /* Bins for v in -1 ... 1, by widening what a unit of v takes and moving it about until no two thresholds meet;
  * nf4 and tables like it are done at the first try, and have few bins. */
 static bool find_bins(bins *b, const qm_nibble_ranks *r, bool *few)
@@ -100,11 +113,13 @@ static bool find_bins(bins *b, const qm_nibble_ranks *r, bool *few)
         *few = ranks && times[i] < 31;
         uint32_t all = times[i] < 31 ? FEW_BINS : MOST_BINS;
         float room = (float)all - 1.01f - 2 * times[i];
-        for (int k = 0; k < SHIFTS; k++)
-            if (fill_bins(b, r, *few, times[i], BIN_PLUS + times[i] + (i + k == 0 ? 0 : 0.005f + room * (float)k / (SHIFTS - 1)), all)) {
+        for (int k = 0; k < SHIFTS; k++) {
+            float plus = BIN_PLUS + times[i] + (i + k == 0 ? 0 : 0.005f + room * (float)k / (SHIFTS - 1));
+            if (might_fill(r, times[i], plus) && fill_bins(b, r, *few, times[i], plus, all)) {
                 b->of_nan = *few ? FEW_BINS - 1 : MOST_BINS - 1;
                 return true;
             }
+        }
     }
     return false;
 }

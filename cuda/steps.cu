@@ -154,6 +154,42 @@ cudaError_t qm_steps_dora_columns(const float *magnitude, const float *norm, qm_
     return cudaGetLastError();
 }
 
+/* ---- rows ------------------------------------------------------------------------------------------- */
+
+static __global__ void __launch_bounds__(THREADS)
+    put_rows(const float *__restrict__ values, const uint32_t *__restrict__ row, uint64_t n, float *x, uint64_t cols)
+{
+    for (uint64_t i = (uint64_t)blockIdx.x * THREADS + threadIdx.x; i < n * cols; i += (uint64_t)gridDim.x * THREADS)
+        if (row[i / cols] != QM_NO_ROW)
+            x[row[i / cols] * cols + i % cols] = values[i];
+}
+
+cudaError_t qm_steps_rows(const float *values, const uint32_t *row, uint64_t n, float *x, uint64_t cols, cudaStream_t s)
+{
+    if (n * cols == 0)
+        return cudaSuccess;
+    put_rows<<<grid_for(n * cols), THREADS, 0, s>>>(values, row, n, x, cols);
+    return cudaGetLastError();
+}
+
+static __global__ void __launch_bounds__(THREADS)
+    part_heads(const float *__restrict__ x, float *__restrict__ y, uint64_t n, uint64_t cols, uint64_t head)
+{
+    for (uint64_t i = (uint64_t)blockIdx.x * THREADS + threadIdx.x; i < n; i += (uint64_t)gridDim.x * THREADS) {
+        const uint64_t row = i / cols, j = row % head, half = head / 2;
+        const uint64_t from = row - j + (j < half ? 2 * j : 2 * (j - half) + 1);
+        y[i] = x[from * cols + i % cols];
+    }
+}
+
+cudaError_t qm_steps_part_heads(const float *x, float *y, uint64_t rows, uint64_t cols, uint64_t head, cudaStream_t s)
+{
+    if (rows * cols == 0)
+        return cudaSuccess;
+    part_heads<<<grid_for(rows * cols), THREADS, 0, s>>>(x, y, rows * cols, cols, head);
+    return cudaGetLastError();
+}
+
 /* ---- looking ----------------------------------------------------------------------------------------- */
 
 static __global__ void __launch_bounds__(THREADS)

@@ -26,6 +26,13 @@ cudaError_t qm_steps_dora_rows(const float *magnitude, float *factor, qm_round a
 cudaError_t qm_steps_dora_columns(const float *magnitude, const float *norm, qm_round after, float *x, uint64_t rows, uint64_t cols,
                                   cudaStream_t s);
 
+/* Row i of values becomes row row[i] of x, for `n` of them; QM_NO_ROW for none. */
+#define QM_NO_ROW 0xffffffffu
+cudaError_t qm_steps_rows(const float *values, const uint32_t *row, uint64_t n, float *x, uint64_t cols, cudaStream_t s);
+
+/* Of heads of `head` rows each, in which the two halves' rows take turns, the first half and then the second. */
+cudaError_t qm_steps_part_heads(const float *x, float *y, uint64_t rows, uint64_t cols, uint64_t head, cudaStream_t s);
+
 /* *first becomes the index of the first NaN or infinity if that is less. */
 cudaError_t qm_steps_nonfinite(const void *x, qm_dtype t, uint64_t n, uint64_t *first, cudaStream_t s);
 

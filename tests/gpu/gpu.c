@@ -31,6 +31,12 @@ qm_cuda_stream *gpu_stream(void)
     return s;
 }
 
+bool gpu_test_small(void)
+{
+    const char *v = getenv("QMOON_GPU_TEST");
+    return v && strcmp(v, "small") == 0;
+}
+
 void *gpu_copy_of(const void *data, size_t size)
 {
     qm_err e = {0};

@@ -13,6 +13,9 @@
 qm_cuda *gpu(void);
 qm_cuda_stream *gpu_stream(void);
 
+/* QMOON_GPU_TEST=small, for compute-sanitizer, under which a kernel takes a thousand times as long: few cases and small ones. */
+bool gpu_test_small(void);
+
 /* Both fail the test and say why when they cannot. */
 void *gpu_copy_of(const void *data, size_t size);
 void gpu_fetch(void *to, const void *from, size_t size);

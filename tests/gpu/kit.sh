@@ -1,6 +1,6 @@
 #!/bin/sh
 # kit.sh BUILD FOLDER [BITSANDBYTES]: adds to FOLDER, made by dist.sh, what a machine with a GPU needs to run the tests
-# and benchmarks: `sh run.sh` there.
+# and benchmarks: `sh run.sh` there, or `sh run.sh test`, `bench` or `sanitize`.
 set -eu
 build=$1 to=$(realpath "$2") bnb=${3:-}
 for program in gpu_test gpu_bench matrix_bench; do
@@ -24,6 +24,15 @@ cat >"$to/run.sh" <<'EOF'
 # Tests, then speed; the last lines say how it went.
 cd "$(dirname "$0")"
 status=0
+if [ "${1:-}" = sanitize ]; then # every tool over small cases; minutes
+    for tool in memcheck racecheck synccheck; do
+        for program in ./gpu_test "./qmoon tests/run.lua tests/gpu/pipeline_test.lua tests/gpu/cuda_test.lua"; do
+            echo "$tool $program"
+            QMOON_GPU_TEST=small compute-sanitizer --tool $tool --error-exitcode 9 $program || status=1
+        done
+    done
+    exit $status
+fi
 [ "${1:-}" = bench ] || ./qmoon tests/run.lua --unit ./gpu_test tests/gpu/*_test.lua || status=1
 if [ "${1:-}" != test ]; then
     nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.limit --format=csv,noheader

@@ -116,9 +116,10 @@ static bool has_own_kernel(const qm_format *f)
 static void check_family(const qm_format *f, uint32_t block, const family *v, const float *x)
 {
     static unsigned turn;
+    const unsigned fewer = gpu_test_small() ? 41 : 1;
     for (int l = 0; l < LENGTHS; l++)
         for (int t = 0; t < 3; t++) {
-            if (turn++ % (has_own_kernel(f) ? 3 : 17))
+            if (turn++ % ((has_own_kernel(f) ? 3 : 17) * fewer))
                 continue;
             subject s = {.format = f, .codec = {.block = block, .exact_zero = l % 2, .nearest = turn % 5 == 0}, .type = value_types[t], .values = v->name};
             s.n = usable(f, &s.codec, lengths[l]);
@@ -151,7 +152,7 @@ TEST(gpu_encodes_codebooks_as_the_cpu)
     float *x = malloc(sizeof *x * LONGEST), level[16];
     qm_err e = {0};
     state = 11;
-    for (int turn = 0; turn < 40; turn++) {
+    for (int turn = 0; turn < (gpu_test_small() ? 3 : 40); turn++) {
         int count = turn % 4 == 3 ? 9 + turn % 7 : 16;
         for (int i = 0; i < count; i++)
             level[i] = turn < 4 ? (float)(2 * i - 15) / (float)(turn + 12) : uniform();
@@ -180,7 +181,7 @@ TEST(gpu_decodes_any_bytes)
     for (const qm_format *const *f = qm_formats; *f; f++) {
         uint32_t block[16];
         int blocks = blocks_of(*f, block);
-        for (int b = 0; b < blocks; b++) {
+        for (int b = 0; b < (gpu_test_small() && blocks ? 1 : blocks); b++) {
             subject s = {.format = *f, .codec = {.block = block[b]}, .values = "bytes"};
             s.n = usable(*f, &s.codec, 2500);
             planes p = planes_new(*f, &s.codec, s.n);
@@ -214,8 +215,8 @@ TEST(gpu_takes_long_and_odd_rows)
     float *x = malloc(sizeof *x * most);
     for (size_t i = 0; i < most; i++)
         x[i] = 0.02f * normal();
-    for (size_t i = 0; i < sizeof cols / sizeof *cols; i++)
-        for (int t = 0; t < 3; t++) {
+    for (size_t i = 0; i < sizeof cols / sizeof *cols; i += gpu_test_small() ? 3 : 1)
+        for (int t = 0; t < (gpu_test_small() ? 1 : 3); t++) {
             subject s = {.format = qm_format_find("int8"), .codec = {.block = cols[i]}, .type = value_types[t],
                          .n = 3 * (size_t)cols[i], .values = "long rows"};
             check(s, x);
