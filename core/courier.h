@@ -14,6 +14,19 @@
 /* Where the source's planes lie in the courier's memory: each at a multiple of this. */
 enum { QM_COURIER_ALIGN = 256 };
 
+static inline uint64_t qm_courier_aligned(uint64_t size)
+{
+    return (size + QM_COURIER_ALIGN - 1) / QM_COURIER_ALIGN * QM_COURIER_ALIGN;
+}
+
+/* Where `size` bytes go behind *total, which grows by them. */
+static inline uint64_t qm_courier_place(uint64_t *total, uint64_t size)
+{
+    uint64_t at = *total;
+    *total += qm_courier_aligned(size);
+    return at;
+}
+
 typedef struct qm_parcel {
     const qm_job *job;
     int64_t row, rows;          /* of the job's source */

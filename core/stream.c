@@ -150,24 +150,17 @@ typedef struct raw_layout {
     uint64_t at[QM_MAX_PLANES], absmax, nested, total;
 } raw_layout;
 
-static uint64_t place(uint64_t *total, uint64_t size)
-{
-    uint64_t at = *total;
-    *total += (size + QM_COURIER_ALIGN - 1) / QM_COURIER_ALIGN * QM_COURIER_ALIGN;
-    return at;
-}
-
 static raw_layout raw_of(const qm_source *s, uint64_t n)
 {
     raw_layout r = {.total = 0};
     uint64_t groups = (n + s->codec.block - 1) / s->codec.block;
     for (int i = 0; i < qm_format_planes(s->format); i++)
-        r.at[i] = place(&r.total,
-                        s->double_quant && i == 1 ? groups : qm_plane_size(s->format, &s->codec, i, n));
+        r.at[i] = qm_courier_place(
+            &r.total, s->double_quant && i == 1 ? groups : qm_plane_size(s->format, &s->codec, i, n));
     if (s->double_quant) {
-        r.absmax = place(&r.total, groups * sizeof(float));
-        r.nested = place(&r.total,
-                         (groups + QM_DOUBLE_QUANT_BLOCK - 1) / QM_DOUBLE_QUANT_BLOCK * sizeof(float));
+        r.absmax = qm_courier_place(&r.total, groups * sizeof(float));
+        r.nested = qm_courier_place(&r.total, (groups + QM_DOUBLE_QUANT_BLOCK - 1) / QM_DOUBLE_QUANT_BLOCK
+                                                  * sizeof(float));
     }
     return r;
 }

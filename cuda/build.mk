@@ -20,8 +20,8 @@ CUDA_HOME := $(abspath $(dir $(shell readlink -f $(NVCC)))/..)
 CUDA_INC  := $(firstword $(wildcard $(CUDA_HOME)/include $(CUDA_HOME)/targets/x86_64-linux/include))
 CUDA_LIB  := $(firstword $(wildcard $(addsuffix /libcudart_static.a,$(CUDA_HOME)/lib64 $(CUDA_HOME)/lib \
                $(CUDA_HOME)/targets/x86_64-linux/lib)))
-CUDA_C     = $(addprefix cuda/,device.c codec.c tensor.c courier.c run.c products.c linear_int8.c experts.c values.c ids.c positions.c prepare.c blas.c step.c)
-CUDA_OBJ   = $(call obj,$(CUDA_C)) $(addprefix $(BUILD)/cuda/,kernels.o steps.o matrix.o ops.o sample.o int8.o)
+CUDA_C     = $(filter-out cuda/absent.c,$(wildcard cuda/*.c))
+CUDA_OBJ   = $(call obj,$(CUDA_C)) $(patsubst %.cu,$(BUILD)/%.o,$(wildcard cuda/*.cu))
 CUDA_LIBS  = $(CUDA_LIB) -lrt -ldl
 else
 CUDA_OBJ  = $(BUILD)/cuda/absent.o

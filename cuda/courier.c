@@ -2,8 +2,6 @@
  *
  *     pinned memory -> source | decode, round | steps, round | encode every sink, add up errors | -> pinned memory
  *
- * What steps and sinks need, matrices and importances, travels behind the source's bytes.
- *
  * A source of plain values that nothing changes is encoded from as it lies. */
 #include <stdlib.h>
 #include <string.h>
@@ -11,6 +9,7 @@
 #include "../core/codebook.h"
 #include "../core/courier.h"
 #include "../core/tensor.h"
+#include "extras.h"
 #include "internal.h"
 #include "steps.h"
 
@@ -29,15 +28,6 @@ typedef struct courier {
 
 /* ---- memory --------------------------------------------------------------------------------------- */
 
-static uint64_t aligned(uint64_t size) { return (size + QM_COURIER_ALIGN - 1) / QM_COURIER_ALIGN * QM_COURIER_ALIGN; }
-
-static uint64_t place(uint64_t *total, uint64_t size)
-{
-    uint64_t at = *total;
-    *total += aligned(size);
-    return at;
-}
-
 /* Nothing that uses it is under way. */
 static bool make_room(courier *l, room *r, uint64_t size, bool pinned, qm_err *e)
 {
@@ -49,51 +39,6 @@ static bool make_room(courier *l, room *r, uint64_t size, bool pinned, qm_err *e
     r->at = pinned ? qm_cuda_pinned_alloc(d, size, e) : qm_cuda_scratch(d, l->stream.handle, size, e);
     r->size = r->at ? size : 0;
     return r->at != NULL;
-}
-
-/* Two arrays that a step needs, in words of four bytes. */
-typedef struct two_sizes {
-    uint64_t words[2];
-} two_sizes;
-
-/* For `rows` rows. */
-static two_sizes sizes_of(const qm_job *job, const qm_step *s, uint64_t rows)
-{
-    const uint64_t cols = (uint64_t)job->source.cols, few = s->nrow < rows ? s->nrow : rows;
-    switch (s->kind) {
-    case QM_STEP_LOW_RANK: return (two_sizes){{rows * s->rank, s->rank * cols}};
-    case QM_STEP_DORA: return s->by_column ? (two_sizes){{cols, cols}} : (two_sizes){{rows, rows}};
-    case QM_STEP_ROWS: return (two_sizes){{few * cols, few}};
-    case QM_STEP_ADD: break;
-    }
-    return (two_sizes){{0, 0}};
-}
-
-static bool by_importance(const qm_sink *s) { return s->importance && s->format->encode_important; }
-
-/* Matrices of a sink's importances that rows row ... row + rows - 1 lie in. */
-static uint64_t matrices_of(const qm_sink *s, int64_t row, int64_t rows)
-{
-    return (uint64_t)((row + rows - 1) / s->importance_rows - row / s->importance_rows + 1);
-}
-
-/* What travels behind the source, for rows from `row` on; row < 0: the most it can be for any. */
-static uint64_t extras_size(const qm_job *job, int64_t row, int64_t rows)
-{
-    uint64_t total = 0;
-    for (int i = 0; i < job->nstep; i++) {
-        two_sizes z = sizes_of(job, &job->step[i], (uint64_t)rows);
-        place(&total, z.words[0] * sizeof(float));
-        place(&total, z.words[1] * sizeof(float));
-    }
-    for (int k = 0; k < job->nsink; k++) {
-        const qm_sink *s = &job->sink[k];
-        if (by_importance(s)) {
-            uint64_t matrices = row < 0 ? (uint64_t)(rows / s->importance_rows + 2) : matrices_of(s, row, rows);
-            place(&total, matrices * (uint64_t)job->source.cols * sizeof(float));
-        }
-    }
-    return total;
 }
 
 /* What comes back, in one piece: planes of all sinks one behind another, sums of groups, errors of parts. */
@@ -108,16 +53,16 @@ static out_layout layout_of(const qm_job *job, uint64_t n, uint64_t each)
 {
     out_layout o = {.total = 0};
     uint64_t parts = each ? (n + each - 1) / each : 0;
-    o.first_nonfinite = place(&o.total, sizeof(uint64_t));
-    o.moved = place(&o.total, job->nstep ? parts * sizeof(qm_errsum) : 0);
+    o.first_nonfinite = qm_courier_place(&o.total, sizeof(uint64_t));
+    o.moved = qm_courier_place(&o.total, job->nstep ? parts * sizeof(qm_errsum) : 0);
     for (int k = 0; k < job->nsink; k++) {
         const qm_sink *s = &job->sink[k];
         for (int i = 0; i < qm_format_planes(s->format); i++)
-            o.plane[k][i] = place(&o.total, qm_plane_size(s->format, &s->codec, i, n));
+            o.plane[k][i] = qm_courier_place(&o.total, qm_plane_size(s->format, &s->codec, i, n));
         if (has_errors(job, k))
-            o.error[k] = place(&o.total, parts * sizeof(qm_errsum));
+            o.error[k] = qm_courier_place(&o.total, parts * sizeof(qm_errsum));
         if (s->double_quant)
-            o.group[k] = place(&o.total, (n + s->codec.block - 1) / s->codec.block * sizeof(qm_groupsum));
+            o.group[k] = qm_courier_place(&o.total, (n + s->codec.block - 1) / s->codec.block * sizeof(qm_groupsum));
     }
     return o;
 }
@@ -126,9 +71,9 @@ static uint64_t source_size(const qm_source *s, uint64_t n)
 {
     uint64_t total = 0;
     for (int i = 0; i < qm_format_planes(s->format); i++)
-        place(&total, qm_plane_size(s->format, &s->codec, i, n));
+        qm_courier_place(&total, qm_plane_size(s->format, &s->codec, i, n));
     if (s->double_quant) /* codes and nested scales beside the scales */
-        place(&total, (n / s->codec.block + 1) * 2);
+        qm_courier_place(&total, (n / s->codec.block + 1) * 2);
     return total;
 }
 
@@ -140,7 +85,7 @@ enum {
 uint64_t qm_cuda_courier_memory(const qm_job *job, uint64_t n, uint64_t *pinned)
 {
     int64_t rows = job->source.cols ? (int64_t)n / job->source.cols : 0;
-    uint64_t in = source_size(&job->source, n) + extras_size(job, -1, rows);
+    uint64_t in = source_size(&job->source, n) + qm_extras_size(job, -1, rows);
     uint64_t heads = job->source.interleaved_heads ? n * sizeof(float) : 0;
     uint64_t out = layout_of(job, n, n < LEAST_PART ? n : LEAST_PART).total;
     *pinned = in + out;
@@ -201,98 +146,10 @@ static bool add_errors(courier *l, const qm_parcel *c, const void *x, qm_dtype d
 
 /* ---- steps ------------------------------------------------------------------------------------------- */
 
-/* Where a step's two arrays lie, here (to be filled) and there. */
-typedef struct two {
-    float *here[2], *there[2];
-    two_sizes size;
-} two;
-
-static two arrays_of(const courier *l, const qm_parcel *c, const qm_step *s, uint64_t *at)
-{
-    two t = {.size = sizes_of(c->job, s, (uint64_t)c->rows)};
-    for (int i = 0; i < 2; i++) {
-        uint64_t from = place(at, t.size.words[i] * sizeof(float));
-        t.here[i] = (float *)(void *)(l->in_here.at + from);
-        t.there[i] = (float *)(void *)(l->in.at + from);
-    }
-    return t;
-}
-
-/* Of the rows that are replaced those of this parcel, the last one where there are several, and where they belong;
- * QM_NO_ROW for the rest of the room. */
-static void bring_rows(const qm_parcel *c, const qm_step *s, const two *t)
-{
-    const size_t cols = (size_t)c->job->source.cols;
-    uint32_t *place_of = (uint32_t *)(void *)t->here[1];
-    uint64_t most = t->size.words[1], n = 0;
-    for (size_t k = s->nrow; k-- > 0 && n < most;) {
-        if (s->row[k] < c->row || s->row[k] >= c->row + c->rows)
-            continue;
-        const uint32_t row = (uint32_t)(s->row[k] - c->row);
-        bool replaced = false;
-        for (uint64_t i = 0; i < n && !replaced; i++)
-            replaced = place_of[i] == row;
-        if (replaced)
-            continue;
-        memcpy(t->here[0] + n * cols, s->values + k * cols, cols * sizeof(float));
-        place_of[n++] = row;
-    }
-    for (; n < most; n++)
-        place_of[n] = QM_NO_ROW;
-}
-
-static void bring_step(const courier *l, const qm_parcel *c, const qm_step *s, uint64_t *at)
-{
-    two t = arrays_of(l, c, s, at);
-    const uint64_t *words = t.size.words;
-    switch (s->kind) {
-    case QM_STEP_LOW_RANK:
-        memcpy(t.here[0], s->left + (uint64_t)c->row * s->rank, words[0] * sizeof(float));
-        memcpy(t.here[1], s->right, words[1] * sizeof(float));
-        return;
-    case QM_STEP_DORA:
-        memcpy(t.here[0], s->magnitude + (s->by_column ? 0 : c->row), words[0] * sizeof(float));
-        if (s->by_column)
-            memcpy(t.here[1], s->norm, words[1] * sizeof(float));
-        return;
-    case QM_STEP_ROWS:
-        bring_rows(c, s, &t);
-        return;
-    case QM_STEP_ADD:
-        return;
-    }
-}
-
-static cudaError_t take_step(const courier *l, const qm_parcel *c, const qm_step *s, uint64_t *at)
-{
-    two t = arrays_of(l, c, s, at);
-    float *x = (float *)(void *)l->x.at;
-    uint64_t rows = (uint64_t)c->rows, cols = (uint64_t)c->job->source.cols;
-    cudaStream_t h = l->stream.handle;
-    cudaError_t r = cudaSuccess;
-    switch (s->kind) {
-    case QM_STEP_LOW_RANK:
-        return qm_steps_low_rank(t.there[0], t.there[1], (uint32_t)s->rank, s->scale, s->round_delta, s->round_after, x, rows,
-                                 cols, h);
-    case QM_STEP_DORA:
-        return s->by_column ? qm_steps_dora_columns(t.there[0], t.there[1], s->round_after, x, rows, cols, h)
-                            : qm_steps_dora_rows(t.there[0], t.there[1], s->round_after, x, rows, cols, h);
-    case QM_STEP_ROWS:
-        r = qm_steps_rows(t.there[0], (const uint32_t *)(void *)t.there[1], t.size.words[1], x, cols, h);
-        return r ? r : qm_steps_round(s->round_after, x, rows * cols, h);
-    case QM_STEP_ADD:
-        break;
-    }
-    return cudaErrorInvalidValue;
-}
-
 static bool take_steps(courier *l, const qm_parcel *c, const out_layout *o, qm_err *e)
 {
     const qm_job *job = c->job;
-    uint64_t at = aligned(c->raw);
-    cudaError_t r = cudaSuccess;
-    for (int i = 0; i < job->nstep && !r; i++)
-        r = take_step(l, c, &job->step[i], &at);
+    cudaError_t r = qm_extras_steps(c, l->in.at, (float *)(void *)l->x.at, l->stream.handle);
     if (!qm_cuda_check(l->stream.gpu, r, "merging", e) || !job->want_errors || !job->nstep)
         return r == cudaSuccess;
     return decode(l, c, &l->y, e) && add_errors(l, c, l->y.at, QM_F32, (const float *)(void *)l->x.at, o->moved, e);
@@ -300,30 +157,13 @@ static bool take_steps(courier *l, const qm_parcel *c, const out_layout *o, qm_e
 
 /* ---- sinks ------------------------------------------------------------------------------------------- */
 
-/* Where a sink's importances lie among what travels behind the source. */
-static uint64_t place_of_importance(const qm_parcel *c, int sink)
-{
-    qm_job before = *c->job;
-    before.nsink = sink;
-    return aligned(c->raw) + extras_size(&before, c->row, c->rows);
-}
-
-static void bring_importance(const courier *l, const qm_parcel *c, int sink)
-{
-    const qm_sink *s = &c->job->sink[sink];
-    const uint64_t cols = (uint64_t)c->job->source.cols;
-    if (by_importance(s))
-        memcpy(l->in_here.at + place_of_importance(c, sink), s->importance + (uint64_t)(c->row / s->importance_rows) * cols,
-               matrices_of(s, c->row, c->rows) * cols * sizeof(float));
-}
-
 /* In runs of rows of one matrix, as core/stream.c does it. */
 static bool encode_by_importance(courier *l, const qm_parcel *c, int sink, qm_cuda_coded coded, const void *values, qm_dtype dtype,
                                  qm_err *e)
 {
     const qm_sink *s = &c->job->sink[sink];
     const int64_t cols = c->job->source.cols, last = c->row + c->rows;
-    const float *importance = (const float *)(const void *)(l->in.at + place_of_importance(c, sink));
+    const float *importance = qm_extras_importance(c, sink, l->in.at);
     coded.codec.cols = (uint32_t)cols;
     for (int64_t row = c->row, next; row < last; row = next) {
         const int64_t matrix = row / s->importance_rows, end = (matrix + 1) * s->importance_rows;
@@ -345,7 +185,7 @@ static bool encode_sink(courier *l, const qm_parcel *c, int k, const out_layout 
     qm_cuda_coded coded = {.format = s->format, .codec = s->codec};
     for (int i = 0; i < qm_format_planes(s->format); i++)
         coded.plane[i] = l->out.at + o->plane[k][i];
-    if (by_importance(s) ? !encode_by_importance(l, c, k, coded, values, dtype, e)
+    if (qm_by_importance(s) ? !encode_by_importance(l, c, k, coded, values, dtype, e)
                          : !qm_cuda_encode(&l->stream, values, dtype, c->n, &coded, e))
         return false;
     if (!has_errors(c->job, k))
@@ -411,7 +251,6 @@ static bool rooms_for(courier *l, const qm_parcel *c, const out_layout *o, uint6
 /* The source's bytes with what steps and sinks need behind them: pinned memory may have to move for that. */
 static bool bring_extras(courier *l, const qm_parcel *c, uint64_t in, qm_err *e)
 {
-    uint64_t at = aligned(c->raw);
     if (in > l->in_here.size) {
         room larger = {0};
         if (!make_room(l, &larger, in, true, e))
@@ -420,10 +259,7 @@ static bool bring_extras(courier *l, const qm_parcel *c, uint64_t in, qm_err *e)
         qm_cuda_pinned_free(l->stream.gpu, l->in_here.at);
         l->in_here = larger;
     }
-    for (int i = 0; i < c->job->nstep; i++)
-        bring_step(l, c, &c->job->step[i], &at);
-    for (int k = 0; k < c->job->nsink; k++)
-        bring_importance(l, c, k);
+    qm_extras_bring(c, l->in_here.at);
     return true;
 }
 
@@ -458,7 +294,7 @@ static bool run(qm_courier *base, qm_parcel *c, qm_err *e)
 {
     courier *l = (courier *)base;
     out_layout o = layout_of(c->job, c->n, c->each);
-    uint64_t in = aligned(c->raw) + extras_size(c->job, c->row, c->rows);
+    uint64_t in = qm_courier_aligned(c->raw) + qm_extras_size(c->job, c->row, c->rows);
     bool direct = is_direct(c->job);
     qm_cuda_enter(l->stream.gpu);
     bool ok = bring_extras(l, c, in, e) && rooms_for(l, c, &o, in, direct, e) && put_on_stream(l, c, &o, in, direct, e);

@@ -87,6 +87,8 @@ TEST(gpu_double_quantises_as_the_cpu)
                  {"fp4", 100001, 32},    {"nf4", 32 * 65536, 32},   {"nf4", 32 * 65537, 32},  {"int4", 300000, 64},
                  {"int3", 64 * 1000, 64}, {"nf4", 4096 * 300, 4096}, {"fp4", 32 * 300000, 32}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        if (gpu_test_small() && cases[i].count > 400000)
+            continue;
         qm_quantize_options o = {.block = cases[i].block, .double_quant = true};
         qm_tensor *t = randoms(1, cases[i].count), *far = there(t);
         for (int given = 0; given < 2; given++) {
@@ -124,7 +126,7 @@ TEST(gpu_adds_up_errors)
     static const char *const formats[] = {"f32", "bf16", "f16", "nf4", "fp4", "int8", "q4_k", "int5", "q8_0", "int4", "uint4", "q4_0"};
     static const int64_t rows[] = {2, 37, 2300}; /* under one run, some runs, more than a chunk */
     qm_err e = {0};
-    for (size_t r = 0; r < sizeof rows / sizeof *rows; r++) {
+    for (size_t r = 0; r < (gpu_test_small() ? 2 : sizeof rows / sizeof *rows); r++) {
         qm_tensor *t = randoms(rows[r], 4096);
         for (size_t i = 0; i < sizeof formats / sizeof *formats; i++)
             for (int dq = 0; dq <= (formats[i][1] == 'f' || formats[i][1] == 'p' || formats[i][1] == 'n'); dq++) {
@@ -189,6 +191,10 @@ TEST(gpu_encodes_codebooks)
 
 TEST(gpu_out_of_memory_leaves_everything_usable)
 {
+    if (gpu_test_small()) {
+        printf("  skipped: all of the GPU's memory, as small cases are asked for\n");
+        return;
+    }
     qm_err e = {0};
     uint64_t before, after, total;
     CHECK(qm_cuda_memory(gpu(), &before, &total, &e));
