@@ -39,7 +39,8 @@ obj = $(patsubst %.c,$(BUILD)/%.o,$(1))
 
 VEC      = $(BUILD)/core/vec_avx2.o $(BUILD)/core/vec_avx512.o
 LANES    = $(BUILD)/core/lanes_avx2.o $(BUILD)/core/lanes_avx512.o
-CORE_OBJ = $(call obj,$(CORE) $(FORMATS) $(FAST2) $(FAST512) $(OPS)) $(VEC) $(LANES) $(BUILD)/gen/registry.o \
+PACKED   = $(BUILD)/core/packed_avx2.o $(BUILD)/core/packed_vnni.o
+CORE_OBJ = $(call obj,$(CORE) $(FORMATS) $(FAST2) $(FAST512) $(OPS)) $(VEC) $(LANES) $(PACKED) $(BUILD)/gen/registry.o \
            $(BUILD)/gen/ops.o $(BUILD)/gen/data.o
 HOST_OBJ = $(call obj,$(HOST)) $(BUILD)/gen/embed.o
 
@@ -84,11 +85,15 @@ $(BUILD)/core/vec_avx512.o: core/vec.c
 
 # Activations are no bytes of a product: here the compiler may fuse; see core/lanes.h.
 $(BUILD)/core/lanes.o $(LANES): OPT += -O3 -fno-trapping-math
-# Its functions are called on CPUs that have these instructions; see core/pack.h.
-ifneq ($(filter x86_64-%,$(shell $(CC) -dumpmachine)),)
-$(BUILD)/core/packed.o: ARCHFLAGS = $(AVX512) -mfma -mavx512vnni
-endif
-$(BUILD)/core/packed.o $(BUILD)/core/bandwidth.o: OPT += -O3
+# Weights laid out for speed; FMA by name only, so that both levels give the same bits: see core/packed.h.
+$(PACKED) $(BUILD)/core/bandwidth.o: OPT += -O3
+$(PACKED): OPT += -fno-trapping-math
+$(BUILD)/core/packed_avx2.o: core/packed.c
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) $(AVX2) -mfma -DQM_LEVEL=avx2 -c -o $@ $<
+$(BUILD)/core/packed_vnni.o: core/packed.c
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) $(AVX512) -mfma -mavx512vnni -DQM_LEVEL=vnni -c -o $@ $<
 $(BUILD)/core/lanes_avx2.o: core/lanes.c
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) $(AVX2) -mfma -ffp-contract=fast -DQM_LEVEL=avx2 -c -o $@ $<

@@ -6,9 +6,18 @@
  */
 #include "linear.h"
 
-#include "cpu.h"
+#include <stdatomic.h>
+
 #include "lanes.h"
 #include "packed.h"
+
+enum { MOST_STREAMS = 64 };
+
+/* Panels that lie one behind the other, taken from the front. */
+typedef struct stream {
+    _Alignas(64) atomic_llong next;
+    int64_t end;
+} stream;
 
 typedef struct job {
     const float *x, *bias;
@@ -16,9 +25,12 @@ typedef struct job {
     int64_t tokens;
     const qm_weight *w;
     int64_t step; /* rows, or panels, of one piece of work */
+    const qm_packed *with;
     qm_ints q;
     qm_packed_job packed;
-    int64_t large, threads; /* panels of the first pieces, one for each thread */
+    qm_panel_fn *panel;
+    stream stream[MOST_STREAMS];
+    int streams;
 } job;
 
 /* ---- plain ----------------------------------------------------------------------------------------- */
@@ -48,35 +60,37 @@ static bool some_tokens(void *arg, int64_t index, int thread, qm_err *e)
     job *j = arg;
     int64_t end = 8 * index + 8 < j->tokens ? 8 * index + 8 : j->tokens;
     for (int64_t t = 8 * index; t < end; t++)
-        qm_ints_set(&j->q, j->packed.pack, t, j->x + t * j->w->cols);
+        j->with->set(&j->q, j->packed.pack, t, j->x + t * j->w->cols);
     return true;
-}
-
-/* Memory is read fastest front to back, so every thread begins with a large piece, and small ones make up for
- * threads that had less of their processor. */
-static int64_t piece_start(const job *j, int64_t index)
-{
-    return index < j->threads ? index * j->large : j->threads * j->large + (index - j->threads) * j->step;
 }
 
 /* Some panels times some tokens, as much of both as a core's own cache holds at once; then the next tokens.
  */
-static bool some_panels(void *arg, int64_t index, int thread, qm_err *e)
+static void some_panels(const job *j, int64_t from, int64_t to)
 {
-    (void)thread, (void)e;
-    const job *j = arg;
     const int64_t tile = j->w->cols <= 4096 ? 48 : 32;
     qm_packed_job piece = j->packed;
     for (piece.from = 0; piece.from < j->tokens; piece.from = piece.to) {
         piece.to = piece.from + tile < j->tokens ? piece.from + tile : j->tokens;
-        for (int64_t i = piece_start(j, index); i < piece_start(j, index + 1); i++) {
+        for (int64_t i = from; i < to; i++) {
             int64_t row = i * QM_PACK_ROWS, left = j->w->rows - row;
-            if (left <= 0)
-                break;
             const uint8_t *panel = qm_pack_panel(piece.pack, j->w->first / QM_PACK_ROWS + i);
-            qm_packed_panel(&piece, panel, left < QM_PACK_ROWS ? (int)left : QM_PACK_ROWS,
-                            j->bias ? j->bias + row : NULL, j->y + row);
+            j->panel(&piece, panel, left < QM_PACK_ROWS ? (int)left : QM_PACK_ROWS,
+                     j->bias ? j->bias + row : NULL, j->y + row);
         }
+    }
+}
+
+/* Memory is read fastest front to back without a gap, so every thread has a stream of its own, and takes from
+ * the others' only when that has run dry. */
+static bool drain(void *arg, int64_t index, int thread, qm_err *e)
+{
+    (void)thread, (void)e;
+    job *j = arg;
+    for (int i = 0; i < j->streams; i++) {
+        stream *s = &j->stream[(index + i) % j->streams];
+        for (int64_t at; (at = atomic_fetch_add_explicit(&s->next, j->step, memory_order_relaxed)) < s->end;)
+            some_panels(j, at, at + j->step < s->end ? at + j->step : s->end);
     }
     return true;
 }
@@ -84,28 +98,27 @@ static bool some_panels(void *arg, int64_t index, int thread, qm_err *e)
 static bool packed(qm_pool *pool, job *j, qm_err *e)
 {
     const qm_pack *p = j->w->tensor->pack;
-    int64_t panels = (j->w->rows + QM_PACK_ROWS - 1) / QM_PACK_ROWS;
-    bool ints = p->scales != QM_SCALES_NONE;
+    const int64_t panels = (j->w->rows + QM_PACK_ROWS - 1) / QM_PACK_ROWS;
+    const bool ints = p->scales != QM_SCALES_NONE;
+    const int threads = qm_pool_threads(pool);
     j->packed = (qm_packed_job){p, &j->q, j->x, 0, 0, j->w->rows};
-    j->threads = qm_pool_threads(pool);
-    j->large = j->tokens <= 8 ? panels / 2 / j->threads : 0;
-    j->step = 1 + (int64_t)(((size_t)1 << (j->tokens <= 8 ? 15 : 17)) / p->panel);
-    int64_t pieces = j->threads + (panels - j->threads * j->large + j->step - 1) / j->step;
-    if (ints && !qm_ints_new(&j->q, p, j->tokens, e))
+    j->panel = j->with->find(p);
+    j->step = 1 + (int64_t)(((size_t)1 << (j->tokens <= 8 ? 14 : 17)) / p->panel);
+    j->streams = threads < MOST_STREAMS ? threads : MOST_STREAMS;
+    for (int i = 0; i < j->streams; i++) {
+        atomic_init(&j->stream[i].next, panels * i / j->streams);
+        j->stream[i].end = panels * (i + 1) / j->streams;
+    }
+    if (ints && !qm_ints_new(&j->q, j->with, p, j->tokens, e))
         return false;
     bool ok = true;
     if (ints && j->tokens <= 8)
         ok = some_tokens(j, 0, 0, e);
     else if (ints)
         ok = qm_pool_run(pool, (j->tokens + 7) / 8, some_tokens, NULL, j, e);
-    ok = ok && qm_pool_run(pool, pieces, some_panels, NULL, j, e);
+    ok = ok && qm_pool_run(pool, j->streams, drain, NULL, j, e);
     qm_ints_free(&j->q);
     return ok;
-}
-
-static bool can_use_pack(const qm_weight *w)
-{
-    return w->tensor->pack && w->first % QM_PACK_ROWS == 0 && qm_cpu_simd() == QM_AVX512;
 }
 
 bool qm_linear(qm_pool *pool, const float *x, int64_t tokens, const qm_weight *w, const float *bias, float *y,
@@ -114,7 +127,7 @@ bool qm_linear(qm_pool *pool, const float *x, int64_t tokens, const qm_weight *w
     job j = {.x = x, .bias = bias, .y = y, .tokens = tokens, .w = w};
     if (tokens == 0)
         return true;
-    if (can_use_pack(w))
+    if (w->tensor->pack && w->first % QM_PACK_ROWS == 0 && (j.with = qm_packed_get()))
         return packed(pool, &j, e);
     j.step = w->cols < 16384 ? 16384 / (w->cols ? w->cols : 1) : 1; /* some 64 KB of f32 */
     return qm_pool_run(pool, (w->rows + j.step - 1) / j.step, some_rows, NULL, &j, e);

@@ -7,7 +7,6 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#include "cpu.h"
 #include "double_quant.h"
 #include "formats/int8.h"
 #include "formats/iq4_nl.h"
@@ -24,6 +23,7 @@
 #include "formats/q6_k.h"
 #include "formats/q8_0.h"
 #include "formats/two_bits.h"
+#include "packed.h"
 #include "weight.h"
 
 /* A block of a file's format, taken apart: codes as the pack has them, and the scales, those that there are.
@@ -169,24 +169,24 @@ static const struct kind {
     qm_pack_codes codes;
     qm_pack_scales scales;
     bool mins;
-    uint32_t group;
+    uint32_t bits, group;
     int32_t zero;
     void (*take)(const uint8_t *bytes, block *o);
     const int8_t *level;
 } kinds[] = {
-    {"q4_0", QM_CODES_NIBBLE, QM_SCALES_HALF, false, 32, 8, take_q4_0, NULL},
-    {"q4_1", QM_CODES_NIBBLE, QM_SCALES_HALF, true, 32, 0, take_q4_1, NULL},
-    {"q5_0", QM_CODES_BYTE, QM_SCALES_HALF, false, 32, 16, take_q5_0, NULL},
-    {"q5_1", QM_CODES_BYTE, QM_SCALES_HALF, true, 32, 0, take_q5_1, NULL},
-    {"q8_0", QM_CODES_BYTE, QM_SCALES_HALF, false, 32, 128, take_q8_0, NULL},
-    {"iq4_nl", QM_CODES_LEVEL8, QM_SCALES_HALF, false, 32, 128, take_iq4_nl, qm_iq4_level},
-    {"mxfp4", QM_CODES_LEVEL8, QM_SCALES_FLOAT, false, 32, 128, take_mxfp4, qm_mxfp4_level},
-    {"q4_k", QM_CODES_NIBBLE, QM_SCALES_SUB, true, 32, 0, take_q4_k, NULL},
-    {"q5_k", QM_CODES_BYTE, QM_SCALES_SUB, true, 32, 0, take_q5_k, NULL},
-    {"iq4_xs", QM_CODES_LEVEL8, QM_SCALES_SUB, false, 32, 128, take_iq4_xs, qm_iq4_level},
-    {"q6_k", QM_CODES_BYTE, QM_SCALES_SUB, false, 16, 32, take_q6_k, NULL},
-    {"q3_k", QM_CODES_NIBBLE, QM_SCALES_SUB, false, 16, 4, take_q3_k, NULL},
-    {"q2_k", QM_CODES_NIBBLE, QM_SCALES_SUB, true, 16, 0, take_q2_k, NULL},
+    {"q4_0", QM_CODES_INT, QM_SCALES_HALF, false, 4, 32, 8, take_q4_0, NULL},
+    {"q4_1", QM_CODES_INT, QM_SCALES_HALF, true, 4, 32, 0, take_q4_1, NULL},
+    {"q5_0", QM_CODES_INT, QM_SCALES_HALF, false, 5, 32, 16, take_q5_0, NULL},
+    {"q5_1", QM_CODES_INT, QM_SCALES_HALF, true, 5, 32, 0, take_q5_1, NULL},
+    {"q8_0", QM_CODES_INT, QM_SCALES_HALF, false, 8, 32, 128, take_q8_0, NULL},
+    {"iq4_nl", QM_CODES_LEVEL8, QM_SCALES_HALF, false, 4, 32, 128, take_iq4_nl, qm_iq4_level},
+    {"mxfp4", QM_CODES_LEVEL8, QM_SCALES_FLOAT, false, 4, 32, 128, take_mxfp4, qm_mxfp4_level},
+    {"q4_k", QM_CODES_INT, QM_SCALES_SUB, true, 4, 32, 0, take_q4_k, NULL},
+    {"q5_k", QM_CODES_INT, QM_SCALES_SUB, true, 5, 32, 0, take_q5_k, NULL},
+    {"iq4_xs", QM_CODES_LEVEL8, QM_SCALES_SUB, false, 4, 32, 128, take_iq4_xs, qm_iq4_level},
+    {"q6_k", QM_CODES_INT, QM_SCALES_SUB, false, 6, 16, 32, take_q6_k, NULL},
+    {"q3_k", QM_CODES_INT, QM_SCALES_SUB, false, 3, 16, 4, take_q3_k, NULL},
+    {"q2_k", QM_CODES_INT, QM_SCALES_SUB, true, 2, 16, 0, take_q2_k, NULL},
 };
 
 static const struct kind *kind_of(const qm_tensor *t)
@@ -204,48 +204,61 @@ static uint8_t *panel_of(const qm_pack *p, int64_t row)
     return p->data + (size_t)(row / QM_PACK_ROWS) * p->panel;
 }
 
-/* 32 columns of a row: dwords of four columns go to the row's lane. */
-static void put_codes(const qm_pack *p, uint8_t *panel, int row, int64_t col,
-                      const uint8_t code[QM_PACK_COLS])
+/* The step that a column is in, of the row's panel. */
+static uint8_t *step_of(const qm_pack *p, int64_t row, int64_t col)
 {
-    uint8_t *at = panel + (size_t)col * QM_PACK_ROWS * (p->codes == QM_CODES_BYTE ? 8 : 4) / 8 + 4 * row;
-    for (int i = 0; i < 8 && p->codes == QM_CODES_BYTE; i++)
-        memcpy(at + 64 * i, code + 4 * i, 4);
-    for (int i = 0; i < 4 && p->codes != QM_CODES_BYTE; i++) {
-        uint32_t low, high;
-        memcpy(&low, code + 8 * i, 4);
-        memcpy(&high, code + 8 * i + 4, 4);
-        low |= high << 4;
-        memcpy(at + 64 * i, &low, 4);
-    }
+    return panel_of(p, row) + (size_t)(col / p->span) * p->step;
 }
 
-static size_t subs_size(const qm_pack *p) { return (p->mins ? 2 : 1) * (32 + 256 / p->group * QM_PACK_ROWS); }
-
-static void put_scales(const qm_pack *p, uint8_t *panel, int row, int64_t col, const block *b)
+static void put_plane(uint8_t *lines, const uint8_t code[QM_PACK_COLS], uint32_t bits, uint32_t shift)
 {
-    uint8_t *scales = panel + p->codes_size;
+    const uint32_t mask = 0x01010101u * ((1u << bits) - 1);
+    uint32_t line[8] = {0};
+    for (uint32_t i = 0; i < 8; i++) {
+        uint32_t four;
+        memcpy(&four, code + 4 * i, 4);
+        line[i * bits / 8] |= (four >> shift & mask) << i * bits % 8;
+    }
+    for (uint32_t l = 0; l < bits; l++)
+        memcpy(lines + (size_t)64 * l, &line[l], 4);
+}
+
+/* 32 columns of a row. */
+static void put_codes(const qm_pack *p, int64_t row, int64_t col, const uint8_t code[QM_PACK_COLS])
+{
+    const uint32_t low = qm_pack_low_bits(p->bits);
+    uint8_t *lines = step_of(p, row, col) + p->head + (size_t)(col % p->span) / 32 * p->bits * 64
+                     + 4 * (row % QM_PACK_ROWS);
+    put_plane(lines, code, low, 0);
+    if (p->bits > low)
+        put_plane(lines + (size_t)64 * low, code, p->bits - low, low);
+}
+
+static uint32_t subs_of(const qm_pack *p) { return 256 / p->group; }
+
+static void put_scales(const qm_pack *p, int64_t row, int64_t col, const block *b)
+{
+    uint8_t *head = step_of(p, row, col);
+    const size_t r = (size_t)row % QM_PACK_ROWS;
     if (p->scales == QM_SCALES_FLOAT) {
-        memcpy(scales + (col / p->group * QM_PACK_ROWS + row) * 4, &b->scale, 4);
+        memcpy(head + 4 * r, &b->scale, 4);
         return;
     }
     if (p->scales == QM_SCALES_HALF) {
-        size_t at = (size_t)(col / 32 * QM_PACK_ROWS + row) * 2,
-               all = (size_t)p->cols / 32 * QM_PACK_ROWS * 2;
-        memcpy(scales + at, &b->d, 2);
+        uint8_t *at = head + (col % p->span ? 32 : 0) + 2 * r;
+        memcpy(at, &b->d, 2);
         if (p->mins)
-            memcpy(scales + all + at, &b->dmin, 2);
+            memcpy(at + 64, &b->dmin, 2);
         return;
     }
-    uint8_t *super = scales + (size_t)col / 256 * subs_size(p), *sub = super + (p->mins ? 64 : 32);
-    const uint32_t n = 256 / p->group;
-    memcpy(super + 2 * row, &b->d, 2);
-    if (p->mins)
-        memcpy(super + 32 + 2 * row, &b->dmin, 2);
+    uint8_t *sub = head + 64 + r;
+    const uint32_t n = subs_of(p);
+    memcpy(head + 2 * r, &b->d, 2);
+    memcpy(head + 32 + 2 * r, &b->dmin, 2);
     for (uint32_t j = 0; j < n; j++) {
-        sub[j * QM_PACK_ROWS + (uint32_t)row] = b->sub[j];
+        sub[j * QM_PACK_ROWS] = b->sub[j];
         if (p->mins)
-            sub[(n + j) * QM_PACK_ROWS + (uint32_t)row] = b->min[j];
+            sub[(n + j) * QM_PACK_ROWS] = b->min[j];
     }
 }
 
@@ -254,14 +267,12 @@ static void pack_blocks(const qm_pack *p, const qm_tensor *t, const struct kind 
     const int64_t block_cols = t->codec.block;
     const uint64_t bytes = qm_plane_size(t->format, &t->codec, 0, (uint64_t)block_cols);
     const uint8_t *at = t->plane[0].data + (uint64_t)(r * p->cols / block_cols) * bytes;
-    uint8_t *panel = panel_of(p, r);
-    const int row = (int)(r % QM_PACK_ROWS);
     block b = {.d = 0};
     for (int64_t k = 0; k < p->cols; k += block_cols, at += bytes) {
         kind->take(at, &b);
         for (int64_t i = 0; i < block_cols; i += QM_PACK_COLS)
-            put_codes(p, panel, row, k + i, b.code + i);
-        put_scales(p, panel, row, k, &b);
+            put_codes(p, r, k + i, b.code + i);
+        put_scales(p, r, k, &b);
     }
 }
 
@@ -317,7 +328,6 @@ static void pack_table(const qm_pack *p, const qm_tensor *t, const uint8_t *scal
 {
     const unsigned bits = t->format->plane[0].bits;
     const uint64_t group = t->codec.block, bytes = qm_plane_size(t->format, &t->codec, 0, group);
-    const int row = (int)(r % QM_PACK_ROWS);
     uint8_t code[QM_PACK_COLS];
     block b = {.d = 0};
     for (int64_t k = 0; k < p->cols; k += QM_PACK_COLS) {
@@ -329,26 +339,25 @@ static void pack_table(const qm_pack *p, const qm_tensor *t, const uint8_t *scal
         else
             for (uint64_t i = 0; i < QM_PACK_COLS; i++)
                 code[i] = (uint8_t)code_at(codes, in + i, bits);
-        put_codes(p, panel_of(p, r), row, k, code);
+        put_codes(p, r, k, code);
         memcpy(&b.scale, scale + g * 4, 4);
         if (in == 0)
-            put_scales(p, panel_of(p, r), row, k, &b);
+            put_scales(p, r, k, &b);
     }
 }
 
 static void pack_int8(const qm_pack *p, const qm_tensor *t, int64_t r)
 {
-    const int row = (int)(r % QM_PACK_ROWS);
     uint8_t code[QM_PACK_COLS];
     block b = {.d = 0};
     for (int64_t k = 0; k < p->cols; k += QM_PACK_COLS) {
         for (int i = 0; i < QM_PACK_COLS; i++)
             code[i] = t->plane[0].data[r * p->cols + k + i] ^ 0x80;
-        put_codes(p, panel_of(p, r), row, k, code);
+        put_codes(p, r, k, code);
     }
     memcpy(&b.scale, t->plane[1].data + 4 * r, 4);
     b.scale *= QM_INT8_STEP;
-    put_scales(p, panel_of(p, r), row, 0, &b);
+    put_scales(p, r, 0, &b);
 }
 
 static void pack_floats(const qm_pack *p, const qm_tensor *t, int64_t r)
@@ -382,7 +391,7 @@ static bool pack_panel(void *arg, int64_t index, int thread, qm_err *e)
             pack_floats(p, j->tensor, r);
         else if (j->kind)
             pack_blocks(p, j->tensor, j->kind, r);
-        else if (p->codes == QM_CODES_BYTE)
+        else if (p->bits == 8)
             pack_int8(p, j->tensor, r);
         else
             pack_table(p, j->tensor, j->scale, r);
@@ -397,19 +406,23 @@ static bool describe(qm_pack *p, const qm_tensor *t)
     const struct kind *kind = kind_of(t);
     const bool ints = p->cols % QM_PACK_COLS == 0; /* whole blocks of them */
     p->unit = 1;
+    p->bits = 4;
     if (strcmp(name, "f16") == 0 || strcmp(name, "bf16") == 0 || strcmp(name, "f32") == 0) {
         p->codes = name[0] == 'b' ? QM_CODES_BF16 : name[1] == '1' ? QM_CODES_F16 : QM_CODES_F32;
+        p->bits = p->codes == QM_CODES_F32 ? 32 : 16;
     } else if (ints && kind) {
         p->codes = kind->codes;
         p->scales = kind->scales;
         p->mins = kind->mins;
+        p->bits = kind->bits;
         p->group = kind->group;
         p->zero = kind->zero;
         for (int i = 0; kind->level && i < 16; i++)
             p->low[i] = (uint8_t)(kind->level[i] + 128);
     } else if (ints && strcmp(name, "int8") == 0) {
-        p->codes = QM_CODES_BYTE;
+        p->codes = QM_CODES_INT;
         p->scales = QM_SCALES_FLOAT;
+        p->bits = 8;
         p->group = (uint32_t)p->cols;
         p->zero = 128;
     } else if (ints && is_table(t) && t->codec.block % QM_PACK_COLS == 0 && p->cols % t->codec.block == 0) {
@@ -427,18 +440,20 @@ static bool describe(qm_pack *p, const qm_tensor *t)
 
 static void measure(qm_pack *p)
 {
-    static const size_t bits[] = {
-        [QM_CODES_NIBBLE] = 4, [QM_CODES_LEVEL8] = 4, [QM_CODES_LEVEL16] = 4, [QM_CODES_BYTE] = 8,
-        [QM_CODES_F16] = 16,   [QM_CODES_BF16] = 16,  [QM_CODES_F32] = 32};
-    size_t cols = (size_t)p->cols, scales = 0;
-    p->codes_size = cols * QM_PACK_ROWS * bits[p->codes] / 8;
-    if (p->scales == QM_SCALES_HALF)
-        scales = cols / 32 * 32 * (p->mins ? 2 : 1);
-    else if (p->scales == QM_SCALES_FLOAT)
-        scales = cols / p->group * 64;
-    else if (p->scales == QM_SCALES_SUB)
-        scales = cols / 256 * subs_size(p);
-    p->panel = (p->codes_size + scales + 63) / 64 * 64;
+    p->span = 1;
+    if (p->scales == QM_SCALES_HALF) {
+        p->span = 64;
+        p->head = p->mins ? 128 : 64;
+    } else if (p->scales == QM_SCALES_FLOAT) {
+        p->span = p->group;
+        p->head = 64;
+    } else if (p->scales == QM_SCALES_SUB) {
+        p->span = 256;
+        p->head = 64 + (size_t)(p->mins ? 2 : 1) * subs_of(p) * QM_PACK_ROWS;
+    }
+    p->steps = (p->cols + p->span - 1) / p->span;
+    p->step = p->head + (size_t)p->span * QM_PACK_ROWS * p->bits / 8;
+    p->panel = ((size_t)p->steps * p->step + 63) / 64 * 64; /* an odd number of columns of 16 bits */
 }
 
 enum { PAGE = 2 << 20 };
@@ -469,6 +484,8 @@ static bool fill(qm_pack *p, const qm_tensor *t, qm_pool *pool, qm_err *e)
     float *own = NULL;
     if (!(p->data = allocate(size)))
         return qm_fail(e, QM_ENOFIT, "out of memory for %zu bytes of a weight laid out for speed", size);
+    if (p->steps * p->span > p->cols)
+        memset(p->data, 0, size);
     memset(p->data + last, 0, size - last);
     if (t->double_quant) {
         size_t groups = (size_t)t->plane[1].size;
@@ -493,8 +510,7 @@ void qm_pack_unref(qm_pack *p)
 
 static bool of_use(const qm_tensor *t)
 {
-    return qm_cpu_simd() == QM_AVX512 && qm_cpu_vnni() && t->format && t->format->decode && t->shape.ndim >= 2
-           && qm_tensor_count(t) > 0;
+    return qm_packed_get() && t->format && t->format->decode && t->shape.ndim >= 2 && qm_tensor_count(t) > 0;
 }
 
 /* All of a pack but its data; false where none is of use. */

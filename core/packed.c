@@ -1,18 +1,28 @@
-/* packed.c: see packed.h.  AVX-512 with VNNI: a register holds four columns of sixteen rows. */
+/* packed.c: see packed.h.  Compiled once for any machine, and once for each level with QM_LEVEL=avx2 and
+ * QM_LEVEL=vnni. */
 #include "packed.h"
 
+#ifndef QM_LEVEL
 #include <stdlib.h>
 
-bool qm_ints_new(qm_ints *q, const qm_pack *p, int64_t tokens, qm_err *e)
+#include "cpu.h"
+
+const qm_packed *qm_packed_get(void)
 {
-    *q = (qm_ints){.tokens = tokens, .cols = p->cols, .sub = p->group == 16 ? 16 : 32};
-    size_t cols = (size_t)p->cols, blocks = cols / 32, subs = cols / (size_t)q->sub, t = (size_t)tokens;
-    q->memory = aligned_alloc(64, (t * (2 * cols + 4 * blocks + 8 * subs) + 127) / 64 * 64);
+    const qm_simd level = qm_cpu_simd();
+    return level == QM_AVX512 && qm_cpu_vnni() ? &qm_packed_vnni : level >= QM_AVX2 ? &qm_packed_avx2 : NULL;
+}
+
+bool qm_ints_new(qm_ints *q, const qm_packed *with, const qm_pack *p, int64_t tokens, qm_err *e)
+{
+    *q = (qm_ints){.cols = p->steps * p->span, .sub = p->group == 16 ? 16 : 32};
+    size_t cols = (size_t)q->cols, blocks = cols / 32, subs = cols / (size_t)q->sub, t = (size_t)tokens;
+    q->memory = aligned_alloc(64, (t * (2 * with->item * cols + 4 * blocks + 8 * subs) + 127) / 64 * 64);
     if (!q->memory)
         return qm_fail(e, QM_ENOFIT, "out of memory for the activations of %lld tokens", (long long)tokens);
-    q->high = (int8_t *)q->memory;
-    q->low = q->high + t * cols;
-    q->scale = (float *)(void *)(q->low + t * cols);
+    q->first = q->memory;
+    q->second = q->first + t * cols * with->item;
+    q->scale = (float *)(void *)(q->second + t * cols * with->item);
     q->start = (int32_t *)(void *)(q->scale + t * blocks);
     q->sum = (float *)(void *)(q->start + t * subs);
     return true;
@@ -20,54 +30,159 @@ bool qm_ints_new(qm_ints *q, const qm_pack *p, int64_t tokens, qm_err *e)
 
 void qm_ints_free(qm_ints *q) { free(q->memory); }
 
-#ifdef __AVX512VNNI__
+#else
 #include <immintrin.h>
+#include <math.h>
 #include <string.h>
 
 #define ALWAYS static inline __attribute__((always_inline))
+
+/* ---- sixteen rows ------------------------------------------------------------------------------------- */
+
+ALWAYS __m128i load128(const void *at) { return _mm_loadu_si128((const __m128i *)at); }
+ALWAYS __m256i load256(const void *at) { return _mm256_loadu_si256((const __m256i *)at); }
+
+#ifdef __AVX512VNNI__
+typedef __m512 floats;
+typedef __m512i ints;
+
+ALWAYS floats f_set(float x) { return _mm512_set1_ps(x); }
+ALWAYS floats f_add(floats a, floats b) { return _mm512_add_ps(a, b); }
+ALWAYS floats f_mul(floats a, floats b) { return _mm512_mul_ps(a, b); }
+ALWAYS floats f_fma(floats a, floats b, floats c) { return _mm512_fmadd_ps(a, b, c); }
+ALWAYS floats f_fnma(floats a, floats b, floats c) { return _mm512_fnmadd_ps(a, b, c); }
+ALWAYS floats f_ints(ints a) { return _mm512_cvtepi32_ps(a); }
+ALWAYS void f_store(float *y, floats a) { _mm512_storeu_ps(y, a); }
+ALWAYS floats f_f32(const uint8_t *at) { return _mm512_loadu_ps(at); }
+ALWAYS floats f_f16(const uint8_t *at) { return _mm512_cvtph_ps(load256(at)); }
+ALWAYS floats f_bf16(const uint8_t *at)
+{
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(load256(at)), 16));
+}
+ALWAYS floats f_i8(const uint8_t *at) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(load128(at))); }
+#else
+typedef struct {
+    __m256 h[2];
+} floats;
+typedef struct {
+    __m256i h[2];
+} ints;
+
+#define BOTH(type, a, b) \
+    return (type)        \
+    {                    \
+        {                \
+            a, b         \
+        }                \
+    }
+ALWAYS floats f_set(float x) { BOTH(floats, _mm256_set1_ps(x), _mm256_set1_ps(x)); }
+ALWAYS floats f_add(floats a, floats b)
+{
+    BOTH(floats, _mm256_add_ps(a.h[0], b.h[0]), _mm256_add_ps(a.h[1], b.h[1]));
+}
+ALWAYS floats f_mul(floats a, floats b)
+{
+    BOTH(floats, _mm256_mul_ps(a.h[0], b.h[0]), _mm256_mul_ps(a.h[1], b.h[1]));
+}
+ALWAYS floats f_fma(floats a, floats b, floats c)
+{
+    BOTH(floats, _mm256_fmadd_ps(a.h[0], b.h[0], c.h[0]), _mm256_fmadd_ps(a.h[1], b.h[1], c.h[1]));
+}
+ALWAYS floats f_fnma(floats a, floats b, floats c)
+{
+    BOTH(floats, _mm256_fnmadd_ps(a.h[0], b.h[0], c.h[0]), _mm256_fnmadd_ps(a.h[1], b.h[1], c.h[1]));
+}
+ALWAYS floats f_ints(ints a) { BOTH(floats, _mm256_cvtepi32_ps(a.h[0]), _mm256_cvtepi32_ps(a.h[1])); }
+ALWAYS void f_store(float *y, floats a)
+{
+    _mm256_storeu_ps(y, a.h[0]);
+    _mm256_storeu_ps(y + 8, a.h[1]);
+}
+ALWAYS floats f_f32(const uint8_t *at)
+{
+    BOTH(floats, _mm256_castsi256_ps(load256(at)), _mm256_castsi256_ps(load256(at + 32)));
+}
+ALWAYS floats f_f16(const uint8_t *at)
+{
+    BOTH(floats, _mm256_cvtph_ps(load128(at)), _mm256_cvtph_ps(load128(at + 16)));
+}
+ALWAYS __m256 bf16_half(const uint8_t *at)
+{
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load128(at)), 16));
+}
+ALWAYS floats f_bf16(const uint8_t *at) { BOTH(floats, bf16_half(at), bf16_half(at + 16)); }
+ALWAYS __m256 i8_half(const uint8_t *at)
+{
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)at)));
+}
+ALWAYS floats f_i8(const uint8_t *at) { BOTH(floats, i8_half(at), i8_half(at + 8)); }
+#endif
 
 /* ---- activations ------------------------------------------------------------------------------------ */
 
 enum { STEPS = 127 * 128 }; /* of the largest */
 
-/* Sixteen integers: their bytes and what is needed of their sums. */
-ALWAYS void split16(__m512i v, bool twice, int8_t *high, int8_t *low, int32_t *sum, int32_t *low_sum)
+/* 32 integers as this level multiplies them. */
+#ifdef __AVX512VNNI__
+ALWAYS void put32(bool level16, const int32_t *v, const int32_t *high, uint8_t *first, uint8_t *second)
 {
-    __m512i h = _mm512_srai_epi32(_mm512_add_epi32(v, _mm512_set1_epi32(64)), 7);
-    __m512i l = _mm512_sub_epi32(v, _mm512_slli_epi32(h, 7));
-    _mm_storeu_si128((__m128i *)(void *)high, _mm512_cvtepi32_epi8(h));
-    _mm_storeu_si128((__m128i *)(void *)low, _mm512_cvtepi32_epi8(twice ? _mm512_add_epi32(l, l) : l));
-    *sum = _mm512_reduce_add_epi32(v);
-    *low_sum = _mm512_reduce_add_epi32(l);
+    for (int i = 0; i < 32; i++) {
+        int32_t low = v[i] - high[i] * 128;
+        first[i] = (uint8_t)high[i];
+        second[i] = (uint8_t)(level16 ? 2 * low : low);
+    }
+}
+#else
+ALWAYS void put32(bool level16, const int32_t *v, const int32_t *high, uint8_t *first, uint8_t *second)
+{
+    for (int i = 0; i < 32; i++) {
+        const int to = i / 4 * 4 + i % 2 * 2 + i % 4 / 2;
+        int16_t a = (int16_t)(level16 ? 2 * v[i] : v[i]), b = (int16_t)high[i];
+        memcpy(first + 2 * to, &a, 2);
+        memcpy(second + 2 * to, &b, 2);
+    }
+}
+#endif
+
+/* A block beyond the columns there are. */
+static void set_nothing(qm_ints *q, size_t item, int64_t block, int64_t col)
+{
+    const int64_t each = 32 / q->sub;
+    memset(q->first + (size_t)col * item, 0, 32 * item);
+    memset(q->second + (size_t)col * item, 0, 32 * item);
+    q->scale[block] = 0;
+    memset(q->start + block * each, 0, (size_t)each * sizeof *q->start);
+    memset(q->sum + block * each, 0, (size_t)each * sizeof *q->sum);
 }
 
-void qm_ints_set(qm_ints *q, const qm_pack *p, int64_t t, const float *x)
+static void set_block(qm_ints *q, size_t item, const qm_pack *p, int64_t block, int64_t col, const float *x)
 {
     const bool level16 = p->codes == QM_CODES_LEVEL16;
-    const int64_t blocks = q->cols / 32, subs = q->cols / q->sub, each = 32 / q->sub;
-    int8_t *high = q->high + t * q->cols, *low = q->low + t * q->cols;
-    for (int64_t b = 0; b < blocks; b++, x += 32, high += 32, low += 32) {
-        __m512 u = _mm512_loadu_ps(x), v = _mm512_loadu_ps(x + 16);
-        __mmask16 bad = _mm512_fpclass_ps_mask(u, 0x99)
-                        | _mm512_fpclass_ps_mask(v, 0x99); /* NaN, infinities */
-        float most = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(u), _mm512_abs_ps(v)));
-        float scale = bad ? __builtin_nanf("") : most / STEPS,
-              inverse = most > 1e-30f && !bad ? STEPS / most : 0;
-        __m512 by = _mm512_set1_ps(inverse);
-        int32_t sum[2] = {0}, low_sum[2] = {0};
-        split16(_mm512_cvtps_epi32(_mm512_mul_ps(_mm512_maskz_mov_ps((__mmask16)~bad, u), by)), level16, high,
-                low, &sum[0], &low_sum[0]);
-        split16(_mm512_cvtps_epi32(_mm512_mul_ps(_mm512_maskz_mov_ps((__mmask16)~bad, v), by)), level16,
-                high + 16, low + 16, &sum[1], &low_sum[1]);
-        if (each == 1) {
-            sum[0] += sum[1];
-            low_sum[0] += low_sum[1];
+    const int each = (int)(32 / q->sub), n = (int)q->sub;
+    int32_t v[32], high[32];
+    float most = 0;
+    bool bad = false;
+    for (int i = 0; i < 32; i++) {
+        float a = fabsf(x[i]);
+        most = a > most ? a : most;
+        bad |= !(a <= 0x1.fffffep127f); /* NaN, infinities */
+    }
+    const float scale = bad ? __builtin_nanf("") : most / STEPS;
+    const float inverse = most > 1e-30f && !bad ? STEPS / most : 0;
+    for (int i = 0; i < 32; i++) {
+        v[i] = (int32_t)rintf((bad ? 0 : x[i]) * inverse);
+        high[i] = (v[i] + 64) >> 7;
+    }
+    put32(level16, v, high, q->first + (size_t)col * item, q->second + (size_t)col * item);
+    q->scale[block] = level16 ? scale * 128 * p->unit : scale;
+    for (int s = 0; s < each; s++) {
+        int32_t sum = 0, high_sum = 0;
+        for (int i = n * s; i < n * (s + 1); i++) {
+            sum += v[i];
+            high_sum += high[i];
         }
-        q->scale[t * blocks + b] = level16 ? scale * 128 * p->unit : scale;
-        for (int64_t s = 0; s < each; s++) {
-            q->start[t * subs + b * each + s] = level16 ? -256 * sum[s] + low_sum[s] : -p->zero * sum[s];
-            q->sum[t * subs + b * each + s] = (float)sum[s] * scale;
-        }
+        q->start[block * each + s] = level16 ? -256 * sum + (sum - 128 * high_sum) : -p->zero * sum;
+        q->sum[block * each + s] = (float)sum * scale;
     }
 }
 
@@ -76,134 +191,187 @@ void qm_ints_set(qm_ints *q, const qm_pack *p, int64_t t, const float *x)
 /* What the compiler is to know: one function is made for every combination that formats have. */
 typedef struct kind {
     qm_pack_codes codes;
+    uint32_t bits;
     qm_pack_scales scales;
     bool mins;
     int subs; /* of 32 columns: 1 or 2 */
 } kind;
 
-ALWAYS __m512i four(const int8_t *x) /* four bytes, in every lane */
+ALWAYS int32_t four_bytes(const uint8_t *x)
 {
     int32_t v;
     memcpy(&v, x, sizeof v);
-    return _mm512_set1_epi32(v);
+    return v;
 }
 
-/* The 32 columns' codes, four columns to a register; of levels in two bytes the high ones, and the low ones
- * in `low`. */
-ALWAYS void load_codes(kind k, const qm_pack *p, const uint8_t *at, __m512i code[8], __m512i low[8])
+#ifdef __AVX512VNNI__
+enum { ITEM = 1, PARTS = 8 }; /* registers of codes for 32 columns: four columns each */
+
+/* Field number i of a plane of codes, one to a byte, at bit `to` of it. */
+ALWAYS __m512i field(const uint8_t *plane, uint32_t bits, uint32_t i, uint32_t to)
 {
-    const __m512i mask = _mm512_set1_epi8(15);
-    if (k.codes == QM_CODES_BYTE) {
-        for (int i = 0; i < 8; i++)
-            code[i] = _mm512_load_si512(at + 64 * i);
-        return;
-    }
-    for (int i = 0; i < 4; i++) {
-        __m512i pair = _mm512_load_si512(at + 64 * i);
-        code[2 * i] = _mm512_and_si512(pair, mask);
-        code[2 * i + 1] = _mm512_and_si512(_mm512_srli_epi16(pair, 4), mask);
-    }
-    if (k.codes == QM_CODES_NIBBLE)
-        return;
-    __m512i lows = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(const void *)p->low));
-    __m512i highs = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(const void *)p->high));
-    for (int i = 0; i < 8; i++) {
-        __m512i c = code[i];
-        low[i] = _mm512_shuffle_epi8(lows, c);
-        code[i] = k.codes == QM_CODES_LEVEL16 ? _mm512_shuffle_epi8(highs, c) : low[i];
+    const uint32_t at = i * bits % 8;
+    __m512i v = _mm512_loadu_si512(plane + (size_t)64 * (i * bits / 8));
+    v = at > to ? _mm512_srli_epi16(v, at - to) : at < to ? _mm512_slli_epi16(v, to - at) : v;
+    return bits == 8 ? v : _mm512_and_si512(v, _mm512_set1_epi8((char)(((1u << bits) - 1) << to)));
+}
+
+ALWAYS __m512i look_up(const uint8_t table[16], __m512i code)
+{
+    return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(load128(table)), code);
+}
+
+/* The 32 columns' codes, or levels; of levels in two bytes the high ones, and the low ones in `low`. */
+ALWAYS void load_codes(kind k, const qm_pack *p, const uint8_t *at, ints code[PARTS], ints low[PARTS])
+{
+    const uint32_t bits = qm_pack_low_bits(k.bits), more = k.bits - bits;
+    for (uint32_t i = 0; i < PARTS; i++) {
+        code[i] = field(at, bits, i, 0);
+        if (more)
+            code[i] = _mm512_or_si512(code[i], field(at + (size_t)64 * bits, more, i, bits));
+        if (k.codes != QM_CODES_INT)
+            low[i] = look_up(p->low, code[i]);
+        if (k.codes == QM_CODES_LEVEL8)
+            code[i] = low[i];
+        if (k.codes == QM_CODES_LEVEL16)
+            code[i] = look_up(p->high, code[i]);
     }
 }
 
-/* Sum over columns 4 from … 4 to - 1 of code * x, in steps of the activations. */
-ALWAYS __m512i products(kind k, const __m512i *code, const __m512i *low, const int8_t *xh, const int8_t *xl,
-                        int32_t start, int from, int to)
+/* Sum over sub s of the 32 columns of code * v; of levels in two bytes in units of 128. */
+ALWAYS ints products(kind k, const ints *code, const ints *low, const uint8_t *first, const uint8_t *second,
+                     int32_t start, int s)
 {
     __m512i a = _mm512_setzero_si512(), b = _mm512_set1_epi32(start);
-    for (int i = from; i < to; i++) {
-        __m512i h = four(xh + 4 * i);
+    for (int i = PARTS / k.subs * s; i < PARTS / k.subs * (s + 1); i++) {
+        __m512i h = _mm512_set1_epi32(four_bytes(first + 4 * i));
         a = _mm512_dpbusd_epi32(a, code[i], h);
-        b = _mm512_dpbusd_epi32(b, code[i], four(xl + 4 * i));
+        b = _mm512_dpbusd_epi32(b, code[i], _mm512_set1_epi32(four_bytes(second + 4 * i)));
         if (k.codes == QM_CODES_LEVEL16)
             b = _mm512_dpbusd_epi32(b, low[i], h);
     }
     return _mm512_add_epi32(_mm512_slli_epi32(a, k.codes == QM_CODES_LEVEL16 ? 8 : 7), b);
 }
+#else
+enum { ITEM = 2, PARTS = 16 }; /* two columns each, as words */
 
-ALWAYS __m512 halves16(const uint8_t *at)
+ALWAYS __m256i field(const uint8_t *plane, uint32_t bits, uint32_t i, uint32_t to)
 {
-    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)at));
+    const uint32_t at = i * bits % 8;
+    __m256i v = load256(plane + (size_t)64 * (i * bits / 8));
+    v = at > to ? _mm256_srli_epi16(v, (int)(at - to)) : at < to ? _mm256_slli_epi16(v, (int)(to - at)) : v;
+    return bits == 8 ? v : _mm256_and_si256(v, _mm256_set1_epi8((char)(((1u << bits) - 1) << to)));
 }
 
-ALWAYS __m512 bytes16(const uint8_t *at)
+ALWAYS __m256i look_up(const uint8_t table[16], __m256i code)
 {
-    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(const void *)at)));
+    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(load128(table)), code);
 }
 
-/* A panel's scales are a stream of their own, too short for the CPU to see it coming: those of the next panel
- * are asked for now. */
-ALWAYS void next_panel(const qm_pack *p, const uint8_t *at, bool ahead)
+/* Bytes of columns 0 to 3 become words of 0 and 2, and of 1 and 3. */
+ALWAYS void put_words(ints *two, int half, __m256i bytes)
 {
-    if (ahead)
-        _mm_prefetch((const char *)(at + p->panel), _MM_HINT_T1);
+    two[0].h[half] = _mm256_and_si256(bytes, _mm256_set1_epi16(255));
+    two[1].h[half] = _mm256_srli_epi16(bytes, 8);
 }
 
-/* Scales, and least values, of sub s of block b. */
-ALWAYS __m512 load_scale(kind k, const qm_pack *p, const uint8_t *scales, int64_t b, int s, bool ahead,
-                         __m512 *least)
+ALWAYS void load_codes(kind k, const qm_pack *p, const uint8_t *at, ints code[PARTS], ints low[PARTS])
 {
-    if (k.scales == QM_SCALES_FLOAT) {
-        const uint8_t *at = scales + 32 * b / p->group * 64;
-        next_panel(p, at, ahead);
-        return _mm512_load_ps(at);
-    }
-    if (k.scales == QM_SCALES_HALF) {
-        next_panel(p, scales + 32 * b, ahead && b % 2 == 0);
-        if (k.mins) {
-            next_panel(p, scales + p->cols + 32 * b, ahead && b % 2 == 0);
-            *least = halves16(scales + p->cols + 32 * b);
+    const uint32_t bits = qm_pack_low_bits(k.bits), more = k.bits - bits;
+    for (uint32_t i = 0; i < PARTS / 2; i++)
+        for (int half = 0; half < 2; half++) {
+            const uint8_t *from = at + 32 * half;
+            __m256i c = field(from, bits, i, 0);
+            if (more)
+                c = _mm256_or_si256(c, field(from + (size_t)64 * bits, more, i, bits));
+            if (k.codes == QM_CODES_LEVEL16)
+                put_words(low + 2 * i, half, look_up(p->low, c));
+            c = k.codes == QM_CODES_LEVEL16  ? look_up(p->high, c)
+                : k.codes == QM_CODES_LEVEL8 ? look_up(p->low, c)
+                                             : c;
+            put_words(code + 2 * i, half, c);
         }
-        return halves16(scales + 32 * b);
+}
+
+ALWAYS ints products(kind k, const ints *code, const ints *low, const uint8_t *first, const uint8_t *second,
+                     int32_t start, int s)
+{
+    ints sum = {{_mm256_set1_epi32(start), _mm256_set1_epi32(start)}};
+    for (int i = PARTS / k.subs * s; i < PARTS / k.subs * (s + 1); i++)
+        for (int half = 0; half < 2; half++) {
+            __m256i x = _mm256_set1_epi32(four_bytes(first + 4 * i));
+            sum.h[half] = _mm256_add_epi32(sum.h[half], _mm256_madd_epi16(code[i].h[half], x));
+            if (k.codes == QM_CODES_LEVEL16) {
+                x = _mm256_set1_epi32(four_bytes(second + 4 * i));
+                sum.h[half] = _mm256_add_epi32(sum.h[half], _mm256_madd_epi16(low[i].h[half], x));
+            }
+        }
+    return sum;
+}
+#endif
+
+/* Scales, and least values, of a step's sub. */
+typedef struct step_scales {
+    floats d, dmin;
+} step_scales;
+
+ALWAYS step_scales load_scales(kind k, const uint8_t *head)
+{
+    step_scales s = {f_set(0), f_set(0)};
+    if (k.scales == QM_SCALES_FLOAT)
+        s.d = f_f32(head);
+    if (k.scales == QM_SCALES_SUB)
+        s.d = f_f16(head);
+    if (k.scales == QM_SCALES_SUB && k.mins)
+        s.dmin = f_f16(head + 32);
+    return s;
+}
+
+ALWAYS floats scale_of(kind k, const step_scales *s, const uint8_t *head, int64_t sub, floats *least)
+{
+    if (k.scales == QM_SCALES_FLOAT)
+        return s->d;
+    if (k.scales == QM_SCALES_HALF) {
+        if (k.mins)
+            *least = f_f16(head + 64 + 32 * sub);
+        return f_f16(head + 32 * sub);
     }
-    const int n = 8 * k.subs, sub = (int)(b % 8) * k.subs + s;
-    const uint8_t *super = scales + b / 8 * ((k.mins ? 2 : 1) * (32 + 16 * n)),
-                  *at = super + (k.mins ? 64 : 32);
-    next_panel(p, super + 64 * (b % 8), ahead && s == 0);
     if (k.mins)
-        *least = _mm512_mul_ps(halves16(super + 32), bytes16(at + 16 * (n + sub)));
-    return _mm512_mul_ps(halves16(super), bytes16(at + 16 * sub));
+        *least = f_mul(s->dmin, f_i8(head + 64 + 16 * (8 * k.subs + sub)));
+    return f_mul(s->d, f_i8(head + 64 + 16 * sub));
 }
 
 /* A panel times `count` tokens from token t. */
-ALWAYS void tokens_of(kind k, int count, const qm_packed_job *j, const uint8_t *panel, int64_t t, __m512 *acc)
+ALWAYS void tokens_of(kind k, int count, const qm_packed_job *j, const uint8_t *panel, int64_t t, floats *acc)
 {
     const qm_pack *p = j->pack;
     const qm_ints *q = j->q;
     const int64_t cols = q->cols, blocks = cols / 32, subs = blocks * k.subs;
-    const int8_t *xh = q->high + t * cols, *xl = q->low + t * cols;
+    const int64_t each = k.scales == QM_SCALES_HALF ? 2 : k.scales == QM_SCALES_SUB ? 8 : p->span / 32;
+    const uint8_t *first = q->first + t * cols * ITEM, *second = q->second + t * cols * ITEM;
     const float *xs = q->scale + t * blocks, *xsum = q->sum + t * subs;
     const int32_t *start = q->start + t * subs;
-    const uint8_t *scales = panel + p->codes_size;
-    const int size = k.codes == QM_CODES_BYTE ? 512 : 256;
     for (int i = 0; i < count; i++)
-        acc[i] = _mm512_setzero_ps();
-    for (int64_t b = 0; b < blocks; b++) {
-        __m512i code[8], low[8];
-        __m512 least[2], scale[2];
-        if (count == 1)
-            for (int i = 0; i < size; i += 64)
-                _mm_prefetch((const char *)(panel + b * size + i + 3072), _MM_HINT_T0);
-        load_codes(k, p, panel + b * size, code, low);
-        for (int s = 0; s < k.subs; s++)
-            scale[s] = load_scale(k, p, scales, b, s, count == 1, &least[s]);
-        for (int i = 0; i < count; i++) {
-            __m512 by = _mm512_set1_ps(xs[i * blocks + b]);
-            for (int s = 0; s < k.subs; s++) {
-                int64_t sub = i * subs + b * k.subs + s;
-                __m512i sum = products(k, code, low, xh + i * cols + 32 * b, xl + i * cols + 32 * b,
-                                       start[sub], 8 / k.subs * s, 8 / k.subs * (s + 1));
-                acc[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_mul_ps(scale[s], by), acc[i]);
-                if (k.mins)
-                    acc[i] = _mm512_fnmadd_ps(least[s], _mm512_set1_ps(xsum[sub]), acc[i]);
+        acc[i] = f_set(0);
+    for (int64_t b = 0; b < blocks; panel += p->step) {
+        const step_scales all = load_scales(k, panel);
+        const uint8_t *at = panel + p->head;
+        for (int64_t in = 0; in < each; in++, b++, at += (size_t)64 * k.bits) {
+            ints code[PARTS], low[PARTS];
+            floats least[2], scale[2];
+            for (int s = 0; s < k.subs; s++)
+                scale[s] = scale_of(k, &all, panel, in * k.subs + s, &least[s]);
+            load_codes(k, p, at, code, low);
+            for (int i = 0; i < count; i++) {
+                const int64_t x = (i * cols + 32 * b) * ITEM;
+                floats by = f_set(xs[i * blocks + b]);
+                for (int s = 0; s < k.subs; s++) {
+                    int64_t sub = i * subs + b * k.subs + s;
+                    ints sum = products(k, code, low, first + x, second + x, start[sub], s);
+                    acc[i] = f_fma(f_ints(sum), f_mul(scale[s], by), acc[i]);
+                    if (k.mins)
+                        acc[i] = f_fnma(least[s], f_set(xsum[sub]), acc[i]);
+                }
             }
         }
     }
@@ -211,61 +379,63 @@ ALWAYS void tokens_of(kind k, int count, const qm_packed_job *j, const uint8_t *
 
 /* ---- floats ------------------------------------------------------------------------------------------- */
 
-ALWAYS __m512 load_floats(qm_pack_codes codes, const uint8_t *panel, int64_t k)
+ALWAYS floats load_floats(qm_pack_codes codes, const uint8_t *panel, int64_t k)
 {
-    if (codes == QM_CODES_F32)
-        return _mm512_load_ps(panel + 64 * k);
-    __m256i half = _mm256_load_si256((const __m256i *)(const void *)(panel + 32 * k));
-    return codes == QM_CODES_F16 ? _mm512_cvtph_ps(half)
-                                 : _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+    return codes == QM_CODES_F32   ? f_f32(panel + 64 * k)
+           : codes == QM_CODES_F16 ? f_f16(panel + 32 * k)
+                                   : f_bf16(panel + 32 * k);
 }
 
 /* Columns in order for every token; one token's sum is kept in four parts, because additions to one would
  * wait for each other. */
 ALWAYS void floats_of(qm_pack_codes codes, int count, const qm_packed_job *j, const uint8_t *panel, int64_t t,
-                      __m512 *acc)
+                      floats *acc)
 {
+    enum { SUMS = 4 };
     const int64_t cols = j->pack->cols;
     const float *x = j->x + t * cols;
-    enum { PARTS = 4 };
-    const int parts = count == 1 ? PARTS : 1;
-    for (int i = 0; i < count * parts; i++)
-        acc[i] = _mm512_setzero_ps();
+    const int sums = count == 1 ? SUMS : 1;
+    for (int i = 0; i < count * sums; i++)
+        acc[i] = f_set(0);
     int64_t k = 0;
-    for (; k + PARTS <= cols; k += PARTS) {
-        if (count == 1)
-            for (int i = 0; i < (codes == QM_CODES_F32 ? 4 : 2); i++)
-                _mm_prefetch((const char *)(panel + (codes == QM_CODES_F32 ? 64 : 32) * k + 64 * i + 4096),
-                             _MM_HINT_T0);
-        for (int c = 0; c < PARTS; c++) {
-            __m512 w = load_floats(codes, panel, k + c);
+    for (; k + SUMS <= cols; k += SUMS)
+        for (int c = 0; c < SUMS; c++) {
+            floats w = load_floats(codes, panel, k + c);
             for (int i = 0; i < count; i++)
-                acc[i + c % parts] = _mm512_fmadd_ps(w, _mm512_set1_ps(x[i * cols + k + c]),
-                                                     acc[i + c % parts]);
+                acc[i + c % sums] = f_fma(w, f_set(x[i * cols + k + c]), acc[i + c % sums]);
         }
-    }
     for (; k < cols; k++) {
-        __m512 w = load_floats(codes, panel, k);
+        floats w = load_floats(codes, panel, k);
         for (int i = 0; i < count; i++)
-            acc[i] = _mm512_fmadd_ps(w, _mm512_set1_ps(x[i * cols + k]), acc[i]);
+            acc[i] = f_fma(w, f_set(x[i * cols + k]), acc[i]);
     }
-    if (parts > 1)
-        acc[0] = _mm512_add_ps(_mm512_add_ps(acc[0], acc[1]), _mm512_add_ps(acc[2], acc[3]));
+    if (sums > 1)
+        acc[0] = f_add(f_add(acc[0], acc[1]), f_add(acc[2], acc[3]));
 }
 
 /* ---- one function for every kind ---------------------------------------------------------------------- */
 
-static void store(const qm_packed_job *j, int64_t t, int count, int n, const float *bias, const __m512 *acc,
+static void store(const qm_packed_job *j, int64_t t, int count, int n, const float *bias, const floats *acc,
                   float *y)
 {
-    __mmask16 rows = (__mmask16)((1u << n) - 1);
-    __m512 b = bias ? _mm512_maskz_loadu_ps(rows, bias) : _mm512_setzero_ps();
-    for (int i = 0; i < count; i++)
-        _mm512_mask_storeu_ps(y + (t + i) * j->stride, rows, _mm512_add_ps(acc[i], b));
+    float add[QM_PACK_ROWS] = {0}, row[QM_PACK_ROWS];
+    if (bias)
+        memcpy(add, bias, (size_t)n * sizeof *bias);
+    for (int i = 0; i < count; i++) {
+        f_store(row, f_add(acc[i], f_f32((const uint8_t *)add)));
+        memcpy(y + (t + i) * j->stride, row, (size_t)n * sizeof *row);
+    }
 }
 
+/* As many tokens at once as there are registers for. */
+#ifdef __AVX512VNNI__
+#define MOST(tokens) (tokens)
+#else
+#define MOST(tokens) 4
+#endif
+
 #define TILES(many, CALL)                      \
-    __m512 acc[16];                            \
+    floats acc[16];                            \
     int64_t t = j->from;                       \
     for (; t + (many) <= j->to; t += (many)) { \
         CALL(many);                            \
@@ -280,13 +450,11 @@ static void store(const qm_packed_job *j, int64_t t, int count, int n, const flo
         store(j, t, 1, n, bias, acc, y);       \
     }
 
-typedef void panel_fn(const qm_packed_job *j, const uint8_t *panel, int n, const float *bias, float *y);
-
-#define INTEGERS(name, codes, scales, mins, subs, many)                                                \
+#define INTEGERS(name, codes, bits, scales, mins, subs, many)                                          \
     static void name(const qm_packed_job *j, const uint8_t *panel, int n, const float *bias, float *y) \
     {                                                                                                  \
-        const kind k = {codes, scales, mins, subs};                                                    \
-        TILES(many, INTEGERS_CALL)                                                                     \
+        const kind k = {codes, bits, scales, mins, subs};                                              \
+        TILES(MOST(many), INTEGERS_CALL)                                                               \
     }
 #define INTEGERS_CALL(count) tokens_of(k, count, j, panel, t, acc)
 
@@ -294,71 +462,76 @@ typedef void panel_fn(const qm_packed_job *j, const uint8_t *panel, int n, const
     static void name(const qm_packed_job *j, const uint8_t *panel, int n, const float *bias, float *y) \
     {                                                                                                  \
         const qm_pack_codes kind_of_codes = codes;                                                     \
-        TILES(16, FLOATS_CALL)                                                                         \
+        TILES(MOST(16), FLOATS_CALL)                                                                   \
     }
 #define FLOATS_CALL(count) floats_of(kind_of_codes, count, j, panel, t, acc)
 
-INTEGERS(nibble_half, QM_CODES_NIBBLE, QM_SCALES_HALF, false, 1, 16)
-INTEGERS(nibble_half_min, QM_CODES_NIBBLE, QM_SCALES_HALF, true, 1, 12)
-INTEGERS(nibble_sub32_min, QM_CODES_NIBBLE, QM_SCALES_SUB, true, 1, 12)
-INTEGERS(nibble_sub16, QM_CODES_NIBBLE, QM_SCALES_SUB, false, 2, 12)
-INTEGERS(nibble_sub16_min, QM_CODES_NIBBLE, QM_SCALES_SUB, true, 2, 12)
-INTEGERS(byte_half, QM_CODES_BYTE, QM_SCALES_HALF, false, 1, 16)
-INTEGERS(byte_half_min, QM_CODES_BYTE, QM_SCALES_HALF, true, 1, 12)
-INTEGERS(byte_float, QM_CODES_BYTE, QM_SCALES_FLOAT, false, 1, 16)
-INTEGERS(byte_sub32_min, QM_CODES_BYTE, QM_SCALES_SUB, true, 1, 12)
-INTEGERS(byte_sub16, QM_CODES_BYTE, QM_SCALES_SUB, false, 2, 12)
-INTEGERS(level8_half, QM_CODES_LEVEL8, QM_SCALES_HALF, false, 1, 16)
-INTEGERS(level8_float, QM_CODES_LEVEL8, QM_SCALES_FLOAT, false, 1, 16)
-INTEGERS(level8_sub32, QM_CODES_LEVEL8, QM_SCALES_SUB, false, 1, 16)
-INTEGERS(level16_float, QM_CODES_LEVEL16, QM_SCALES_FLOAT, false, 1, 8)
+INTEGERS(int4_half, QM_CODES_INT, 4, QM_SCALES_HALF, false, 1, 16)
+INTEGERS(int4_half_min, QM_CODES_INT, 4, QM_SCALES_HALF, true, 1, 12)
+INTEGERS(int4_sub32_min, QM_CODES_INT, 4, QM_SCALES_SUB, true, 1, 12)
+INTEGERS(int3_sub16, QM_CODES_INT, 3, QM_SCALES_SUB, false, 2, 12)
+INTEGERS(int2_sub16_min, QM_CODES_INT, 2, QM_SCALES_SUB, true, 2, 12)
+INTEGERS(int5_half, QM_CODES_INT, 5, QM_SCALES_HALF, false, 1, 16)
+INTEGERS(int5_half_min, QM_CODES_INT, 5, QM_SCALES_HALF, true, 1, 12)
+INTEGERS(int5_sub32_min, QM_CODES_INT, 5, QM_SCALES_SUB, true, 1, 12)
+INTEGERS(int6_sub16, QM_CODES_INT, 6, QM_SCALES_SUB, false, 2, 12)
+INTEGERS(int8_half, QM_CODES_INT, 8, QM_SCALES_HALF, false, 1, 16)
+INTEGERS(int8_float, QM_CODES_INT, 8, QM_SCALES_FLOAT, false, 1, 16)
+INTEGERS(level8_half, QM_CODES_LEVEL8, 4, QM_SCALES_HALF, false, 1, 16)
+INTEGERS(level8_float, QM_CODES_LEVEL8, 4, QM_SCALES_FLOAT, false, 1, 16)
+INTEGERS(level8_sub32, QM_CODES_LEVEL8, 4, QM_SCALES_SUB, false, 1, 16)
+INTEGERS(level16_float, QM_CODES_LEVEL16, 4, QM_SCALES_FLOAT, false, 1, 8)
 FLOATS(floats_f16, QM_CODES_F16)
 FLOATS(floats_bf16, QM_CODES_BF16)
 FLOATS(floats_f32, QM_CODES_F32)
 
 static const struct {
     qm_pack_codes codes;
+    uint32_t bits;
     qm_pack_scales scales;
     bool mins, sub16;
-    panel_fn *fn;
+    qm_panel_fn *fn;
 } kinds[] = {
-    {QM_CODES_NIBBLE, QM_SCALES_HALF, false, false, nibble_half},
-    {QM_CODES_NIBBLE, QM_SCALES_HALF, true, false, nibble_half_min},
-    {QM_CODES_NIBBLE, QM_SCALES_SUB, true, false, nibble_sub32_min},
-    {QM_CODES_NIBBLE, QM_SCALES_SUB, false, true, nibble_sub16},
-    {QM_CODES_NIBBLE, QM_SCALES_SUB, true, true, nibble_sub16_min},
-    {QM_CODES_BYTE, QM_SCALES_HALF, false, false, byte_half},
-    {QM_CODES_BYTE, QM_SCALES_HALF, true, false, byte_half_min},
-    {QM_CODES_BYTE, QM_SCALES_FLOAT, false, false, byte_float},
-    {QM_CODES_BYTE, QM_SCALES_SUB, true, false, byte_sub32_min},
-    {QM_CODES_BYTE, QM_SCALES_SUB, false, true, byte_sub16},
-    {QM_CODES_LEVEL8, QM_SCALES_HALF, false, false, level8_half},
-    {QM_CODES_LEVEL8, QM_SCALES_FLOAT, false, false, level8_float},
-    {QM_CODES_LEVEL8, QM_SCALES_SUB, false, false, level8_sub32},
-    {QM_CODES_LEVEL16, QM_SCALES_FLOAT, false, false, level16_float},
-    {QM_CODES_F16, QM_SCALES_NONE, false, false, floats_f16},
-    {QM_CODES_BF16, QM_SCALES_NONE, false, false, floats_bf16},
-    {QM_CODES_F32, QM_SCALES_NONE, false, false, floats_f32},
+    {QM_CODES_INT, 4, QM_SCALES_HALF, false, false, int4_half},
+    {QM_CODES_INT, 4, QM_SCALES_HALF, true, false, int4_half_min},
+    {QM_CODES_INT, 4, QM_SCALES_SUB, true, false, int4_sub32_min},
+    {QM_CODES_INT, 3, QM_SCALES_SUB, false, true, int3_sub16},
+    {QM_CODES_INT, 2, QM_SCALES_SUB, true, true, int2_sub16_min},
+    {QM_CODES_INT, 5, QM_SCALES_HALF, false, false, int5_half},
+    {QM_CODES_INT, 5, QM_SCALES_HALF, true, false, int5_half_min},
+    {QM_CODES_INT, 5, QM_SCALES_SUB, true, false, int5_sub32_min},
+    {QM_CODES_INT, 6, QM_SCALES_SUB, false, true, int6_sub16},
+    {QM_CODES_INT, 8, QM_SCALES_HALF, false, false, int8_half},
+    {QM_CODES_INT, 8, QM_SCALES_FLOAT, false, false, int8_float},
+    {QM_CODES_LEVEL8, 4, QM_SCALES_HALF, false, false, level8_half},
+    {QM_CODES_LEVEL8, 4, QM_SCALES_FLOAT, false, false, level8_float},
+    {QM_CODES_LEVEL8, 4, QM_SCALES_SUB, false, false, level8_sub32},
+    {QM_CODES_LEVEL16, 4, QM_SCALES_FLOAT, false, false, level16_float},
+    {QM_CODES_F16, 16, QM_SCALES_NONE, false, false, floats_f16},
+    {QM_CODES_BF16, 16, QM_SCALES_NONE, false, false, floats_bf16},
+    {QM_CODES_F32, 32, QM_SCALES_NONE, false, false, floats_f32},
 };
 
-void qm_packed_panel(const qm_packed_job *j, const uint8_t *panel, int n, const float *bias, float *y)
+static qm_panel_fn *find(const qm_pack *p)
 {
-    const qm_pack *p = j->pack;
     for (size_t i = 0; i < sizeof kinds / sizeof kinds[0]; i++)
-        if (kinds[i].codes == p->codes && kinds[i].scales == p->scales && kinds[i].mins == p->mins
-            && kinds[i].sub16 == (p->scales == QM_SCALES_SUB && p->group == 16)) {
-            kinds[i].fn(j, panel, n, bias, y);
-            return;
-        }
+        if (kinds[i].codes == p->codes && kinds[i].bits == p->bits && kinds[i].scales == p->scales
+            && kinds[i].mins == p->mins && kinds[i].sub16 == (p->scales == QM_SCALES_SUB && p->group == 16))
+            return kinds[i].fn;
+    return NULL;
 }
 
-#else /* compiled for another machine; qm_tensor_prepare makes no packs there */
-void qm_ints_set(qm_ints *q, const qm_pack *p, int64_t t, const float *x)
+static void set(qm_ints *q, const qm_pack *p, int64_t t, const float *x)
 {
-    (void)q, (void)p, (void)t, (void)x;
+    const int64_t blocks = q->cols / 32;
+    for (int64_t b = 0; b < blocks; b++)
+        if (32 * b < p->cols)
+            set_block(q, ITEM, p, t * blocks + b, t * q->cols + 32 * b, x + 32 * b);
+        else
+            set_nothing(q, ITEM, t * blocks + b, t * q->cols + 32 * b);
 }
-void qm_packed_panel(const qm_packed_job *j, const uint8_t *panel, int n, const float *bias, float *y)
-{
-    (void)j, (void)panel, (void)n, (void)bias, (void)y;
-}
+
+#define PASTE(a, b)  a##b
+#define NAMED(level) PASTE(qm_packed_, level)
+const qm_packed NAMED(QM_LEVEL) = {.item = ITEM, .set = set, .find = find};
 #endif
