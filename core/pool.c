@@ -12,6 +12,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
+#include <time.h>
 
 typedef struct run {
     int64_t n;
@@ -67,10 +68,20 @@ static void take_indices(qm_pool *p, int thread)
 /* How often one looks before one sleeps; the most is some 50 microseconds. */
 enum { LEAST_PATIENCE = 16, MOST_PATIENCE = 4000 };
 
-static int next_patience(int patience, bool paid_off)
+/* What was waited for this long, sleep and waking included, is worth looking for again. */
+#define WORTH_NS 150000
+
+static int next_patience(int patience, bool worth)
 {
-    int next = paid_off ? 2 * patience : patience / 2;
+    int next = worth ? 2 * patience : patience / 2;
     return next < LEAST_PATIENCE ? LEAST_PATIENCE : next > MOST_PATIENCE ? MOST_PATIENCE : next;
+}
+
+static int64_t now_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
 static void rest(void)
@@ -90,11 +101,12 @@ static bool wait_for_run(qm_pool *p, uint64_t seen, int *patience)
         }
         rest();
     }
-    *patience = next_patience(*patience, false);
+    const int64_t start = now_ns();
     pthread_mutex_lock(&p->lock);
     while (!p->quit && p->turn == seen)
         pthread_cond_wait(&p->start, &p->lock);
     pthread_mutex_unlock(&p->lock);
+    *patience = next_patience(*patience, now_ns() - start < WORTH_NS);
     return !p->quit;
 }
 
@@ -116,16 +128,19 @@ static void *worker_main(void *arg)
 
 static void wait_for_workers(qm_pool *p)
 {
-    int i = 0;
-    while (p->eager && i < p->patience && atomic_load(&p->busy) > 0) {
+    for (int i = 0; p->eager && i < p->patience; i++) {
+        if (atomic_load(&p->busy) == 0) {
+            p->patience = next_patience(p->patience, true);
+            return;
+        }
         rest();
-        i++;
     }
-    p->patience = next_patience(p->patience, i < p->patience);
+    const int64_t start = now_ns();
     pthread_mutex_lock(&p->lock);
     while (p->busy > 0)
         pthread_cond_wait(&p->done, &p->lock);
     pthread_mutex_unlock(&p->lock);
+    p->patience = next_patience(p->patience, now_ns() - start < WORTH_NS);
 }
 
 void qm_pool_be_eager(qm_pool *p) { p->eager = p->threads <= qm_cpu_count(); }
