@@ -87,7 +87,6 @@ $(BUILD)/core/vec_avx512.o: core/vec.c
 $(BUILD)/core/lanes.o $(LANES): OPT += -O3 -fno-trapping-math
 # Weights laid out for speed; FMA by name only, so that both levels give the same bits: see core/packed.h.
 $(PACKED) $(BUILD)/core/bandwidth.o: OPT += -O3
-$(PACKED): OPT += -fno-trapping-math
 $(BUILD)/core/packed_avx2.o: core/packed.c
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) $(AVX2) -mfma -DQM_LEVEL=avx2 -c -o $@ $<

@@ -13,10 +13,10 @@
 
 enum { MOST_STREAMS = 64 };
 
-/* Panels that lie one behind the other, taken from the front. */
+/* Panels that lie one behind the other, taken from the front: a large piece first, then small ones. */
 typedef struct stream {
-    _Alignas(64) atomic_llong next;
-    int64_t end;
+    _Alignas(64) atomic_llong taken; /* pieces */
+    int64_t from, small, end;        /* small: where small pieces begin */
 } stream;
 
 typedef struct job {
@@ -89,8 +89,12 @@ static bool drain(void *arg, int64_t index, int thread, qm_err *e)
     job *j = arg;
     for (int i = 0; i < j->streams; i++) {
         stream *s = &j->stream[(index + i) % j->streams];
-        for (int64_t at; (at = atomic_fetch_add_explicit(&s->next, j->step, memory_order_relaxed)) < s->end;)
-            some_panels(j, at, at + j->step < s->end ? at + j->step : s->end);
+        for (int64_t from = 0, to = 0; to < s->end; some_panels(j, from, to)) {
+            int64_t piece = atomic_fetch_add_explicit(&s->taken, 1, memory_order_relaxed);
+            from = piece ? s->small + (piece - 1) * j->step : s->from;
+            to = piece ? from + j->step : s->small;
+            to = to < s->end ? to : s->end;
+        }
     }
     return true;
 }
@@ -103,11 +107,14 @@ static bool packed(qm_pool *pool, job *j, qm_err *e)
     const int threads = qm_pool_threads(pool);
     j->packed = (qm_packed_job){p, &j->q, j->x, 0, 0, j->w->rows};
     j->panel = j->with->find(p);
-    j->step = 1 + (int64_t)(((size_t)1 << (j->tokens <= 8 ? 14 : 17)) / p->panel);
+    j->step = 1 + (int64_t)(((size_t)1 << (j->tokens <= 8 ? 15 : 17)) / p->panel);
     j->streams = threads < MOST_STREAMS ? threads : MOST_STREAMS;
     for (int i = 0; i < j->streams; i++) {
-        atomic_init(&j->stream[i].next, panels * i / j->streams);
-        j->stream[i].end = panels * (i + 1) / j->streams;
+        stream *s = &j->stream[i];
+        atomic_init(&s->taken, 0);
+        s->from = panels * i / j->streams;
+        s->end = panels * (i + 1) / j->streams;
+        s->small = s->from + (j->tokens <= 8 ? (s->end - s->from) / 2 : 0);
     }
     if (ints && !qm_ints_new(&j->q, j->with, p, j->tokens, e))
         return false;

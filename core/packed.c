@@ -32,7 +32,6 @@ void qm_ints_free(qm_ints *q) { free(q->memory); }
 
 #else
 #include <immintrin.h>
-#include <math.h>
 #include <string.h>
 
 #define ALWAYS static inline __attribute__((always_inline))
@@ -122,24 +121,38 @@ ALWAYS floats f_i8(const uint8_t *at) { BOTH(floats, i8_half(at), i8_half(at + 8
 
 enum { STEPS = 127 * 128 }; /* of the largest */
 
-/* 32 integers as this level multiplies them. */
-#ifdef __AVX512VNNI__
-ALWAYS void put32(bool level16, const int32_t *v, const int32_t *high, uint8_t *first, uint8_t *second)
+/* 32 integers of 16 bits, in order in four registers' dwords, as this level multiplies them. */
+ALWAYS __m256i words(__m256i a, __m256i b) /* 0 … 7, 8 … 15 */
 {
-    for (int i = 0; i < 32; i++) {
-        int32_t low = v[i] - high[i] * 128;
-        first[i] = (uint8_t)high[i];
-        second[i] = (uint8_t)(level16 ? 2 * low : low);
+    return _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xd8);
+}
+
+ALWAYS void store256(void *to, __m256i v) { _mm256_storeu_si256((__m256i *)to, v); }
+
+#ifdef __AVX512VNNI__
+ALWAYS void put32(bool level16, const __m256i v[4], const __m256i high[4], uint8_t *first, uint8_t *second)
+{
+    __m256i low[4];
+    for (int i = 0; i < 4; i++) {
+        low[i] = _mm256_sub_epi32(v[i], _mm256_slli_epi32(high[i], 7));
+        low[i] = level16 ? _mm256_add_epi32(low[i], low[i]) : low[i];
     }
+    const __m256i h = _mm256_packs_epi16(words(high[0], high[1]), words(high[2], high[3])),
+                  l = _mm256_packs_epi16(words(low[0], low[1]), words(low[2], low[3]));
+    store256(first, _mm256_permute4x64_epi64(h, 0xd8));
+    store256(second, _mm256_permute4x64_epi64(l, 0xd8));
 }
 #else
-ALWAYS void put32(bool level16, const int32_t *v, const int32_t *high, uint8_t *first, uint8_t *second)
+/* Of four columns the even ones in front. */
+ALWAYS __m256i even_first(__m256i a) { return _mm256_shufflehi_epi16(_mm256_shufflelo_epi16(a, 0xd8), 0xd8); }
+
+ALWAYS void put32(bool level16, const __m256i v[4], const __m256i high[4], uint8_t *first, uint8_t *second)
 {
-    for (int i = 0; i < 32; i++) {
-        const int to = i / 4 * 4 + i % 2 * 2 + i % 4 / 2;
-        int16_t a = (int16_t)(level16 ? 2 * v[i] : v[i]), b = (int16_t)high[i];
-        memcpy(first + 2 * to, &a, 2);
-        memcpy(second + 2 * to, &b, 2);
+    for (int i = 0; i < 2; i++) {
+        __m256i w = words(v[2 * i], v[2 * i + 1]), h = words(high[2 * i], high[2 * i + 1]);
+        w = level16 ? _mm256_add_epi16(w, w) : w;
+        store256(first + 32 * i, even_first(w));
+        store256(second + 32 * i, even_first(h));
     }
 }
 #endif
@@ -158,31 +171,43 @@ static void set_nothing(qm_ints *q, size_t item, int64_t block, int64_t col)
 static void set_block(qm_ints *q, size_t item, const qm_pack *p, int64_t block, int64_t col, const float *x)
 {
     const bool level16 = p->codes == QM_CODES_LEVEL16;
-    const int each = (int)(32 / q->sub), n = (int)q->sub;
-    int32_t v[32], high[32];
-    float most = 0;
-    bool bad = false;
-    for (int i = 0; i < 32; i++) {
-        float a = fabsf(x[i]);
-        most = a > most ? a : most;
-        bad |= !(a <= 0x1.fffffep127f); /* NaN, infinities */
+    __m256i v[4], high[4], magnitude = _mm256_setzero_si256();
+    for (int i = 0; i < 4; i++) {
+        v[i] = load256(x + 8 * i);
+        magnitude = _mm256_max_epu32(magnitude, _mm256_and_si256(v[i], _mm256_set1_epi32(0x7fffffff)));
     }
+    __m128i m = _mm_max_epu32(_mm256_castsi256_si128(magnitude), _mm256_extracti128_si256(magnitude, 1));
+    m = _mm_max_epu32(m, _mm_shuffle_epi32(m, 0x4e));
+    m = _mm_max_epu32(m, _mm_shuffle_epi32(m, 0xb1));
+    const float most = _mm_cvtss_f32(_mm_castsi128_ps(m));
+    const bool bad = (uint32_t)_mm_cvtsi128_si32(m)
+                     >= 0x7f800000; /* an infinity or a NaN is larger than all */
     const float scale = bad ? __builtin_nanf("") : most / STEPS;
-    const float inverse = most > 1e-30f && !bad ? STEPS / most : 0;
-    for (int i = 0; i < 32; i++) {
-        v[i] = (int32_t)rintf((bad ? 0 : x[i]) * inverse);
-        high[i] = (v[i] + 64) >> 7;
+    const __m256 inverse = _mm256_set1_ps(most > 1e-30f ? STEPS / most : 0);
+    for (int i = 0; i < 4; i++) {
+        v[i] = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_castsi256_ps(v[i]), inverse));
+        v[i] = bad ? _mm256_setzero_si256() : v[i];
+        high[i] = _mm256_srai_epi32(_mm256_add_epi32(v[i], _mm256_set1_epi32(64)), 7);
     }
     put32(level16, v, high, q->first + (size_t)col * item, q->second + (size_t)col * item);
     q->scale[block] = level16 ? scale * 128 * p->unit : scale;
+
+    /* sums of v and of high, each of both halves */
+    __m256i sums = _mm256_hadd_epi32(
+        _mm256_hadd_epi32(_mm256_add_epi32(v[0], v[1]), _mm256_add_epi32(v[2], v[3])),
+        _mm256_hadd_epi32(_mm256_add_epi32(high[0], high[1]), _mm256_add_epi32(high[2], high[3])));
+    __m128i both = _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
+    int32_t sum[2] = {_mm_extract_epi32(both, 0), _mm_extract_epi32(both, 1)};
+    int32_t high_sum[2] = {_mm_extract_epi32(both, 2), _mm_extract_epi32(both, 3)};
+    const int each = (int)(32 / q->sub);
+    if (each == 1) {
+        sum[0] += sum[1];
+        high_sum[0] += high_sum[1];
+    }
     for (int s = 0; s < each; s++) {
-        int32_t sum = 0, high_sum = 0;
-        for (int i = n * s; i < n * (s + 1); i++) {
-            sum += v[i];
-            high_sum += high[i];
-        }
-        q->start[block * each + s] = level16 ? -256 * sum + (sum - 128 * high_sum) : -p->zero * sum;
-        q->sum[block * each + s] = (float)sum * scale;
+        q->start[block * each + s] = level16 ? -256 * sum[s] + (sum[s] - 128 * high_sum[s])
+                                             : -p->zero * sum[s];
+        q->sum[block * each + s] = (float)sum[s] * scale;
     }
 }
 
@@ -419,11 +444,13 @@ static void store(const qm_packed_job *j, int64_t t, int count, int n, const flo
                   float *y)
 {
     float add[QM_PACK_ROWS] = {0}, row[QM_PACK_ROWS];
-    if (bias)
-        memcpy(add, bias, (size_t)n * sizeof *bias);
+    for (int r = 0; bias && r < n; r++)
+        add[r] = bias[r];
     for (int i = 0; i < count; i++) {
-        f_store(row, f_add(acc[i], f_f32((const uint8_t *)add)));
-        memcpy(y + (t + i) * j->stride, row, (size_t)n * sizeof *row);
+        float *to = y + (t + i) * j->stride;
+        f_store(n == QM_PACK_ROWS ? to : row, f_add(acc[i], f_f32((const uint8_t *)add)));
+        for (int r = 0; n < QM_PACK_ROWS && r < n; r++)
+            to[r] = row[r];
     }
 }
 

@@ -71,8 +71,8 @@ static void append(const qm_kv *kv, int layer, const float *rows, int64_t tokens
             qm_kv_put(kv, part, h, kv->count[layer] + t, rows);
 }
 
-/* Keys of up to POSITIONS positions, turned: number i of position p at i * POSITIONS + p.  What is left of
- * the last ones is not set. */
+/* Keys of up to POSITIONS positions, turned: number i of position p at i * POSITIONS + p, and zeros for what
+ * positions are missing. */
 static void turn(const float *keys, int64_t n, int64_t dim, float *columns)
 {
     enum { TILE = 16 }; /* values of a row that are moved while its cache line is at hand */
@@ -80,6 +80,8 @@ static void turn(const float *keys, int64_t n, int64_t dim, float *columns)
         for (int64_t p = 0; p < n; p++)
             for (int64_t k = i; k < i + TILE && k < dim; k++)
                 columns[k * POSITIONS + p] = keys[p * dim + k];
+    for (int64_t k = 0; k < dim && n < POSITIONS; k++)
+        memset(columns + k * POSITIONS + n, 0, (size_t)(POSITIONS - n) * sizeof *columns);
 }
 
 /* One query: its token's position, its place in q and y, and the positions it sees. */
@@ -121,7 +123,7 @@ static bool work(void *arg, int64_t index, int thread, qm_err *e)
     int64_t rows = least(j->step, j->tokens - token) * j->group;
     int64_t first = query_of(j, head, token, 0).first, past = query_of(j, head, token, rows - 1).last + 1;
     int64_t width = past - first;
-    float *space = calloc((size_t)(2 * POSITIONS * j->dim + rows * width + POSITIONS), sizeof *space);
+    float *space = malloc((size_t)(2 * POSITIONS * j->dim + rows * width + POSITIONS) * sizeof *space);
     if (!space)
         return qm_fail(e, QM_ENOFIT, "attention: out of memory for the scores of %lld positions",
                        (long long)width);
