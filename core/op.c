@@ -59,15 +59,19 @@ static int count_words(const char *spec)
     return n;
 }
 
-/* Notes that a word stands for `value`, or checks that it does. */
+/* Notes that a word stands for `value`, or checks that it does.  `shape` is that of the parameter, NULL where
+ * it is a list. */
 static bool bind_word(const qm_call *c, words *w, const char *word, size_t length, int64_t value,
-                      const char *param, const char *shape, qm_err *e)
+                      const char *param, const qm_shape *shape, qm_err *e)
 {
     for (int i = 0; i < w->n; i++)
         if (w->word[i].length == length && memcmp(w->word[i].text, word, length) == 0) {
             if (w->word[i].value == value)
                 return true;
-            return qm_call_fail(c, e, "%s is %s: its %.*s is %lld, that of %s is %lld", param, shape,
+            char text[160] = "a list";
+            if (shape)
+                qm_shape_text(shape, text, sizeof text);
+            return qm_call_fail(c, e, "%s is %s: its %.*s is %lld, that of %s is %lld", param, text,
                                 (int)length, word, (long long)value, w->word[i].from,
                                 (long long)w->word[i].value);
         }
@@ -79,8 +83,8 @@ static bool bind_word(const qm_call *c, words *w, const char *word, size_t lengt
     return true;
 }
 
-static bool bind_lead(const qm_call *c, words *w, const qm_shape *lead, const char *param, const char *shape,
-                      qm_err *e)
+static bool bind_lead(const qm_call *c, words *w, const qm_shape *lead, const char *param,
+                      const qm_shape *shape, qm_err *e)
 {
     if (!w->led) {
         w->led = true;
@@ -90,31 +94,35 @@ static bool bind_lead(const qm_call *c, words *w, const qm_shape *lead, const ch
     }
     bool same = w->lead.ndim == lead->ndim
                 && memcmp(w->lead.dim, lead->dim, (size_t)lead->ndim * sizeof lead->dim[0]) == 0;
-    return same
-           || qm_call_fail(c, e, "%s is %s, and its leading dimensions are not those of %s", param, shape,
-                           w->lead_from);
+    if (same)
+        return true;
+    char text[160];
+    qm_shape_text(shape, text, sizeof text);
+    return qm_call_fail(c, e, "%s is %s, and its leading dimensions are not those of %s", param, text,
+                        w->lead_from);
 }
 
 static bool match_shape(const qm_call *c, words *w, const qm_param *p, const qm_shape *s, qm_err *e)
 {
     if (strcmp(p->shape, "*") == 0)
         return true;
-    char text[160];
-    qm_shape_text(s, text, sizeof text);
     bool lead = strncmp(p->shape, "...", 3) == 0;
     int n = count_words(p->shape) - lead;
-    if (lead ? s->ndim < n : s->ndim != n)
+    if (lead ? s->ndim < n : s->ndim != n) {
+        char text[160];
+        qm_shape_text(s, text, sizeof text);
         return qm_call_fail(c, e, "%s must be [%s], and is %s", p->name, p->shape, text);
+    }
     if (lead) {
         qm_shape front = {s->ndim - n, {0}};
         memcpy(front.dim, s->dim, (size_t)front.ndim * sizeof front.dim[0]);
-        if (!bind_lead(c, w, &front, p->name, text, e))
+        if (!bind_lead(c, w, &front, p->name, s, e))
             return false;
     }
     const char *word = p->shape + 3 * lead;
     size_t length;
     for (int i = s->ndim - n; (word = next_word(word, &length)); word += length, i++)
-        if (!bind_word(c, w, word, length, s->dim[i], p->name, text, e))
+        if (!bind_word(c, w, word, length, s->dim[i], p->name, s, e))
             return false;
     return true;
 }
@@ -222,7 +230,7 @@ static bool check_arg(const qm_call *c, words *w, const qm_param *p, qm_arg *a, 
             if (a->ids[i] < 0)
                 return qm_call_fail(c, e, "%s: number %lld is %d; ids count from 0", p->name,
                                     (long long)i + 1, a->ids[i]);
-        return !a->given || !word || bind_word(c, w, word, length, a->count, p->name, "a list", e);
+        return !a->given || !word || bind_word(c, w, word, length, a->count, p->name, NULL, e);
     }
     case QM_ARG_INT:
     case QM_ARG_FLOAT:

@@ -224,7 +224,7 @@ function benchmarks.inference()
                 timed(("%s quantize %s %s --type %s"):format(quote(program), quote(model), quote(file), t == "q4_k" and "q4_k_s" or t))
             end
         end
-        local row = inference.row(f, t, { runs = o.runs, tokens = 16, prompt = 512, program = peer, file = file })
+        local row = inference.row(f, t, { runs = o.runs, tokens = 64, prompt = 512, program = peer, file = file })
         results[#results + 1] = row
         if not o.json then
             print((" %-6s %8s  decode %6.2f tokens/s, %5.1f GB/s, %3.0f %% of %5.1f GB/s  prompt %7.1f tokens/s"):format(t,
