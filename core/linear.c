@@ -29,7 +29,7 @@ typedef struct job {
     qm_ints q;
     qm_packed_job packed;
     qm_panel_fn *panel;
-    stream stream[MOST_STREAMS];
+    stream *stream;
     int streams;
 } job;
 
@@ -105,9 +105,11 @@ static bool packed(qm_pool *pool, job *j, qm_err *e)
     const int64_t panels = (j->w->rows + QM_PACK_ROWS - 1) / QM_PACK_ROWS;
     const bool ints = p->scales != QM_SCALES_NONE;
     const int threads = qm_pool_threads(pool);
+    stream streams[MOST_STREAMS];
     j->packed = (qm_packed_job){p, &j->q, j->x, 0, 0, j->w->rows};
     j->panel = j->with->find(p);
     j->step = 1 + (int64_t)(((size_t)1 << (j->tokens <= 8 ? 15 : 17)) / p->panel);
+    j->stream = streams;
     j->streams = threads < MOST_STREAMS ? threads : MOST_STREAMS;
     for (int i = 0; i < j->streams; i++) {
         stream *s = &j->stream[i];
