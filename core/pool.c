@@ -23,6 +23,8 @@ typedef struct run {
     atomic_bool stop;
 } run;
 
+enum { CLOSED = -(1 << 24) };
+
 typedef struct worker {
     qm_pool *pool;
     int index;
@@ -34,8 +36,8 @@ struct qm_pool {
     worker *worker;
     pthread_mutex_t lock;
     pthread_cond_t start, done;
-    atomic_ullong turn; /* counts runs; a worker that sees a new one joins in */
-    atomic_int busy;    /* workers still in the current run */
+    atomic_ullong turn; /* counts runs; a worker that sees a new one joins in, if it is still going on */
+    atomic_int gate;    /* workers in the current run; CLOSED more when no other may join */
     atomic_bool quit;
     atomic_bool eager;
     int patience; /* the caller's */
@@ -110,6 +112,24 @@ static bool wait_for_run(qm_pool *p, uint64_t seen, int *patience)
     return !p->quit;
 }
 
+static void leave(qm_pool *p)
+{
+    if (atomic_fetch_sub(&p->gate, 1) - 1 != CLOSED)
+        return;
+    pthread_mutex_lock(&p->lock);
+    pthread_cond_signal(&p->done);
+    pthread_mutex_unlock(&p->lock);
+}
+
+/* Whoever wakes up when the others have done all the work is not waited for. */
+static bool join(qm_pool *p)
+{
+    if (atomic_fetch_add(&p->gate, 1) >= 0)
+        return true;
+    leave(p);
+    return false;
+}
+
 static void *worker_main(void *arg)
 {
     worker *w = arg;
@@ -117,11 +137,10 @@ static void *worker_main(void *arg)
     int patience = MOST_PATIENCE;
     for (uint64_t seen = 0; wait_for_run(p, seen, &patience);) {
         seen = p->turn;
+        if (!join(p))
+            continue;
         take_indices(p, w->index);
-        pthread_mutex_lock(&p->lock);
-        if (--p->busy == 0)
-            pthread_cond_signal(&p->done);
-        pthread_mutex_unlock(&p->lock);
+        leave(p);
     }
     return NULL;
 }
@@ -129,7 +148,7 @@ static void *worker_main(void *arg)
 static void wait_for_workers(qm_pool *p)
 {
     for (int i = 0; p->eager && i < p->patience; i++) {
-        if (atomic_load(&p->busy) == 0) {
+        if (atomic_load(&p->gate) == CLOSED) {
             p->patience = next_patience(p->patience, true);
             return;
         }
@@ -137,7 +156,7 @@ static void wait_for_workers(qm_pool *p)
     }
     const int64_t start = now_ns();
     pthread_mutex_lock(&p->lock);
-    while (p->busy > 0)
+    while (p->gate != CLOSED)
         pthread_cond_wait(&p->done, &p->lock);
     pthread_mutex_unlock(&p->lock);
     p->patience = next_patience(p->patience, now_ns() - start < WORTH_NS);
@@ -165,6 +184,7 @@ qm_pool *qm_pool_new(int threads, qm_err *e)
     pthread_cond_init(&p->start, NULL);
     pthread_cond_init(&p->done, NULL);
     p->threads = 1;
+    p->gate = CLOSED;
     p->patience = MOST_PATIENCE;
     for (int i = 1; i < threads; i++) {
         p->worker[i] = (worker){p, i};
@@ -211,13 +231,14 @@ bool qm_pool_run(qm_pool *p, int64_t n, bool (*work)(void *, int64_t, int, qm_er
     atomic_store(&p->run.next, 0);
     atomic_store(&p->run.stop, false);
     p->err = (qm_err){0};
-    p->busy = p->threads - 1;
+    atomic_fetch_sub(&p->gate, CLOSED);
     p->turn++;
     pthread_cond_broadcast(&p->start);
     pthread_mutex_unlock(&p->lock);
 
     take_indices(p, 0);
 
+    atomic_fetch_add(&p->gate, CLOSED);
     wait_for_workers(p);
     pthread_mutex_lock(&p->lock);
     qm_err first = p->err;
