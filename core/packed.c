@@ -267,14 +267,15 @@ ALWAYS void load_codes(kind k, const qm_pack *p, const uint8_t *at, ints code[PA
 ALWAYS ints products(kind k, const ints *code, const ints *low, const uint8_t *first, const uint8_t *second,
                      int32_t start, int s)
 {
-    __m512i a = _mm512_setzero_si512(), b = _mm512_set1_epi32(start);
+    __m512i a = _mm512_setzero_si512(), b = _mm512_set1_epi32(start), c = _mm512_setzero_si512();
     for (int i = PARTS / k.subs * s; i < PARTS / k.subs * (s + 1); i++) {
         __m512i h = _mm512_set1_epi32(four_bytes(first + 4 * i));
         a = _mm512_dpbusd_epi32(a, code[i], h);
         b = _mm512_dpbusd_epi32(b, code[i], _mm512_set1_epi32(four_bytes(second + 4 * i)));
         if (k.codes == QM_CODES_LEVEL16)
-            b = _mm512_dpbusd_epi32(b, low[i], h);
+            c = _mm512_dpbusd_epi32(c, low[i], h);
     }
+    b = k.codes == QM_CODES_LEVEL16 ? _mm512_add_epi32(b, c) : b;
     return _mm512_add_epi32(_mm512_slli_epi32(a, k.codes == QM_CODES_LEVEL16 ? 8 : 7), b);
 }
 #else
