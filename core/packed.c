@@ -232,18 +232,25 @@ ALWAYS int32_t four_bytes(const uint8_t *x)
 #ifdef __AVX512VNNI__
 enum { ITEM = 1, PARTS = 8 }; /* registers of codes for 32 columns: four columns each */
 
-/* Field number i of a plane of codes, one to a byte, at bit `to` of it. */
-ALWAYS __m512i field(const uint8_t *plane, uint32_t bits, uint32_t i, uint32_t to)
+/* Field number i of a plane of codes, one to a byte, at bit `to` of it, with its neighbours. */
+ALWAYS __m512i shifted(const uint8_t *plane, uint32_t bits, uint32_t i, uint32_t to)
 {
     const uint32_t at = i * bits % 8;
     __m512i v = _mm512_loadu_si512(plane + (size_t)64 * (i * bits / 8));
-    v = at > to ? _mm512_srli_epi16(v, at - to) : at < to ? _mm512_slli_epi16(v, to - at) : v;
+    return at > to ? _mm512_srli_epi16(v, at - to) : at < to ? _mm512_slli_epi16(v, to - at) : v;
+}
+
+/* … without them. */
+ALWAYS __m512i field(const uint8_t *plane, uint32_t bits, uint32_t i, uint32_t to)
+{
+    __m512i v = shifted(plane, bits, i, to);
     return bits == 8 ? v : _mm512_and_si512(v, _mm512_set1_epi8((char)(((1u << bits) - 1) << to)));
 }
 
+/* Of each byte the low 4 bits count: the table is there four times. */
 ALWAYS __m512i look_up(const uint8_t table[16], __m512i code)
 {
-    return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(load128(table)), code);
+    return _mm512_permutexvar_epi8(code, _mm512_broadcast_i32x4(load128(table)));
 }
 
 /* The 32 columns' codes, or levels; of levels in two bytes the high ones, and the low ones in `low`. */
@@ -251,7 +258,7 @@ ALWAYS void load_codes(kind k, const qm_pack *p, const uint8_t *at, ints code[PA
 {
     const uint32_t bits = qm_pack_low_bits(k.bits), more = k.bits - bits;
     for (uint32_t i = 0; i < PARTS; i++) {
-        code[i] = field(at, bits, i, 0);
+        code[i] = k.codes == QM_CODES_INT ? field(at, bits, i, 0) : shifted(at, bits, i, 0);
         if (more)
             code[i] = _mm512_or_si512(code[i], field(at + (size_t)64 * bits, more, i, bits));
         if (k.codes != QM_CODES_INT)
