@@ -15,38 +15,44 @@ struct rope_job {
     qm_position at;
 };
 
-/* A thread turns a pair; the grid's y is the token, its z the tensor. */
+/* A thread turns pairs, of one head after the other; the grid's y is the token, its z the tensor. */
 __global__ void rope(const __grid_constant__ rope_job j)
 {
     let_next_begin();
     wait_for_previous();
     const qm_rotation r = j.r[blockIdx.z];
-    uint32_t i = blockIdx.x * blockDim.x + threadIdx.x, half = j.rotary_dim / 2, pairs = j.head_dim / 2;
-    if (i >= r.cols / 2)
-        return;
-    uint32_t pair = i % pairs;
-    uint64_t head = (uint64_t)blockIdx.y * r.cols + i / pairs * j.head_dim;
-    uint64_t a = head + 2 * pair, b = a + 1;
-    if (pair >= half) { /* beyond what turns */
-        r.y[a] = r.x[a], r.y[b] = r.x[b];
-        return;
+    const uint32_t half = j.rotary_dim / 2, pairs = j.head_dim / 2, position = (uint32_t)place_of(j.at) + blockIdx.y;
+    uint32_t known = UINT32_MAX; /* the pair that s and c are for */
+    float s = 0, c = 0;
+    for (uint32_t i = blockIdx.x * blockDim.x + threadIdx.x; i < r.cols / 2; i += gridDim.x * blockDim.x) {
+        const uint32_t pair = i % pairs;
+        const uint64_t head = (uint64_t)blockIdx.y * r.cols + i / pairs * j.head_dim;
+        uint64_t a = head + 2 * pair, b = a + 1;
+        if (pair >= half) { /* beyond what turns */
+            r.y[a] = r.x[a], r.y[b] = r.x[b];
+            continue;
+        }
+        if (j.neox)
+            a = head + pair, b = a + half;
+        const float x = r.x[a], y = r.x[b];
+        if (pair != known) {
+            sincosf((float)(int32_t)position * j.inverse[pair], &s, &c);
+            s *= j.scale, c *= j.scale;
+            known = pair;
+        }
+        r.y[a] = x * c - y * s;
+        r.y[b] = x * s + y * c;
     }
-    if (j.neox)
-        a = head + pair, b = a + half;
-    float angle = (float)(place_of(j.at) + (int32_t)blockIdx.y) * j.inverse[pair], s, c;
-    sincosf(angle, &s, &c);
-    s *= j.scale, c *= j.scale;
-    float x = r.x[a], y = r.x[b];
-    r.y[a] = x * c - y * s;
-    r.y[b] = x * s + y * c;
 }
 
 cudaError_t qm_rope(const qm_rotation *r, int n, uint32_t tokens, uint32_t head_dim, uint32_t rotary_dim, bool neox,
                     const float *inverse, float scale, qm_position at, cudaStream_t s)
 {
     rope_job j = {{r[0], r[n - 1]}, tokens, head_dim, rotary_dim, neox, inverse, scale, at};
-    uint32_t most = r[0].cols > r[n - 1].cols ? r[0].cols : r[n - 1].cols;
-    return launch(rope, dim3((most / 2 + 127) / 128, tokens, n), 128, 0, s, j);
+    uint32_t most = r[0].cols > r[n - 1].cols ? r[0].cols : r[n - 1].cols, blocks = (most / 2 + 127) / 128;
+    if (tokens > QM_HALF_TOKENS) /* enough of them: few blocks that do more */
+        blocks = (blocks + 7) / 8;
+    return launch(rope, dim3(blocks, tokens, n), 128, 0, s, j);
 }
 
 /* ---- attention to few tokens -----------------------------------------------------------------------
@@ -442,22 +448,33 @@ __global__ void unpack_kv(const __grid_constant__ qm_attention a, __half *to, ui
     *(uint2 *)(to + ((uint64_t)blockIdx.z * a.kv_heads + blockIdx.y) * each + i) = *(uint2 *)two;
 }
 
+/* 2^v, to 22 bits. */
+__device__ inline float power_of_two(float v)
+{
+    float p;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(p) : "f"(v));
+    return p;
+}
+
 template <int DIM> __global__ void __launch_bounds__(FLASH_THREADS) flash(const __grid_constant__ qm_attention a)
 {
     extern __shared__ uint4 shared16[];
     constexpr uint32_t TILE = FLASH_KEYS * DIM * 2;
     const uint32_t memory = (uint32_t)__cvta_generic_to_shared(shared16);
     const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    const uint32_t head = blockIdx.y, kv = head / (a.heads / a.kv_heads), row0 = blockIdx.x * FLASH_ROWS + warp * 16;
+    const uint32_t block = gridDim.x - 1 - blockIdx.x; /* those that see most begin first */
+    const uint32_t head = blockIdx.y, kv = head / (a.heads / a.kv_heads), row0 = block * FLASH_ROWS + warp * 16;
+    constexpr float LOG2E = 1.4426950408889634f; /* weights are powers of two here */
     let_next_begin();
     wait_for_previous();
 
     const __half *keys = (const __half *)a.keys + (uint64_t)kv * a.context * DIM, *values = (const __half *)a.values + (uint64_t)kv * a.context * DIM;
-    const int32_t block0 = a.at.first + (int32_t)(blockIdx.x * FLASH_ROWS);
-    const int32_t rows = (int32_t)a.tokens - (int32_t)(blockIdx.x * FLASH_ROWS), end = block0 + (rows < FLASH_ROWS ? rows : FLASH_ROWS);
+    const int32_t block0 = a.at.first + (int32_t)(block * FLASH_ROWS);
+    const int32_t rows = (int32_t)a.tokens - (int32_t)(block * FLASH_ROWS), end = block0 + (rows < FLASH_ROWS ? rows : FLASH_ROWS);
     const int32_t from = a.window && block0 + 1 > (int32_t)a.window ? (block0 + 1 - (int32_t)a.window) / FLASH_KEYS * FLASH_KEYS : 0;
     const int32_t mine[2] = {a.at.first + (int32_t)(row0 + g), a.at.first + (int32_t)(row0 + g) + 8}; /* positions of my rows */
 
+    const float scale = a.softcap != 0 ? a.scale : a.scale * LOG2E;
     uint32_t q[DIM / 16][4];
 #pragma unroll
     for (int k = 0; k < DIM / 16; k++)
@@ -465,7 +482,7 @@ template <int DIM> __global__ void __launch_bounds__(FLASH_THREADS) flash(const 
         for (int i = 0; i < 4; i++) {
             uint32_t row = row0 + g + i % 2 * 8, col = k * 16 + i / 2 * 8 + 2 * t;
             float2 v = row < a.tokens ? *(const float2 *)(a.q + ((uint64_t)row * a.heads + head) * DIM + col) : make_float2(0, 0);
-            __half2 h = __floats2half2_rn(v.x * a.scale, v.y * a.scale);
+            __half2 h = __floats2half2_rn(v.x * scale, v.y * scale);
             q[k][i] = *(uint32_t *)&h;
         }
 
@@ -494,23 +511,32 @@ template <int DIM> __global__ void __launch_bounds__(FLASH_THREADS) flash(const 
                 mma(s[2 * n], q[k][0], q[k][1], q[k][2], q[k][3], b[0], b[1]);
                 mma(s[2 * n + 1], q[k][0], q[k][1], q[k][2], q[k][3], b[2], b[3]);
             }
+        if (a.softcap != 0)
+#pragma unroll
+            for (int n = 0; n < FLASH_KEYS / 8; n++)
+#pragma unroll
+                for (int i = 0; i < 4; i++)
+                    s[n][i] = a.softcap * LOG2E * tanhf(s[n][i] / a.softcap);
+        if (at + FLASH_KEYS > a.at.first + (int32_t)row0 || a.window) /* not all of them are seen by all rows */
+#pragma unroll
+            for (int n = 0; n < FLASH_KEYS / 8; n++)
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    int32_t p = at + n * 8 + (int32_t)(2 * t) + i % 2, row = mine[i / 2];
+                    if (p > row || (a.window && p + (int32_t)a.window <= row))
+                        s[n][i] = -INFINITY;
+                }
         float now[2] = {most[0], most[1]};
 #pragma unroll
         for (int n = 0; n < FLASH_KEYS / 8; n++)
 #pragma unroll
-            for (int i = 0; i < 4; i++) {
-                int32_t p = at + n * 8 + (int32_t)(2 * t) + i % 2, row = mine[i / 2];
-                if (a.softcap != 0)
-                    s[n][i] = a.softcap * tanhf(s[n][i] / a.softcap);
-                if (p > row || (a.window && p + (int32_t)a.window <= row))
-                    s[n][i] = -INFINITY;
+            for (int i = 0; i < 4; i++)
                 now[i / 2] = fmaxf(now[i / 2], s[n][i]);
-            }
 #pragma unroll
         for (int r = 0; r < 2; r++) {
             now[r] = fmaxf(now[r], __shfl_xor_sync(~0u, now[r], 1));
             now[r] = fmaxf(now[r], __shfl_xor_sync(~0u, now[r], 2));
-            float base = now[r] == -INFINITY ? 0 : now[r], shrink = expf(most[r] - base);
+            float base = now[r] == -INFINITY ? 0 : now[r], shrink = power_of_two(most[r] - base);
             most[r] = now[r];
             now[r] = base;
             sum[r] *= shrink;
@@ -522,7 +548,7 @@ template <int DIM> __global__ void __launch_bounds__(FLASH_THREADS) flash(const 
         for (int n = 0; n < FLASH_KEYS / 8; n++)
 #pragma unroll
             for (int i = 0; i < 4; i++) {
-                s[n][i] = expf(s[n][i] - now[i / 2]);
+                s[n][i] = power_of_two(s[n][i] - now[i / 2]);
                 sum[i / 2] += s[n][i];
             }
 #pragma unroll

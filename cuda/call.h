@@ -25,7 +25,8 @@ static inline uint64_t whole(uint64_t size) { return (size + 255) / 256 * 256; }
 typedef struct activation {
     float *x;
     uint32_t rows, cols;
-    qm_half half; /* or .half NULL */
+    qm_half half;   /* of up to QM_HALF_TOKENS rows, or .half NULL */
+    qm_panel panel; /* of more, or .half NULL */
 } activation;
 
 static inline uint32_t rows_of(const qm_tensor *t)
@@ -37,31 +38,41 @@ static inline uint32_t rows_of(const qm_tensor *t)
 static inline activation activation_of(const qm_tensor *t)
 {
     activation a = {
-        (float *)(void *)(uintptr_t)t->plane[0].data, rows_of(t), (uint32_t)qm_tensor_cols(t), {0}};
-    if (t->with_half)
-        a.half = qm_half_at((char *)a.x + whole((uint64_t)qm_tensor_count(t) * 4), a.rows, a.cols);
+        (float *)(void *)(uintptr_t)t->plane[0].data, rows_of(t), (uint32_t)qm_tensor_cols(t), {0}, {0}};
+    void *behind = (char *)a.x + whole((uint64_t)qm_tensor_count(t) * 4);
+    if (t->with_half && a.rows <= QM_HALF_TOKENS)
+        a.half = qm_half_at(behind, a.rows, a.cols);
+    else if (t->with_half)
+        a.panel = qm_panel_at(behind, a.rows, a.cols, QM_UNIT_COLS);
     return a;
 }
 
 static inline activation arg(const qm_call *c, int i) { return activation_of(c->arg[i].tensor); }
 
-/* The result of a call, on the GPU; with room for a half where that is of use: single tokens need it soonest.
- */
-static inline bool make_out(qm_cuda *d, qm_call *c, bool with_half, activation *a, qm_err *e)
+/* What a panel of a result takes, or 0: none is made. */
+static inline uint64_t panel_room(uint32_t rows, uint32_t cols)
+{
+    bool can = rows > QM_HALF_TOKENS && cols % 16 == 0 && cols <= QM_PANEL_COLS && qm_matrix_takes_wide();
+    return can ? qm_panel_bytes(rows, cols) : 0;
+}
+
+/* The result of a call, on the GPU; with room for a half or, of more tokens than that has, a panel, where the GPU
+ * can use them. */
+static inline bool make_out_with(qm_cuda *d, qm_call *c, bool half, bool panel, activation *a, qm_err *e)
 {
     uint64_t count = (uint64_t)qm_shape_count(&c->shape),
              cols = c->shape.ndim ? (uint64_t)c->shape.dim[c->shape.ndim - 1] : 1;
     uint32_t rows = cols ? (uint32_t)(count / cols) : 0;
-    with_half = with_half && rows && rows <= QM_HALF_TOKENS;
+    half = half && rows && rows <= QM_HALF_TOKENS;
+    uint64_t more = half ? qm_half_bytes(rows, (uint32_t)cols) : panel ? panel_room(rows, (uint32_t)cols) : 0;
     qm_tensor *t = qm_tensor_new(NULL, &c->shape, e);
     if (!t)
         return false;
     t->dtype = QM_F32;
     t->format = qm_format_find("f32");
     t->codec.block = 1;
-    t->with_half = with_half;
-    if (!qm_tensor_plane_new(t, 0, whole(count * 4) + (with_half ? qm_half_bytes(rows, (uint32_t)cols) : 0),
-                             &d->device, e)) {
+    t->with_half = more > 0;
+    if (!qm_tensor_plane_new(t, 0, whole(count * 4) + more, &d->device, e)) {
         qm_tensor_free(t);
         return false;
     }
@@ -69,6 +80,11 @@ static inline bool make_out(qm_cuda *d, qm_call *c, bool with_half, activation *
     c->out = t;
     *a = activation_of(t);
     return true;
+}
+
+static inline bool make_out(qm_cuda *d, qm_call *c, bool half, activation *a, qm_err *e)
+{
+    return make_out_with(d, c, half, false, a, e);
 }
 
 /* What an op read of a weight that need not be f32: its values, in memory that is given back after the

@@ -17,6 +17,8 @@
  * That is how mma.sync has its operands: a lane's bytes are its part of the 16 x 16 matrix A, and the order of the
  * columns does not matter to a sum as long as x is taken in the same.  Rows and columns are filled up with zero
  * scales.  Groups of more than 128 repeat their scale every 128 columns.  (gpu-experiment, section 4.)
+ *
+ * Behind the items lie 16 bytes, the first four of which are the largest magnitude of all scales, as f32.
  */
 #ifndef QM_MATRIX_H
 #define QM_MATRIX_H
@@ -106,9 +108,13 @@ QM_BOTH uint32_t qm_item_bytes(qm_scale_type t, uint32_t group)
 {
     return QM_ITEM_UNITS * QM_UNIT_BYTES + 32 * 2 * (128 / group) * qm_scale_bytes(t);
 }
-QM_BOTH uint64_t qm_matrix_bytes(qm_scale_type t, uint32_t group, uint32_t rows, uint32_t cols)
+QM_BOTH uint64_t qm_matrix_items(qm_scale_type t, uint32_t group, uint32_t rows, uint32_t cols)
 {
     return (uint64_t)qm_matrix_tiles(rows) * qm_matrix_slices(cols) * qm_item_bytes(t, group);
+}
+QM_BOTH uint64_t qm_matrix_bytes(qm_scale_type t, uint32_t group, uint32_t rows, uint32_t cols)
+{
+    return qm_matrix_items(t, group, rows, cols) + 16;
 }
 
 /* A matrix in the planes of its format.  Flat ones (block_bytes 0): codes two a byte over row ends, the first in the high
@@ -123,6 +129,9 @@ typedef struct qm_matrix_source {
  * of m->group, which is `block` or, where that is larger, 128. */
 cudaError_t qm_matrix_pack(const qm_matrix *m, uint8_t *items, const qm_matrix_source *from, cudaStream_t s);
 cudaError_t qm_matrix_unpack(const qm_matrix *m, const qm_matrix_source *to, cudaStream_t s);
+
+/* Leaves the largest scale behind the items, which are all there; before qm_matrix_wide. */
+cudaError_t qm_matrix_measure(const qm_matrix *m, uint8_t *items, cudaStream_t s);
 
 /* `rows` rows from `first` on as f16, row-major: for products with many tokens. */
 cudaError_t qm_matrix_values(const qm_matrix *m, void *y, uint32_t first, uint32_t rows, cudaStream_t s);
@@ -154,6 +163,46 @@ typedef struct qm_slots {
  * have in common.  x has a row for each token of a slot, eight together, or, when `shared`, one for all. */
 cudaError_t qm_matrix_experts(const qm_matrix *kind, const qm_expert *const *experts, float *const *y, int n, const qm_slots *slots,
                               const qm_half *x, bool shared, cudaStream_t s);
+
+/* Activations of many tokens as Hopper's tensor cores take them from shared memory: f16, times one power of two a token.
+ *
+ *     half    [chunk of 64 columns][token][64]; chunks: those of whole items; tokens: a multiple of 8; zero beyond both
+ *             the values of a chunk stand in the order of the lanes that have the weights of those columns
+ *             (qm_panel_column); a token's 128 bytes are 8 pieces, of which piece p lies at p ^ token % 8
+ *     scale   [token]; value = half * scale */
+typedef struct qm_panel {
+    void *half;
+    float *scale;
+    uint32_t tokens, cols;
+    uint32_t group; /* of the matrices that it is for: 16, 32, or 64 for all larger ones */
+} qm_panel;
+
+QM_BOTH uint32_t qm_panel_tokens(uint32_t tokens) { return (tokens + 7) / 8 * 8; }
+QM_BOTH uint32_t qm_panel_chunks(uint32_t cols) { return qm_matrix_slices(cols) * QM_ITEM_UNITS; }
+QM_BOTH uint64_t qm_panel_bytes(uint32_t tokens, uint32_t cols)
+{
+    return (uint64_t)qm_panel_tokens(tokens) * ((uint64_t)qm_panel_chunks(cols) * QM_UNIT_COLS * 2 + 4);
+}
+QM_BOTH qm_panel qm_panel_at(void *p, uint32_t tokens, uint32_t cols, uint32_t group)
+{
+    uint64_t halves = (uint64_t)qm_panel_tokens(tokens) * qm_panel_chunks(cols) * QM_UNIT_COLS * 2;
+    qm_panel x = {p, (float *)(void *)((char *)p + halves), tokens, cols, group < QM_UNIT_COLS ? group : QM_UNIT_COLS};
+    return x;
+}
+/* Which column of a chunk is its k-th value; k is even, and k + 1 is the next column. */
+QM_BOTH uint32_t qm_panel_column(uint32_t k, uint32_t group)
+{
+    uint32_t product = k / 16, t = k % 8 / 2, in = product * 4 + k % 16 / 8 * 2; /* the lane's in-th of 16 codes */
+    return in / (group / 4) * group + t * (group / 4) + in % (group / 4);
+}
+
+/* x, [tokens, cols], as p has room for it; cols is a multiple of 16. */
+cudaError_t qm_to_panel(const float *x, const qm_panel *p, cudaStream_t s);
+
+/* y = x W^T for any number of tokens, and up to QM_TOGETHER matrices of one kind and as many columns at once, on GPUs that
+ * have wgmma: qm_matrix_takes_wide says whether this is one.  Waits as qm_matrix_decode does. */
+bool qm_matrix_takes_wide(void);
+cudaError_t qm_matrix_wide(const qm_matrix *w, const qm_product *p, int n, const qm_panel *x, cudaStream_t s);
 
 /* Benchmarks: reads `size` bytes, a multiple of 16, and does nothing with them. */
 cudaError_t qm_read_only(const void *p, uint64_t size, float *nothing, cudaStream_t s);

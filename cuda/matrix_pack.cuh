@@ -131,6 +131,17 @@ __device__ inline float packed_scale(const qm_matrix &m, uint32_t row, uint32_t 
     return __fadd_rn(__fmul_rn(m.dynamic[*at], m.nested[group / 256]), m.offset);
 }
 
+__global__ void largest_scale(const __grid_constant__ qm_matrix m, uint32_t *most, uint64_t groups, uint32_t per_row)
+{
+    float v = 0;
+    for (uint64_t i = (uint64_t)blockIdx.x * blockDim.x + threadIdx.x; i < groups; i += (uint64_t)gridDim.x * blockDim.x)
+        v = fmaxf(v, fabsf(packed_scale(m, (uint32_t)(i / per_row), (uint32_t)(i % per_row) * m.group)));
+    for (int i = 16; i; i /= 2)
+        v = fmaxf(v, __shfl_xor_sync(~0u, v, i));
+    if (threadIdx.x % 32 == 0)
+        atomicMax(most, __float_as_uint(v));
+}
+
 /* Rows of f16, row-major, for a library's matrix product: level * scale, rounded once more.  A thread has what a lane of
  * the other kernels has of one row: 16 columns of a unit, in runs.  cols is a multiple of 16. */
 template <int GROUP>
@@ -180,6 +191,20 @@ cudaError_t qm_matrix_pack(const qm_matrix *m, uint8_t *items, const qm_matrix_s
     case 2: pack_scales<2><<<blocks_for(groups), 256, 0, s>>>(*m, items, *from, groups, padded); break;
     default: pack_scales<1><<<blocks_for(groups), 256, 0, s>>>(*m, items, *from, groups, padded); break;
     }
+    return cudaGetLastError();
+}
+
+cudaError_t qm_matrix_measure(const qm_matrix *m, uint8_t *items, cudaStream_t s)
+{
+    qm_matrix here = *m;
+    here.items = items;
+    uint32_t *most = (uint32_t *)(items + qm_matrix_items(m->scale, m->group, m->rows, m->cols));
+    uint32_t per_row = (m->cols + m->group - 1) / m->group;
+    uint64_t groups = (uint64_t)m->rows * per_row;
+    cudaError_t r = cudaMemsetAsync(most, 0, 16, s);
+    if (r)
+        return r;
+    largest_scale<<<groups < 1 << 20 ? blocks_for(groups) : 4096, 256, 0, s>>>(here, most, groups, per_row);
     return cudaGetLastError();
 }
 

@@ -10,6 +10,7 @@
 #include "order.cuh"
 
 #include "each.cuh"
+#include "panel.cuh"
 
 #include "attention.cuh"
 #include "plain_decode.cuh"

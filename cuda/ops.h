@@ -106,6 +106,12 @@ cudaError_t qm_softmax_rows(const float *x, uint32_t rows, uint32_t cols, float 
 cudaError_t qm_logprob_rows(const float *x, uint32_t rows, uint32_t cols, const int32_t *ids, float *out, cudaStream_t s);
 cudaError_t qm_divergence_rows(const float *reference, const float *x, uint32_t rows, uint32_t cols, float *out, cudaStream_t s);
 
+/* As qm_each_value for QM_EACH_MUL, _SWIGLU and _GEGLU and as qm_rmsnorm of whole rows, and the result as f16 besides (qm_panel
+ * for groups of 64 or more, whose shape is that of x), of up to QM_PANEL_COLS columns, a multiple of 16. */
+enum { QM_PANEL_COLS = 48 << 10 };
+cudaError_t qm_each_panel(qm_each_op f, const float *x, const float *y, float *out, const qm_panel *p, cudaStream_t s);
+cudaError_t qm_rmsnorm_panel(const float *x, const float *w, float add, float eps, float *y, const qm_panel *p, cudaStream_t s);
+
 /* For a captured step: keeps ids[0] as number *passed of `history`, and adds one to *passed; an id below 0 becomes 0. */
 cudaError_t qm_step_done(int32_t *ids, int32_t *history, int32_t *passed, cudaStream_t s);
 

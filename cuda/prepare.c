@@ -192,11 +192,14 @@ static bool pack(qm_cuda *d, const qm_tensor *t, const qm_matrix *m, qm_tensor *
 {
     qm_matrix_source s = source_of(t);
     void *scratch = NULL;
+    uint8_t *items = (uint8_t *)(uintptr_t)out->plane[0].data;
     bool ok = !t->double_quant
               || (out->double_quant ? copy_nested(d, t, out, e) : single_scales(d, t, &s, &scratch, e));
-    ok = ok
-         && qm_cuda_check(d, qm_matrix_pack(m, (uint8_t *)(uintptr_t)out->plane[0].data, &s, d->stream),
-                          "laying out a weight", e);
+    qm_matrix there = *m; /* its scales may be nested, and are decoded to be measured */
+    there.nested = (const float *)(const void *)out->plane[2].data;
+    there.dynamic = d->ops->dynamic;
+    ok = ok && qm_cuda_check(d, qm_matrix_pack(m, items, &s, d->stream), "laying out a weight", e)
+         && qm_cuda_check(d, qm_matrix_measure(&there, items, d->stream), "laying out a weight", e);
     qm_cuda_unscratch(scratch, d->stream);
     return ok;
 }
@@ -229,6 +232,8 @@ bool qm_cuda_prepare(qm_device *device, const qm_tensor *t, qm_tensor **out, qm_
     qm_cuda_enter(d);
     if (stays(t))
         return true;
+    if (!d->ops && !qm_cuda_ops_open(d, e))
+        return false;
     if (!t->format || !describe(d->ops, t, &m))
         return (*out = as_half(device, t, e)) != NULL;
     *out = blank(device, t, &m, e);

@@ -16,11 +16,15 @@ bool qm_cuda_flush(qm_cuda *d, qm_err *e)
     if (!w)
         return true;
     if (w->products)
-        r = qm_matrix_decode(w->w, w->p, w->products, &w->x, d->stream);
+        r = w->panel.half ? qm_matrix_wide(w->w, w->p, w->products, &w->panel, d->stream)
+                          : qm_matrix_decode(w->w, w->p, w->products, &w->x, d->stream);
     if (w->rotations)
         r = qm_rope(w->r, w->rotations, w->rope.tokens, w->rope.head_dim, w->rope.rotary_dim, w->rope.neox,
                     w->rope.inverse, w->rope.scale, w->rope.at, d->stream);
+    void *panel = w->panel_memory;
     w->products = w->rotations = 0;
+    w->panel.half = w->panel_memory = NULL;
+    qm_cuda_give(d, panel);
     return qm_cuda_check(d, r, "multiplying", e);
 }
 
@@ -34,8 +38,8 @@ static bool add_product(qm_cuda *d, const qm_matrix *w, const qm_product *p, con
                         const float *values, qm_err *e)
 {
     qm_waiting *k = &d->ops->waiting;
-    bool joins = k->products && k->products < QM_TOGETHER && k->x_values == values && k->x.half == x->half
-                 && qm_cuda_same_kind(k->w, w);
+    bool joins = k->products && k->products < QM_TOGETHER && !k->panel.half && k->x_values == values
+                 && k->x.half == x->half && qm_cuda_same_kind(k->w, w);
     if (!joins && !qm_cuda_flush(d, e))
         return false;
     k->w[k->products] = *w;
@@ -47,10 +51,9 @@ static bool add_product(qm_cuda *d, const qm_matrix *w, const qm_product *p, con
 
 /* ---- linear -------------------------------------------------------------------------------------- */
 
-enum {
-    FEW = 8,
-    SOME = 40
-}; /* tokens: at once by our kernels; and from where on cuBLAS is faster than those in turns */
+/* Tokens: at once by the kernel for few, above which Hopper takes them all at once (14336 x 4096: 8 by the one 16 us, 9 to 16 by
+ * the other 17); and where other GPUs are faster with cuBLAS than with those few in turns. */
+enum { FEW = 8, SOME = 40 };
 enum {
     SLICE = 128 << 20,
     SLICE_ROWS = 256
@@ -106,6 +109,27 @@ static uint64_t plain_many_bytes(qm_dtype t, uint32_t cols, uint32_t tokens)
     return t == QM_F32 ? 0 : 2 * whole((uint64_t)tokens * cols * 2) + 512;
 }
 
+/* All tokens at once.  Products of one x share what is made of it. */
+static bool packed_wide(qm_cuda *d, const qm_matrix *m, const activation *x, const qm_product *p, qm_err *e)
+{
+    qm_waiting *k = &d->ops->waiting;
+    bool joins = k->products && k->products < QM_TOGETHER && k->panel.half && k->x_values == x->x
+                 && k->panel.tokens == x->rows && qm_cuda_same_kind(k->w, m);
+    if (!joins) {
+        bool there = x->panel.half && m->group >= x->panel.group;
+        if (!qm_cuda_flush(d, e)
+            || (!there && !(k->panel_memory = qm_cuda_take(d, qm_panel_bytes(x->rows, x->cols), e))))
+            return false;
+        k->panel = there ? x->panel : qm_panel_at(k->panel_memory, x->rows, x->cols, m->group);
+        k->x_values = x->x;
+        if (!there && !qm_cuda_check(d, qm_to_panel(x->x, &k->panel, d->stream), "converting", e))
+            return false;
+    }
+    k->w[k->products] = *m;
+    k->p[k->products++] = *p;
+    return true;
+}
+
 /* A slice of rows at a time as f16, which the library multiplies by. */
 static bool packed_many(qm_cuda *d, const qm_matrix *m, const activation *x, const qm_product *p, qm_err *e)
 {
@@ -132,6 +156,8 @@ static bool packed_many(qm_cuda *d, const qm_matrix *m, const activation *x, con
 
 static bool packed(qm_cuda *d, const qm_matrix *m, const activation *x, const qm_product *p, qm_err *e)
 {
+    if (x->rows > FEW && qm_matrix_takes_wide())
+        return packed_wide(d, m, x, p, e);
     if (x->rows > SOME && qm_cuda_has_blas(d))
         return qm_cuda_flush(d, e) && packed_many(d, m, x, p, e);
     for (uint32_t at = 0; at < x->rows; at += FEW)
@@ -219,6 +245,9 @@ uint64_t qm_cuda_product_memory(const qm_tensor *w, uint32_t tokens, uint64_t *k
 {
     uint32_t rows = rows_of(w), cols = (uint32_t)qm_tensor_cols(w);
     qm_dtype type = qm_cuda_plain_type(w->format);
+    *kept = 0;
+    if (w->laid_out && tokens > FEW && qm_matrix_takes_wide())
+        return qm_panel_bytes(tokens, cols); /* of this call, or behind x */
     *kept = tokens > (w->laid_out ? SOME : FEW) ? QM_BLAS_WORKSPACE : 0;
     if (w->laid_out)
         return tokens > SOME ? packed_many_bytes(rows, cols, tokens) : qm_half_bytes(FEW, cols);
@@ -257,7 +286,7 @@ static bool lora(qm_cuda *d, qm_call *c, qm_err *e)
     if (!inner)
         return false;
     float *delta = inner + whole((uint64_t)x.rows * rank * 4) / 4;
-    activation in = {inner, x.rows, rank, {0}};
+    activation in = {.x = inner, .rows = x.rows, .cols = rank};
     bool ok = qm_cuda_product(d, a, &x, NULL, inner, e) && qm_cuda_flush(d, e) && qm_cuda_product(d, b, &in, NULL, delta, e)
               && qm_cuda_flush(d, e)
               && ran(d, c,

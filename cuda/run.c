@@ -86,8 +86,8 @@ bool qm_cuda_op(qm_device *device, qm_call *c, qm_err *e)
 
 uint64_t qm_cuda_op_memory(qm_device *device, const qm_call *c, uint64_t *kept)
 {
-    (void)device;
     const qm_cuda_way *way = way_of(c->op->name);
+    qm_cuda_enter((qm_cuda *)device);
     *kept = 0;
     return way && way->memory ? way->memory(c, kept) : 0;
 }

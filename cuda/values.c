@@ -1,12 +1,22 @@
 /* values.c: ops on a GPU that work value by value or row by row. */
 #include "call.h"
 
+/* The panel behind the result of what products are likely to follow. */
+static uint64_t panel_memory(const qm_call *c, uint64_t *kept)
+{
+    const qm_tensor *x = c->arg[0].tensor;
+    *kept = 0;
+    return panel_room(rows_of(x), (uint32_t)qm_tensor_cols(x));
+}
+
 static bool each(qm_cuda *d, qm_call *c, qm_each_op f, bool two, float by, bool with_half, qm_err *e)
 {
     activation x = arg(c, 0), out;
     const float *y = two ? arg(c, 1).x : NULL;
-    if (!make_out(d, c, with_half, &out, e) || !qm_cuda_flush(d, e))
+    if (!make_out_with(d, c, with_half, with_half, &out, e) || !qm_cuda_flush(d, e))
         return false;
+    if (out.panel.half)
+        return ran(d, c, qm_each_panel(f, x.x, y, out.x, &out.panel, d->stream), e);
     return ran(
         d, c,
         qm_each_value(f, x.x, y, by, x.rows, x.cols, out.x, out.half.half ? &out.half : NULL, d->stream), e);
@@ -76,11 +86,13 @@ static bool rmsnorm(qm_cuda *d, qm_call *c, qm_err *e)
     activation x = arg(c, 0), y;
     vector w;
     uint32_t run = (uint32_t)qm_tensor_cols(c->arg[1].tensor);
-    if (!make_out(d, c, run == x.cols, &y, e) || !read_vector(d, &c->arg[1], &w, e) || !qm_cuda_flush(d, e))
+    bool of_rows = run == x.cols; /* whole ones, and not the heads of each */
+    if (!make_out_with(d, c, of_rows, of_rows, &y, e) || !read_vector(d, &c->arg[1], &w, e) || !qm_cuda_flush(d, e))
         return false;
-    cudaError_t r = qm_rmsnorm(x.x, w.values, (float)c->arg[3].number, (float)c->arg[2].number,
-                               (uint64_t)x.rows * x.cols / run, run, y.x, y.half.half ? &y.half : NULL,
-                               d->stream);
+    float add = (float)c->arg[3].number, eps = (float)c->arg[2].number;
+    cudaError_t r = y.panel.half ? qm_rmsnorm_panel(x.x, w.values, add, eps, y.x, &y.panel, d->stream)
+                                 : qm_rmsnorm(x.x, w.values, add, eps, (uint64_t)x.rows * x.cols / run, run, y.x,
+                                              y.half.half ? &y.half : NULL, d->stream);
     drop_vector(d, &w);
     return ran(d, c, r, e);
 }
@@ -106,14 +118,14 @@ const qm_cuda_way qm_cuda_values[] = {
     {"add", add, NULL},
     {"columns", columns, NULL},
     {"gated", gated, NULL},
-    {"geglu", geglu, NULL},
+    {"geglu", geglu, panel_memory},
     {"kl", kl, NULL},
-    {"mul", mul, NULL},
-    {"rmsnorm", rmsnorm, NULL},
+    {"mul", mul, panel_memory},
+    {"rmsnorm", rmsnorm, panel_memory},
     {"rows", rows, NULL},
     {"scale", scale, NULL},
     {"softcap", softcap, NULL},
     {"softmax", softmax, NULL},
-    {"swiglu", swiglu, NULL},
+    {"swiglu", swiglu, panel_memory},
     {NULL, NULL, NULL},
 };

@@ -50,3 +50,38 @@ for kind in "nf4", "fp4":
 half = [v.half() for v in values]
 s = seconds(lambda i: F.int8_vectorwise_quant(half[i]))
 report("bitsandbytes quantise int8 4096, f16", s, 3 * N + N / 4096 * 4, roof)
+
+# Products beside those of tests/gpu/matrix_bench.c: matrices in rotation over 600 MB, graphs of twenty.
+def product(rows, cols, tokens):
+    copies = 600 * 10**6 // (rows * cols // 2) + 1
+    w = torch.randn(rows, cols, dtype=torch.bfloat16, device="cuda") * 0.02
+    packed = [F.quantize_4bit(w, blocksize=64, quant_type="nf4") for _ in range(copies)]
+    x = torch.randn(tokens, cols, dtype=torch.bfloat16, device="cuda")
+    launches = max(20, copies)
+
+    def work():
+        for i in range(launches):
+            bitsandbytes.matmul_4bit(x, packed[i % copies][0].t(), packed[i % copies][1])
+
+    with torch.no_grad():
+        work()
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            work()
+        each = []
+        for _ in range(RUNS):
+            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            begin.record()
+            graph.replay()
+            end.record()
+            end.synchronize()
+            each.append(1e3 * begin.elapsed_time(end) / launches)
+    return statistics.median(each)
+
+
+del values, second, half
+torch.cuda.empty_cache()
+for rows, cols in (4096, 4096), (14336, 4096), (4096, 14336):
+    print(f"bitsandbytes product nf4 64, {rows} x {cols}, us of " + ", ".join(
+        f"{m}: {product(rows, cols, m):.1f}" for m in (1, 8, 16, 32, 64, 128, 512, 2048)))

@@ -6,6 +6,7 @@
  * compared with a sum in double. */
 #include <cuda_fp16.h>
 #include <cuda_runtime_api.h>
+#include <dlfcn.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -63,7 +64,7 @@ static matrix random_matrix(uint32_t rows, uint32_t cols, qm_scale_type type, ui
                       .nested = nested,
                       .dynamic = dynamic_map}};
     memcpy(m.w.level, nf4, sizeof nf4);
-    m.size = qm_matrix_bytes(type, group, rows, cols);
+    m.size = qm_matrix_items(type, group, rows, cols);
     m.here = malloc(m.size);
     uint32_t item = qm_item_bytes(type, group), codes = QM_ITEM_UNITS * QM_UNIT_BYTES;
     for (uint64_t at = 0; at < m.size; at += item) {
@@ -181,6 +182,7 @@ typedef struct turns {
     qm_half x;
     uint8_t **items;
     uint64_t size;
+    qm_panel panel;
 } turns;
 
 static void many(void *arg)
@@ -215,6 +217,154 @@ static void read_many(void *arg)
 
 static const char *const type_names[] = {"f32", "f16", "e8m0", "dq"};
 
+/* ---- many tokens --------------------------------------------------------------------------------- */
+
+/* cuBLAS, where it is installed: what f16 weights would take. */
+typedef struct dense {
+    void *handle, *w, *x, *y;
+    int (*gemm)(void *, int, int, int, int, int, const void *, const void *, int, int, const void *, int, int,
+                const void *, void *, int, int, int, int);
+    uint32_t rows, cols, tokens;
+    int copies, launches;
+} dense;
+
+static bool open_dense(dense *d)
+{
+    void *l = dlopen("libcublas.so.13", RTLD_NOW | RTLD_LOCAL);
+    l = l ? l : dlopen("libcublas.so.12", RTLD_NOW | RTLD_LOCAL);
+    int (*create)(void **), (*set_stream)(void *, cudaStream_t);
+    if (!l)
+        return false;
+    *(void **)&create = dlsym(l, "cublasCreate_v2");
+    *(void **)&set_stream = dlsym(l, "cublasSetStream_v2");
+    *(void **)&d->gemm = dlsym(l, "cublasGemmEx");
+    return create && set_stream && d->gemm && create(&d->handle) == 0 && set_stream(d->handle, stream) == 0;
+}
+
+/* f16 between -1 and 1: a million of them, over and over. */
+static void random_halves(void *to, uint64_t size)
+{
+    enum { PERIOD = 1 << 20 };
+    uint16_t *h = malloc(PERIOD * sizeof *h);
+    for (int i = 0; i < PERIOD; i++)
+        h[i] = qm_f32_to_f16((float)(rnd() >> 8) / 8388608.0f - 1);
+    for (uint64_t at = 0; at < size; at += PERIOD * sizeof *h)
+        must(cudaMemcpy((char *)to + at, h, size - at < PERIOD * sizeof *h ? size - at : PERIOD * sizeof *h, cudaMemcpyDefault), "upload");
+    free(h);
+}
+
+static void dense_many(void *arg)
+{
+    enum { OP_N, OP_T, F16 = 2, COMPUTE_F32 = 68, ANY = -1 };
+    const dense *d = arg;
+    const float one = 1, zero = 0;
+    for (int i = 0; i < d->launches; i++) {
+        const char *w = (const char *)d->w + (uint64_t)(i % d->copies) * d->rows * d->cols * 2;
+        if (d->gemm(d->handle, OP_T, OP_N, (int)d->rows, (int)d->tokens, (int)d->cols, &one, w, F16,
+                    (int)d->cols, d->x, F16, (int)d->cols, &zero, d->y, F16, (int)d->rows, COMPUTE_F32, ANY))
+            exit(1);
+    }
+}
+
+static void wide_many(void *arg)
+{
+    const turns *t = arg;
+    for (int i = 0; i < t->launches; i++) {
+        qm_matrix w = *t->w;
+        w.items = t->items[i % t->copies];
+        must(qm_matrix_wide(&w, &t->p, 1, &t->panel, stream), "wide");
+    }
+}
+
+/* Of CHECKED_ROWS rows, and of the first and the last eight tokens. */
+static double wide_error(const matrix *m, const float *y, const float *x, uint32_t tokens, const float *dyn)
+{
+    double num = 0, den = 0;
+    for (uint32_t i = 0; i < CHECKED_ROWS; i++) {
+        uint32_t row = i == 1 ? m->w.rows - 1 : (uint32_t)((uint64_t)i * 7919 * 13 % m->w.rows);
+        for (uint32_t k = 0; k < 16; k++) {
+            uint32_t token = k < 8 ? k % tokens : tokens - (16 - k) % tokens;
+            double sum = 0, terms = 0;
+            for (uint32_t c = 0; c < m->w.cols; c++) {
+                double term = (double)nf4[code_at(m, row, c)] * scale_at(m, row, c, dyn) * (double)x[(uint64_t)token % tokens * m->w.cols + c];
+                sum += term, terms += term * term;
+            }
+            double d = (double)y[(uint64_t)(token % tokens) * m->w.rows + row] - sum;
+            num += d * d, den += terms;
+        }
+    }
+    return sqrt(num / den);
+}
+
+static uint32_t only_tokens; /* 0: all */
+
+static void wide_shape(uint32_t rows, uint32_t cols, qm_scale_type type, uint32_t group, dense *d)
+{
+    enum { MOST = 2048 };
+    static const uint32_t counts[] = {9, 16, 32, 64, 128, 256, 512, 1024, 2048};
+    if (!qm_matrix_takes_wide())
+        return;
+    matrix m = random_matrix(rows, cols, type, group);
+    int copies = (int)(SPREAD / (double)m.size) + 1;
+    uint8_t **items = malloc((size_t)copies * sizeof *items);
+    float dyn[256];
+    cudaMemcpy(dyn, dynamic_map, sizeof dyn, cudaMemcpyDeviceToHost);
+    for (int i = 0; i < copies; i++) {
+        must(cudaMalloc((void **)&items[i], qm_matrix_bytes(type, group, rows, cols)), "memory");
+        must(cudaMemcpy(items[i], i ? items[0] : m.here, m.size, cudaMemcpyDefault), "upload");
+        must(qm_matrix_measure(&m.w, items[i], stream), "measuring");
+    }
+    float *x = malloc((uint64_t)MOST * cols * sizeof *x), *y = malloc((uint64_t)MOST * rows * sizeof *y), *dx, *dy;
+    for (uint64_t i = 0; i < (uint64_t)MOST * cols; i++)
+        x[i] = ((float)(rnd() >> 8) / 8388608.0f - 1) * 2;
+    void *panel;
+    must(cudaMalloc((void **)&dx, (uint64_t)MOST * cols * sizeof *x), "memory");
+    must(cudaMemcpy(dx, x, (uint64_t)MOST * cols * sizeof *x, cudaMemcpyDefault), "upload");
+    must(cudaMalloc((void **)&dy, (uint64_t)MOST * rows * sizeof *y), "memory");
+    must(cudaMalloc(&panel, qm_panel_bytes(MOST, cols)), "memory");
+    if (d->handle) {
+        d->rows = rows, d->cols = cols;
+        d->copies = (int)(SPREAD / (2.0 * rows * cols)) + 1;
+        must(cudaMalloc(&d->w, 2ull * rows * cols * (uint64_t)d->copies), "memory");
+        must(cudaMalloc(&d->x, 2ull * MOST * cols), "memory");
+        must(cudaMalloc(&d->y, 2ull * MOST * rows), "memory");
+        random_halves(d->w, 2ull * rows * cols * (uint64_t)d->copies);
+        random_halves(d->x, 2ull * MOST * cols);
+    }
+    for (unsigned i = 0; i < sizeof counts / sizeof *counts; i++) {
+        uint32_t tokens = counts[i];
+        if (only_tokens && tokens != only_tokens)
+            continue;
+        must(cudaMemset(dy, 255, (uint64_t)MOST * rows * sizeof *y), "poison");
+        turns t = {.w = &m.w,
+                   .copies = copies,
+                   .launches = copies > LAUNCHES ? copies : LAUNCHES,
+                   .p = {.y = dy, .y_stride = rows},
+                   .items = items,
+                   .size = m.size,
+                   .panel = qm_panel_at(panel, tokens, cols, group)};
+        must(qm_to_panel(dx, &t.panel, stream), "panel");
+        double us = graph_time(wide_many, &t) / t.launches, blas = 0;
+        must(cudaMemcpy(y, dy, (uint64_t)tokens * rows * sizeof *y, cudaMemcpyDefault), "download");
+        if (d->handle) {
+            d->tokens = tokens, d->launches = d->copies > LAUNCHES ? d->copies : LAUNCHES;
+            blas = graph_time(dense_many, d) / d->launches;
+        }
+        printf("%6u x %-6u %4s g%-3u M=%-5u %8.2f us %6.0f GB/s %6.1f TFLOP/s  error %.2e", rows, cols,
+               type_names[type], group, tokens, us, (double)m.size / us * 1e-3,
+               2e-6 * rows * cols * tokens / us, wide_error(&m, y, x, tokens, dyn));
+        if (d->handle)
+            printf("  cuBLAS, f16 weights %8.2f us", blas);
+        printf("\n");
+        fflush(stdout);
+    }
+    for (int i = 0; i < copies; i++)
+        cudaFree(items[i]);
+    if (d->handle)
+        cudaFree(d->w), cudaFree(d->x), cudaFree(d->y);
+    cudaFree(dx), cudaFree(dy), cudaFree(panel), free(items), free(x), free(y), free(m.here);
+}
+
 static void shape(uint32_t rows, uint32_t cols, qm_scale_type type, uint32_t group, uint32_t most_tokens)
 {
     matrix m = random_matrix(rows, cols, type, group);
@@ -223,8 +373,9 @@ static void shape(uint32_t rows, uint32_t cols, qm_scale_type type, uint32_t gro
     float dyn[256];
     cudaMemcpy(dyn, dynamic_map, sizeof dyn, cudaMemcpyDeviceToHost);
     for (int i = 0; i < copies; i++) {
-        must(cudaMalloc((void **)&items[i], m.size), "memory");
+        must(cudaMalloc((void **)&items[i], qm_matrix_bytes(type, group, rows, cols)), "memory");
         must(cudaMemcpy(items[i], i ? items[0] : m.here, m.size, cudaMemcpyDefault), "upload");
+        must(qm_matrix_measure(&m.w, items[i], stream), "measuring");
     }
     uint16_t *x = malloc(8 * cols * sizeof *x);
     for (uint32_t i = 0; i < 8 * cols; i++)
@@ -243,7 +394,8 @@ static void shape(uint32_t rows, uint32_t cols, qm_scale_type type, uint32_t gro
                    {.y = dy, .y_stride = rows},
                    qm_half_at(dx, 8, cols),
                    items,
-                   m.size};
+                   m.size,
+                   {0}};
         t.x.tokens = tokens;
         double us = graph_time(many, &t) / t.launches,
                roof = tokens == 1 ? graph_time(read_many, &t) / t.launches : 0;
@@ -290,7 +442,7 @@ static void whole(const char *name, int layers, const uint32_t (*shapes)[2], int
                  cols = i < layers * each ? shapes[i % each][1] : head_cols;
         c.w[i] = big.w;
         c.w[i].rows = rows, c.w[i].cols = cols;
-        uint64_t size = qm_matrix_bytes(type, 64, rows, cols);
+        uint64_t size = qm_matrix_items(type, 64, rows, cols);
         uint8_t *items;
         must(cudaMalloc((void **)&items, size), "memory");
         for (uint64_t at = 0; at < size; at += big.size) /* items are all of one size */
@@ -312,9 +464,11 @@ static void whole(const char *name, int layers, const uint32_t (*shapes)[2], int
     cudaFree(c.x), cudaFree(c.y), free(c.w), free(big.here);
 }
 
-int main(void)
+/* wide: only the products with many tokens; wide ROWS COLUMNS TOKENS: only that one. */
+int main(int count, char **args)
 {
     float dyn[256];
+    dense d = {0};
     must(cudaStreamCreate(&stream), "stream");
     for (int i = 0; i < 256; i++)
         dyn[i] = (float)(i - 128) / 128;
@@ -329,6 +483,21 @@ int main(void)
 
     static const uint32_t shapes[][2] = {{4096, 4096},  {14336, 4096}, {4096, 14336}, {28672, 8192},
                                          {18944, 3584}, {3584, 18944}, {8960, 1536},  {1536, 8960}};
+    if (count > 4) {
+        only_tokens = (uint32_t)atoi(args[4]);
+        wide_shape((uint32_t)atoi(args[2]), (uint32_t)atoi(args[3]), QM_SCALE_F32, 64, &d);
+        return 0;
+    }
+    if (!open_dense(&d))
+        d.handle = NULL;
+    for (unsigned i = 0; i < sizeof shapes / sizeof *shapes; i++)
+        wide_shape(shapes[i][0], shapes[i][1], QM_SCALE_F32, 64, &d);
+    d.handle = NULL;
+    wide_shape(4096, 4096, QM_SCALE_NESTED, 64, &d);
+    wide_shape(4096, 4096, QM_SCALE_F16, 32, &d);
+    wide_shape(4096, 4096, QM_SCALE_F32, 16, &d);
+    if (count > 1)
+        return 0;
     for (unsigned i = 0; i < sizeof shapes / sizeof *shapes; i++)
         shape(shapes[i][0], shapes[i][1], QM_SCALE_F32, 64, 8);
     for (unsigned i = 0; i < 4; i++)
