@@ -6,7 +6,8 @@ static uint64_t panel_memory(const qm_call *c, uint64_t *kept)
 {
     const qm_tensor *x = c->arg[0].tensor;
     *kept = 0;
-    return panel_room(rows_of(x), (uint32_t)qm_tensor_cols(x));
+    bool same = qm_tensor_cols(c->arg[1].tensor) == qm_tensor_cols(x); /* not the norm of heads */
+    return same ? panel_room(rows_of(x), (uint32_t)qm_tensor_cols(x)) : 0;
 }
 
 static bool each(qm_cuda *d, qm_call *c, qm_each_op f, bool two, float by, bool with_half, qm_err *e)

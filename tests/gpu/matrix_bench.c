@@ -249,7 +249,9 @@ static void random_halves(void *to, uint64_t size)
     for (int i = 0; i < PERIOD; i++)
         h[i] = qm_f32_to_f16((float)(rnd() >> 8) / 8388608.0f - 1);
     for (uint64_t at = 0; at < size; at += PERIOD * sizeof *h)
-        must(cudaMemcpy((char *)to + at, h, size - at < PERIOD * sizeof *h ? size - at : PERIOD * sizeof *h, cudaMemcpyDefault), "upload");
+        must(cudaMemcpy((char *)to + at, h, size - at < PERIOD * sizeof *h ? size - at : PERIOD * sizeof *h,
+                        cudaMemcpyDefault),
+             "upload");
     free(h);
 }
 
@@ -286,7 +288,8 @@ static double wide_error(const matrix *m, const float *y, const float *x, uint32
             uint32_t token = k < 8 ? k % tokens : tokens - (16 - k) % tokens;
             double sum = 0, terms = 0;
             for (uint32_t c = 0; c < m->w.cols; c++) {
-                double term = (double)nf4[code_at(m, row, c)] * scale_at(m, row, c, dyn) * (double)x[(uint64_t)token % tokens * m->w.cols + c];
+                double term = (double)nf4[code_at(m, row, c)] * scale_at(m, row, c, dyn)
+                              * (double)x[(uint64_t)token % tokens * m->w.cols + c];
                 sum += term, terms += term * term;
             }
             double d = (double)y[(uint64_t)(token % tokens) * m->w.rows + row] - sum;
@@ -314,7 +317,8 @@ static void wide_shape(uint32_t rows, uint32_t cols, qm_scale_type type, uint32_
         must(cudaMemcpy(items[i], i ? items[0] : m.here, m.size, cudaMemcpyDefault), "upload");
         must(qm_matrix_measure(&m.w, items[i], stream), "measuring");
     }
-    float *x = malloc((uint64_t)MOST * cols * sizeof *x), *y = malloc((uint64_t)MOST * rows * sizeof *y), *dx, *dy;
+    float *x = malloc((uint64_t)MOST * cols * sizeof *x), *y = malloc((uint64_t)MOST * rows * sizeof *y), *dx,
+          *dy;
     for (uint64_t i = 0; i < (uint64_t)MOST * cols; i++)
         x[i] = ((float)(rnd() >> 8) / 8388608.0f - 1) * 2;
     void *panel;
