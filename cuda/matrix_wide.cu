@@ -1,11 +1,13 @@
 /* matrix_wide.cu: a 4-bit matrix times many tokens, on Hopper's tensor cores; see matrix.h.
  *
- * A block has two groups of four warps, which multiply (wgmma, 64 rows at a time).  Codes go from memory to registers, become f16 by the table of pairs there, are multiplied by their scales, and are operand A from
- * registers; x is operand B, 64 columns deep, from a ring in shared memory:
+ * A block has two groups of four warps, which multiply (wgmma, 64 rows at a time), and a warp that copies x and codes into a ring
+ * in shared memory.  Codes become f16 by the table of pairs, are multiplied by their scales, and are operand A from
+ * registers; x is operand B where it lies:
  *
- *     tokens     rows of a block     stage of the ring        blocks
- *     16 ... 64  128                 8, 4, 2 chunks, 16 KB    2 a multiprocessor
- *     128        256                 1 chunk, 16 KB           1
+ *     tokens     rows of a block     stage of the ring                        blocks
+ *     16         128                 4 chunks of 64 columns, 24 KB, of 3      2 a multiprocessor
+ *     32, 64     128                 2 chunks, 16 KB of 4, 24 KB of 3         2
+ *     128        256                 2 chunks, 48 KB, of 3                    1
  *
  * A weight is rounded once: level * high(scale) + level * low(scale) with one fused addition, where both are f16 and their
  * sum is the scale to 22 bits.  So that f16 holds them, scales are first multiplied by a power of two that brings the
@@ -16,7 +18,7 @@
  * time; they do depend on how many tokens there are.
  *
  * Counted for 64 x 64 weights and T tokens, in cycles of a multiprocessor (128 bytes of shared memory, or a product of
- * 64 x 16 by 16 x 8 in 4): the table 64, reading x T, writing it T / 2 (T / 4 with 256 rows), loading codes 16; products 2 T.
+ * 64 x 16 by 16 x 8 in 4): the table 64, reading x T, writing it T / 2 (T / 4 with 256 rows), codes 32; products 2 T.
  * So up to 64 tokens shared memory is the limit besides the GPU's, and from 128 on the tensor cores. */
 #include <cuda_fp16.h>
 #include <string.h>
@@ -59,133 +61,10 @@ struct wide_job {
     uint32_t cols, slices, tiles, token_tiles, splits;
 };
 
+#include "wide_weights.cuh"
+#include "wide_results.cuh"
+
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-
-/* ---- scales -------------------------------------------------------------------------------------- */
-
-/* What a lane has of an item's scales: as they lie there, and each as two f16 whose sum it is. */
-template <qm_scale_type S, int GROUP> struct item_scales {
-    static constexpr int PER_ROW = 128 / GROUP, COUNT = 2 * PER_ROW;
-    static constexpr int BYTES = COUNT * (S == QM_SCALE_F32 ? 4 : S == QM_SCALE_F16 ? 2 : 1);
-    uint32_t word[(BYTES + 3) / 4];
-    float super[2][2]; /* nested absmax of both rows' groups; a block of 256 groups may end between two */
-
-    __device__ void load(const uint8_t *at)
-    {
-        if constexpr (BYTES >= 16) {
-#pragma unroll
-            for (int i = 0; i < BYTES / 16; i++) {
-                uint4 v = load_once(at + 16 * i);
-                word[4 * i] = v.x, word[4 * i + 1] = v.y, word[4 * i + 2] = v.z, word[4 * i + 3] = v.w;
-            }
-        } else if constexpr (BYTES == 8) {
-            uint2 v = __ldg((const uint2 *)at);
-            word[0] = v.x, word[1] = v.y;
-        } else if constexpr (BYTES == 4) {
-            word[0] = __ldg((const uint32_t *)at);
-        } else {
-            word[0] = __ldg((const uint16_t *)at);
-        }
-    }
-
-    /* row: the lane's first, the other 8 on; at: the first group. */
-    __device__ void load_nested(const wide_part &p, uint32_t row, uint32_t at, uint32_t groups)
-    {
-        if constexpr (S == QM_SCALE_NESTED) {
-#pragma unroll
-            for (int r = 0; r < 2; r++) {
-                const bool there = row + 8 * r < p.rows;
-                const uint64_t k = (uint64_t)(row + 8 * r) * groups + at;
-                super[r][0] = there && at < groups ? __ldg(p.nested + (k >> 8)) : 0;
-                if (PER_ROW > 1)
-                    super[r][1] = (k & 255) == 255 && there && at + 1 < groups ? __ldg(p.nested + (k >> 8) + 1) : super[r][0];
-            }
-        }
-    }
-
-    __device__ void decode(uint32_t halves[COUNT], float by, float offset, const float *dynamic) const
-    {
-#pragma unroll
-        for (int i = 0; i < COUNT; i++) {
-            float s;
-            if constexpr (S == QM_SCALE_F32)
-                s = __uint_as_float(word[i]);
-            else if constexpr (S == QM_SCALE_F16) {
-                __half2 two = *(const __half2 *)&word[i / 2];
-                s = i % 2 ? __high2float(two) : __low2float(two);
-            } else {
-                uint32_t e = word[i / 4] >> 8 * (i % 4) & 255;
-                if constexpr (S == QM_SCALE_E8M0)
-                    s = __uint_as_float(e < 2 ? 0x00200000u << e : (e - 1) << 23);
-                else
-                    s = __fadd_rn(__fmul_rn(dynamic[e], super[i / PER_ROW][i % PER_ROW / ((PER_ROW + 1) / 2)]), offset);
-            }
-            s *= by;
-            const __half high = __float2half_rn(s);
-            const __half2 both = __halves2half2(high, __float2half_rn(s - __half2float(high)));
-            halves[i] = *(const uint32_t *)&both;
-        }
-    }
-};
-
-/* What brings scales of which the largest is `most` into f16's range. */
-__device__ inline float scales_by(float most)
-{
-    int e = (int)(__float_as_uint(most) >> 23 & 255) - 127;
-    return e < -100 || e == 128 ? 1.0f : __uint_as_float((uint32_t)(13 - e + 127) << 23);
-}
-
-/* ---- weights ------------------------------------------------------------------------------------- */
-
-__device__ inline uint32_t scaled(uint32_t pair, uint32_t high, uint32_t low)
-{
-    __half2 level = *(__half2 *)&pair, v = __hfma2(level, *(__half2 *)&high, __hmul2(level, *(__half2 *)&low));
-    return *(uint32_t *)&v;
-}
-
-/* The levels of operand A of one product of a unit, and they times their scales: of row g, then of row g + 8. */
-template <int J> __device__ inline void look_up(uint32_t level[4], const uint4 &w, uint32_t pairs)
-{
-    const uint32_t first = J < 2 ? w.x : w.y, second = J < 2 ? w.z : w.w;
-    constexpr int BYTE = 2 * (J % 2);
-    level[0] = pair_of<BYTE>(first, pairs), level[1] = pair_of<BYTE>(second, pairs);
-    level[2] = pair_of<BYTE + 1>(first, pairs), level[3] = pair_of<BYTE + 1>(second, pairs);
-}
-
-__device__ inline void scale_up(uint32_t a[4], const uint32_t level[4], const uint32_t scale[2])
-{
-#pragma unroll
-    for (int r = 0; r < 2; r++) {
-        const uint32_t high = __byte_perm(scale[r], 0, 0x1010), low = __byte_perm(scale[r], 0, 0x3232);
-        a[r] = scaled(level[r], high, low), a[2 + r] = scaled(level[2 + r], high, low);
-    }
-}
-
-__device__ inline void weights(uint32_t a[4][4], const uint4 &w, uint32_t pairs, const uint32_t scale[4][2])
-{
-    uint32_t level[4][4];
-    look_up<0>(level[0], w, pairs), look_up<1>(level[1], w, pairs);
-    look_up<2>(level[2], w, pairs), look_up<3>(level[3], w, pairs);
-#pragma unroll
-    for (int i = 0; i < 4; i++)
-        scale_up(a[i], level[i], scale[i]);
-}
-
-/* Scales of the four products of a unit of the item: of row g, then of row g + 8.  parity: of the unit. */
-template <int GROUP, int COUNT> __device__ inline void scales_of(uint32_t own[4][2], const uint32_t (&scale)[COUNT], uint32_t unit, int parity)
-{
-    constexpr int IN_UNIT = GROUP < 64 ? 64 / GROUP : 1;
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        const int k = GROUP < 128 ? parity % 2 * IN_UNIT + i * IN_UNIT / 4 : 0;
-        if (i * IN_UNIT % 4 == 0) {
-            own[i][0] = __shfl_sync(~0u, scale[k], unit / 2, 4);
-            own[i][1] = __shfl_sync(~0u, scale[COUNT / 2 + k], unit / 2, 4);
-        } else {
-            own[i][0] = own[i - 1][0], own[i][1] = own[i - 1][1];
-        }
-    }
-}
 
 /* ---- the kernel ---------------------------------------------------------------------------------- */
 
@@ -211,109 +90,6 @@ template <int J, int TOKENS> __device__ inline void multiply(float *sum, uint32_
 }
 
 __device__ inline void consumers_meet() { asm volatile("bar.sync 1, %0;" ::"n"((int)WIDE_CONSUMERS) : "memory"); }
-
-/* A lane's sums of a tile: rows n and 8 on, and for HALVES 2 those 64 on; tokens `token` and the next, of every eight.  Loads are
- * under way together, sixteen at a time: each takes as long as a thousand products. */
-template <int TOKENS, int HALVES>
-__device__ inline void store_tile(const wide_part &part, const qm_panel &x, const float sum[HALVES][TOKENS / 2], uint32_t n, uint32_t token, float factor)
-{
-    constexpr int ROWS = 2 * HALVES, EIGHTS = TOKENS / 8;
-    const qm_product &p = part.p;
-    float bias[ROWS], scale[EIGHTS][2];
-    bool row[ROWS];
-#pragma unroll
-    for (int r = 0; r < ROWS; r++) {
-        row[r] = n + r / 2 * 64 + r % 2 * 8 < part.rows;
-        bias[r] = p.bias && row[r] ? p.bias[n + r / 2 * 64 + r % 2 * 8] : 0;
-    }
-#pragma unroll
-    for (int i = 0; i < EIGHTS * 2; i++)
-        scale[i / 2][i % 2] = token + i / 2 * 8 + i % 2 < x.tokens ? __ldcg(x.scale + token + i / 2 * 8 + i % 2) * factor : 0;
-#pragma unroll
-    for (int e = 0; e < EIGHTS; e += 2) {
-        float add[2][2][ROWS];
-        if (p.add)
-#pragma unroll
-            for (int i = 0; i < 4 * ROWS; i++) {
-                const uint32_t at = token + (e + i / 2 % 2) * 8 + i % 2, r = i / 4;
-                add[i / 2 % 2][i % 2][r] = at < x.tokens && row[r] ? __ldcg(p.add + (uint64_t)at * p.y_stride + n + r / 2 * 64 + r % 2 * 8) : 0;
-            }
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            const uint32_t at = token + (e + i / 2) * 8 + i % 2;
-            if (at >= x.tokens)
-                continue;
-#pragma unroll
-            for (int r = 0; r < ROWS; r++) {
-                const uint64_t to = (uint64_t)at * p.y_stride + n + r / 2 * 64 + r % 2 * 8;
-                const float v = sum[r / 2][(e + i / 2) * 4 + r % 2 * 2 + i % 2] * scale[e + i / 2][i % 2] + bias[r];
-                if (!row[r])
-                    continue;
-                p.y[to] = v;
-                if (p.add)
-                    p.sum[to] = v + add[i / 2][i % 2][r];
-            }
-        }
-    }
-}
-
-/* This block's share of a tile whose columns are dealt to `splits` blocks, up to MOST: four rows of a token a thread,
- * TOGETHER of them at once. */
-template <int TOKENS, int MOST, int TOGETHER>
-__device__ inline void join_blocks(const wide_part &part, const qm_panel &x, uint32_t sums, uint32_t rank, uint32_t splits, uint32_t tile_row,
-                                   uint32_t token0, float factor)
-{
-    using shape = wide<TOKENS>;
-    constexpr int FOURS = TOKENS * shape::ROWS / 4;
-    const qm_product &p = part.p;
-    const uint32_t step = splits * WIDE_CONSUMERS;
-    for (uint32_t first = rank * WIDE_CONSUMERS + threadIdx.x; first < FOURS; first += TOGETHER * step) {
-        float4 total[TOGETHER];
-        float scale[TOGETHER], bias[TOGETHER][4], add[TOGETHER][4];
-        uint32_t row[TOGETHER], token[TOGETHER];
-        bool there[TOGETHER];
-#pragma unroll
-        for (int i = 0; i < TOGETHER; i++) {
-            const uint32_t at = first + i * step;
-            row[i] = at % (shape::ROWS / 4) * 4, token[i] = at / (shape::ROWS / 4);
-            there[i] = at < FOURS && token0 + token[i] < x.tokens && tile_row + row[i] < part.rows;
-            scale[i] = there[i] ? __ldcg(x.scale + token0 + token[i]) * factor : 0;
-            total[i] = make_float4(0, 0, 0, 0);
-#pragma unroll
-            for (int r = 0; r < 4; r++) {
-                const uint32_t n = tile_row + row[i] + r;
-                bias[i][r] = p.bias && there[i] && n < part.rows ? p.bias[n] : 0;
-                add[i][r] = p.add && there[i] && n < part.rows ? __ldcg(p.add + (uint64_t)(token0 + token[i]) * p.y_stride + n) : 0;
-            }
-        }
-        float4 v[MOST][TOGETHER];
-#pragma unroll
-        for (uint32_t k = 0; k < MOST; k++)
-#pragma unroll
-            for (int i = 0; i < TOGETHER; i++)
-                v[k][i] = there[i] && k < splits ? of_block(sums + (token[i] * shape::SUMS + row[i]) * 4, k) : make_float4(0, 0, 0, 0);
-#pragma unroll
-        for (int k = 0; k < MOST; k++)
-#pragma unroll
-            for (int i = 0; i < TOGETHER; i++)
-                total[i].x += v[k][i].x, total[i].y += v[k][i].y, total[i].z += v[k][i].z, total[i].w += v[k][i].w;
-#pragma unroll
-        for (int i = 0; i < TOGETHER; i++) {
-            const float of[4] = {total[i].x, total[i].y, total[i].z, total[i].w};
-            const uint32_t n = tile_row + row[i];
-            const uint64_t to = (uint64_t)(token0 + token[i]) * p.y_stride + n;
-#pragma unroll
-            for (int r = 0; r < 4; r++) {
-                if (!there[i] || n + r >= part.rows)
-                    continue;
-                const float v = of[r] * scale[i] + bias[i][r];
-                p.y[to + r] = v;
-                if (p.add)
-                    p.sum[to + r] = v + add[i][r];
-            }
-        }
-    }
-}
 
 #define BLOCK_OF(j)                                                                                             \
     const uint32_t rank = blockIdx.x % j.splits, first_tile = blockIdx.x / j.splits, tile_step = gridDim.x / j.splits; \

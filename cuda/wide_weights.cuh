@@ -1,0 +1,134 @@
+/* wide_weights.cuh: how matrix_wide.cu makes f16 of codes and scales. */
+#ifndef QM_WIDE_WEIGHTS_CUH
+#define QM_WIDE_WEIGHTS_CUH
+
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+
+/* ---- scales -------------------------------------------------------------------------------------- */
+
+/* What a lane has of an item's scales: as they lie there, and each as two f16 whose sum it is. */
+template <qm_scale_type S, int GROUP> struct item_scales {
+    static constexpr int PER_ROW = 128 / GROUP, COUNT = 2 * PER_ROW;
+    static constexpr int BYTES = COUNT * (S == QM_SCALE_F32 ? 4 : S == QM_SCALE_F16 ? 2 : 1);
+    uint32_t word[(BYTES + 3) / 4];
+    float super[2][2]; /* nested absmax of both rows' groups; a block of 256 groups may end between two */
+
+    __device__ void load(const uint8_t *at)
+    {
+        if constexpr (BYTES >= 16) {
+#pragma unroll
+            for (int i = 0; i < BYTES / 16; i++) {
+                uint4 v = load_once(at + 16 * i);
+                word[4 * i] = v.x, word[4 * i + 1] = v.y, word[4 * i + 2] = v.z, word[4 * i + 3] = v.w;
+            }
+        } else if constexpr (BYTES == 8) {
+            uint2 v = __ldg((const uint2 *)at);
+            word[0] = v.x, word[1] = v.y;
+        } else if constexpr (BYTES == 4) {
+            word[0] = __ldg((const uint32_t *)at);
+        } else {
+            word[0] = __ldg((const uint16_t *)at);
+        }
+    }
+
+    /* row: the lane's first, the other 8 on; at: the first group. */
+    __device__ void load_nested(const wide_part &p, uint32_t row, uint32_t at, uint32_t groups)
+    {
+        if constexpr (S == QM_SCALE_NESTED) {
+#pragma unroll
+            for (int r = 0; r < 2; r++) {
+                const bool there = row + 8 * r < p.rows;
+                const uint64_t k = (uint64_t)(row + 8 * r) * groups + at;
+                super[r][0] = there && at < groups ? __ldg(p.nested + (k >> 8)) : 0;
+                if (PER_ROW > 1)
+                    super[r][1] = (k & 255) == 255 && there && at + 1 < groups ? __ldg(p.nested + (k >> 8) + 1) : super[r][0];
+            }
+        }
+    }
+
+    __device__ void decode(uint32_t halves[COUNT], float by, float offset, const float *dynamic) const
+    {
+#pragma unroll
+        for (int i = 0; i < COUNT; i++) {
+            float s;
+            if constexpr (S == QM_SCALE_F32)
+                s = __uint_as_float(word[i]);
+            else if constexpr (S == QM_SCALE_F16) {
+                __half2 two = *(const __half2 *)&word[i / 2];
+                s = i % 2 ? __high2float(two) : __low2float(two);
+            } else {
+                uint32_t e = word[i / 4] >> 8 * (i % 4) & 255;
+                if constexpr (S == QM_SCALE_E8M0)
+                    s = __uint_as_float(e < 2 ? 0x00200000u << e : (e - 1) << 23);
+                else
+                    s = __fadd_rn(__fmul_rn(dynamic[e], super[i / PER_ROW][i % PER_ROW / ((PER_ROW + 1) / 2)]), offset);
+            }
+            s *= by;
+            const __half high = __float2half_rn(s);
+            const __half2 both = __halves2half2(high, __float2half_rn(s - __half2float(high)));
+            halves[i] = *(const uint32_t *)&both;
+        }
+    }
+};
+
+/* What brings scales of which the largest is `most` into f16's range. */
+__device__ inline float scales_by(float most)
+{
+    int e = (int)(__float_as_uint(most) >> 23 & 255) - 127;
+    return e < -100 || e == 128 ? 1.0f : __uint_as_float((uint32_t)(13 - e + 127) << 23);
+}
+
+/* ---- weights ------------------------------------------------------------------------------------- */
+
+__device__ inline uint32_t scaled(uint32_t pair, uint32_t high, uint32_t low)
+{
+    __half2 level = *(__half2 *)&pair, v = __hfma2(level, *(__half2 *)&high, __hmul2(level, *(__half2 *)&low));
+    return *(uint32_t *)&v;
+}
+
+/* The levels of operand A of one product of a unit, and they times their scales: of row g, then of row g + 8. */
+template <int J> __device__ inline void look_up(uint32_t level[4], const uint4 &w, uint32_t pairs)
+{
+    const uint32_t first = J < 2 ? w.x : w.y, second = J < 2 ? w.z : w.w;
+    constexpr int BYTE = 2 * (J % 2);
+    level[0] = pair_of<BYTE>(first, pairs), level[1] = pair_of<BYTE>(second, pairs);
+    level[2] = pair_of<BYTE + 1>(first, pairs), level[3] = pair_of<BYTE + 1>(second, pairs);
+}
+
+__device__ inline void scale_up(uint32_t a[4], const uint32_t level[4], const uint32_t scale[2])
+{
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        const uint32_t high = __byte_perm(scale[r], 0, 0x1010), low = __byte_perm(scale[r], 0, 0x3232);
+        a[r] = scaled(level[r], high, low), a[2 + r] = scaled(level[2 + r], high, low);
+    }
+}
+
+__device__ inline void weights(uint32_t a[4][4], const uint4 &w, uint32_t pairs, const uint32_t scale[4][2])
+{
+    uint32_t level[4][4];
+    look_up<0>(level[0], w, pairs), look_up<1>(level[1], w, pairs);
+    look_up<2>(level[2], w, pairs), look_up<3>(level[3], w, pairs);
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+        scale_up(a[i], level[i], scale[i]);
+}
+
+/* Scales of the four products of a unit of the item: of row g, then of row g + 8.  parity: of the unit. */
+template <int GROUP, int COUNT> __device__ inline void scales_of(uint32_t own[4][2], const uint32_t (&scale)[COUNT], uint32_t unit, int parity)
+{
+    constexpr int IN_UNIT = GROUP < 64 ? 64 / GROUP : 1;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const int k = GROUP < 128 ? parity % 2 * IN_UNIT + i * IN_UNIT / 4 : 0;
+        if (i * IN_UNIT % 4 == 0) {
+            own[i][0] = __shfl_sync(~0u, scale[k], unit / 2, 4);
+            own[i][1] = __shfl_sync(~0u, scale[COUNT / 2 + k], unit / 2, 4);
+        } else {
+            own[i][0] = own[i - 1][0], own[i][1] = own[i - 1][1];
+        }
+    }
+}
+
+#endif
+#endif
