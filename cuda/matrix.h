@@ -51,6 +51,7 @@ typedef struct qm_matrix {
     uint32_t rows, cols;
     uint32_t group; /* 16, 32, 64 or 128 columns to a scale */
     qm_scale_type scale;
+    const float *most;    /* the largest scale, behind the items; of a part of a matrix, that of the whole */
     const float *nested;  /* QM_SCALE_NESTED: one f32 for 256 groups of the unpadded matrix, */
     const float *dynamic; /* and the 256 values of the map */
     float offset;
@@ -111,6 +112,10 @@ QM_BOTH uint32_t qm_item_bytes(qm_scale_type t, uint32_t group)
 QM_BOTH uint64_t qm_matrix_items(qm_scale_type t, uint32_t group, uint32_t rows, uint32_t cols)
 {
     return (uint64_t)qm_matrix_tiles(rows) * qm_matrix_slices(cols) * qm_item_bytes(t, group);
+}
+QM_BOTH const float *qm_matrix_most(const qm_matrix *m)
+{
+    return (const float *)(const void *)(m->items + qm_matrix_items(m->scale, m->group, m->rows, m->cols));
 }
 QM_BOTH uint64_t qm_matrix_bytes(qm_scale_type t, uint32_t group, uint32_t rows, uint32_t cols)
 {

@@ -358,8 +358,9 @@ cudaError_t qm_matrix_wide(const qm_matrix *w, const qm_product *p, int n, const
     j.x = *x, j.cols = w->cols, j.slices = qm_matrix_slices(w->cols), j.dynamic = w->dynamic;
     memcpy(j.level, w->level, sizeof j.level);
     for (int i = 0; i < n; i++) {
-        const float *most = (const float *)(w[i].items + qm_matrix_items(w[i].scale, w[i].group, w[i].rows, w[i].cols));
-        j.part[i] = {w[i].items, w[i].nested, most, w[i].offset, w[i].factor, w[i].rows, 0, p[i]};
+        if (!w[i].most)
+            return cudaErrorInvalidValue;
+        j.part[i] = {w[i].items, w[i].nested, w[i].most, w[i].offset, w[i].factor, w[i].rows, 0, p[i]};
         rows[i] = w[i].rows;
     }
 #define KIND(group_size, type)                               \

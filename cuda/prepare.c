@@ -133,6 +133,7 @@ bool qm_cuda_matrix_of(const qm_cuda *d, const qm_tensor *t, qm_matrix *m)
     if (!t->laid_out || !describe(d->ops, t, m))
         return false;
     m->items = t->plane[0].data;
+    m->most = qm_matrix_most(m);
     m->nested = (const float *)(const void *)t->plane[2].data;
     m->dynamic = d->ops->dynamic;
     return true;

@@ -274,6 +274,7 @@ static void wide_many(void *arg)
     for (int i = 0; i < t->launches; i++) {
         qm_matrix w = *t->w;
         w.items = t->items[i % t->copies];
+        w.most = qm_matrix_most(&w);
         must(qm_matrix_wide(&w, &t->p, 1, &t->panel, stream), "wide");
     }
 }
