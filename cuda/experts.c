@@ -295,8 +295,8 @@ static bool one_expert(qm_cuda *d, const qm_call *c, const mixture *m, uint32_t 
 {
     const qm_routing *j = &m->route;
     const uint32_t wide = m->role[0].rows, dim = m->role[0].cols;
-    activation x = {qm_cuda_take(d, (uint64_t)n * dim * sizeof(float), e), n, dim, {0}};
-    activation gate = {m->gate + (uint64_t)row * wide, n, wide, {0}};
+    activation x = {.x = qm_cuda_take(d, (uint64_t)n * dim * sizeof(float), e), .rows = n, .cols = dim};
+    activation gate = {.x = m->gate + (uint64_t)row * wide, .rows = n, .cols = wide};
     float *up = m->up + (uint64_t)row * wide;
     qm_tensor view[ROLES];
     const qm_tensor *w[ROLES];
