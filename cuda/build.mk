@@ -58,7 +58,7 @@ $(BUILD)/cuda/%.o: cuda/%.cu $(BUILD)/gen/cuda_arch
 	$(NVCC) $(NVCC_FLAGS) -MD -MP -MF $(@:.o=.d) -c -o $@ $<
 
 # Products and activations have tolerances instead of bytes: the compiler may contract there.
-$(BUILD)/cuda/matrix.o $(BUILD)/cuda/ops.o: $(BUILD)/cuda/%.o: cuda/%.cu $(BUILD)/gen/cuda_arch
+$(BUILD)/cuda/matrix.o $(BUILD)/cuda/program.o $(BUILD)/cuda/ops.o: $(BUILD)/cuda/%.o: cuda/%.cu $(BUILD)/gen/cuda_arch
 	@mkdir -p $(@D)
 	$(SAY) NVCC '$< for $(ARCH)'
 	$(NVCC) $(filter-out --fmad=false,$(NVCC_FLAGS)) -MD -MP -MF $(@:.o=.d) -c -o $@ $<

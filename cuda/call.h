@@ -63,7 +63,7 @@ static inline bool make_out_with(qm_cuda *d, qm_call *c, bool half, bool panel, 
     uint64_t count = (uint64_t)qm_shape_count(&c->shape),
              cols = c->shape.ndim ? (uint64_t)c->shape.dim[c->shape.ndim - 1] : 1;
     uint32_t rows = cols ? (uint32_t)(count / cols) : 0;
-    half = half && rows && rows <= QM_HALF_TOKENS;
+    half = half && rows && rows <= QM_HALF_TOKENS && !qm_cuda_notes(d); /* what is noted makes its own */
     uint64_t more = half ? qm_half_bytes(rows, (uint32_t)cols) : panel ? panel_room(rows, (uint32_t)cols) : 0;
     qm_tensor *t = qm_tensor_new(NULL, &c->shape, e);
     if (!t)

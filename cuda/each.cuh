@@ -44,13 +44,6 @@ __device__ inline float most_in_block(float v, float *shared)
     return most_in_warp(threadIdx.x % 32 < warps ? shared[threadIdx.x % 32] : -INFINITY);
 }
 
-/* 2^(14 - e) for the exponent e of v; 1 for what has none to speak of. */
-__device__ inline float to_half_range(float v)
-{
-    int e = (int)(__float_as_uint(v) >> 23 & 255) - 127;
-    return e < -100 || e == 128 ? 1.0f : __uint_as_float((uint32_t)(14 - e + 127) << 23);
-}
-
 /* Values lane and lane + 32 of 64; all lanes of a warp together.  What is beyond the columns is zero. */
 __device__ inline void store_half(const qm_half &h, uint32_t token, uint32_t unit, float first, float second)
 {
@@ -65,11 +58,6 @@ __device__ inline void store_half(const qm_half &h, uint32_t token, uint32_t uni
 
 /* ---- values ------------------------------------------------------------------------------------------ */
 
-__device__ inline float gelu_tanh(float x)
-{
-    return 0.5f * x * (1 + tanhf(0.7978845608028654f * (x + 0.044715f * x * x * x)));
-}
-
 template <qm_each_op F> __device__ inline float each(float x, float y, float by)
 {
     switch (F) {
@@ -77,11 +65,11 @@ template <qm_each_op F> __device__ inline float each(float x, float y, float by)
     case QM_EACH_MUL: return x * y;
     case QM_EACH_SCALE: return x * by;
     case QM_EACH_SOFTCAP: return by * tanhf(x / by);
-    case QM_EACH_SILU: return x / (1 + expf(-x));
+    case QM_EACH_SILU: return silu(x);
     case QM_EACH_GELU_TANH: return gelu_tanh(x);
     case QM_EACH_RELU: return x < 0 ? 0 : x;
     case QM_EACH_GELU: return 0.5f * x * (1 + erff(x * 0.7071067811865476f));
-    case QM_EACH_SWIGLU: return x / (1 + expf(-x)) * y;
+    case QM_EACH_SWIGLU: return silu(x) * y;
     case QM_EACH_GEGLU: return gelu_tanh(x) * y;
     case QM_EACH_GATED: return x / (1 + expf(-y));
     }

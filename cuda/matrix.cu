@@ -6,6 +6,7 @@
 
 #include "launch.cuh"
 #include "mma.cuh"
+#include "matrix_item.cuh"
 
 #include "matrix_decode.cuh"
 #include "matrix_experts.cuh"

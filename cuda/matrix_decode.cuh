@@ -17,16 +17,6 @@
 
 enum { DECODE_THREADS = 256, DECODE_WARPS = DECODE_THREADS / 32, DECODE_BLOCKS = 2, DECODE_SUMS = 8192 };
 
-/* Matrices that are multiplied together have their tiles numbered through. */
-struct decode_part {
-    const uint8_t *origin; /* where item 0 of all would lie */
-    const float *nested;
-    float offset;
-    uint32_t rows, first_tile;
-    float factor;
-    qm_product p;
-};
-
 struct decode_job {
     decode_part part[QM_TOGETHER];
     qm_half x;
@@ -34,6 +24,7 @@ struct decode_job {
     float level[16];
     uint32_t cols, tiles, slices;
     uint32_t together; /* tiles whose sums fit into shared memory */
+    uint32_t never;    /* 0 */
 };
 
 __device__ inline int part_of(const decode_job &j, uint32_t tile)
@@ -48,85 +39,6 @@ template <uint32_t ITEM> __device__ inline const uint8_t *item_at(const decode_j
                                                            : j.part[0].origin;
     return origin + (uint64_t)item * ITEM;
 }
-
-/* Groups and scales that there are kernels for. */
-#define MATRIX_KINDS                                                                                         \
-    KIND(64, QM_SCALE_F32)                                                                                   \
-    KIND(64, QM_SCALE_NESTED)                                                                                \
-    KIND(32, QM_SCALE_F32)                                                                                   \
-    KIND(32, QM_SCALE_F16)                                                                                   \
-    KIND(32, QM_SCALE_E8M0)                                                                                  \
-    KIND(32, QM_SCALE_NESTED)                                                                                \
-    KIND(128, QM_SCALE_F32)                                                                                  \
-    KIND(128, QM_SCALE_NESTED)                                                                               \
-    KIND(16, QM_SCALE_F32)
-
-/* ---- scales -------------------------------------------------------------------------------------- */
-
-/* What a lane reads of an item's scales, and what becomes of it. */
-template <qm_scale_type S, int GROUP> struct lane_scales {
-    static constexpr int PER_ROW = 128 / GROUP, COUNT = 2 * PER_ROW;
-    static constexpr int BYTES = COUNT * (S == QM_SCALE_F32 ? 4 : S == QM_SCALE_F16 ? 2 : 1);
-    static constexpr int WORDS = BYTES / 4 > 0 ? BYTES / 4 : 1;
-    uint32_t word[WORDS];
-    float super[2][2], offset; /* nested absmax of both rows' groups; QM_SCALE_NESTED */
-
-    __device__ void load(const uint8_t *at)
-    {
-        if constexpr (BYTES >= 16) {
-#pragma unroll
-            for (int i = 0; i < BYTES / 16; i++) {
-                uint4 v = load_once(at + 16 * i);
-                word[4 * i] = v.x, word[4 * i + 1] = v.y, word[4 * i + 2] = v.z, word[4 * i + 3] = v.w;
-            }
-        } else if constexpr (BYTES == 8) {
-            uint2 v = __ldg((const uint2 *)at);
-            word[0] = v.x, word[1] = v.y;
-        } else if constexpr (BYTES == 4) {
-            word[0] = __ldg((const uint32_t *)at);
-        } else {
-            word[0] = __ldg((const uint16_t *)at);
-        }
-    }
-
-    /* tile: of the part; cols: of the matrix */
-    __device__ void load_nested(const decode_part &p, uint32_t cols, uint32_t tile, uint32_t slice, uint32_t g, uint32_t t)
-    {
-        if constexpr (S == QM_SCALE_NESTED) {
-            constexpr int EACH = GROUP >= 128 ? 1 : 2; /* a row's groups may lie in two blocks of 256 */
-            const uint32_t groups = cols / GROUP, at = slice * (QM_ITEM_COLS / GROUP) + t * PER_ROW;
-            offset = p.offset;
-#pragma unroll
-            for (int r = 0; r < 2; r++) {
-                uint32_t row = tile * QM_TILE_ROWS + g + 8 * r;
-                bool there = row < p.rows;
-                uint64_t k = (uint64_t)row * groups + at;
-                super[r][0] = there && at < groups ? __ldg(p.nested + (k >> 8)) : 0;
-                if (EACH == 2) /* only where a block of 256 ends between two */
-                    super[r][1] = (k & 255) == 255 && there && at + 1 < groups ? __ldg(p.nested + (k >> 8) + 1) : super[r][0];
-            }
-        }
-    }
-
-    __device__ void decode(float scale[COUNT], const float *dynamic) const
-    {
-#pragma unroll
-        for (int i = 0; i < COUNT; i++) {
-            if constexpr (S == QM_SCALE_F32)
-                scale[i] = __uint_as_float(word[i]);
-            else if constexpr (S == QM_SCALE_F16) {
-                __half2 two = *(const __half2 *)&word[i / 2];
-                scale[i] = i % 2 ? __high2float(two) : __low2float(two);
-            } else {
-                uint32_t e = word[i / 4] >> 8 * (i % 4) & 255;
-                if constexpr (S == QM_SCALE_E8M0)
-                    scale[i] = __uint_as_float(e < 2 ? 0x00200000u << e : (e - 1) << 23);
-                else
-                    scale[i] = __fadd_rn(__fmul_rn(dynamic[e], super[i / PER_ROW][i % PER_ROW / ((PER_ROW + 1) / 2)]), offset);
-            }
-        }
-    }
-};
 
 /* ---- x ------------------------------------------------------------------------------------------- */
 
@@ -179,69 +91,6 @@ template <int M> struct x_scales {
     }
 };
 
-/* ---- one unit ------------------------------------------------------------------------------------ */
-
-template <int J> __device__ inline void multiply(float c[4], const uint4 &w, const uint32_t b[8], uint32_t pairs)
-{
-    uint32_t first = J < 2 ? w.x : w.y, second = J < 2 ? w.z : w.w;
-    constexpr int BYTE = 2 * (J % 2);
-    mma(c, pair_of<BYTE>(first, pairs), pair_of<BYTE>(second, pairs), pair_of<BYTE + 1>(first, pairs),
-        pair_of<BYTE + 1>(second, pairs), b[2 * J], b[2 * J + 1]);
-}
-
-/* sum[r][i]: row g + 8 r, the lane's token i.  scale(r, i): of row g + 8 r, group i of this unit; by[i]: of x, which with one
- * token is in the scale already. */
-template <int M, int GROUP, class F>
-__device__ inline void add_unit(float sum[2][2], const uint4 &w, const uint32_t b[8], uint32_t pairs, bool mine,
-                                int column, const float by[2], F scale)
-{
-    constexpr int GROUPS = GROUP < 64 ? 64 / GROUP : 1, EACH = 4 / GROUPS;
-#pragma unroll
-    for (int i = 0; i < GROUPS; i++) {
-        float c[4] = {0, 0, 0, 0};
-        if (EACH * i <= 0 && 0 < EACH * (i + 1))
-            multiply<0>(c, w, b, pairs);
-        if (EACH * i <= 1 && 1 < EACH * (i + 1))
-            multiply<1>(c, w, b, pairs);
-        if (EACH * i <= 2 && 2 < EACH * (i + 1))
-            multiply<2>(c, w, b, pairs);
-        if (EACH * i <= 3 && 3 < EACH * (i + 1))
-            multiply<3>(c, w, b, pairs);
-        float s0 = scale(0, i), s1 = scale(1, i);
-        if (!mine)
-            continue;
-        if (M == 1) {
-            sum[0][0] = __fmaf_rn(s0, c[column], sum[0][0]);
-            sum[1][0] = __fmaf_rn(s1, c[2 + column], sum[1][0]);
-        } else {
-            sum[0][0] = __fmaf_rn(s0, by[0] * c[0], sum[0][0]);
-            sum[0][1] = __fmaf_rn(s0, by[1] * c[1], sum[0][1]);
-            sum[1][0] = __fmaf_rn(s1, by[0] * c[2], sum[1][0]);
-            sum[1][1] = __fmaf_rn(s1, by[1] * c[3], sum[1][1]);
-        }
-    }
-}
-
-/* Adds over the lanes of a row that share tokens, and leaves the sums of the item in part[token][row]. */
-template <int M> __device__ inline void store_item(float *part, float sum[2][2], uint32_t g, uint32_t t)
-{
-    constexpr int EACH = M == 1 ? 1 : 2;
-#pragma unroll
-    for (int r = 0; r < 2; r++)
-#pragma unroll
-        for (int i = 0; i < EACH; i++) {
-            float v = sum[r][i];
-            if (M <= 2)
-                v += __shfl_xor_sync(~0u, v, 1);
-            if (M <= 4)
-                v += __shfl_xor_sync(~0u, v, 2);
-            uint32_t token = M <= 2 ? i : 2 * (M == 4 ? t % 2 : t) + i;
-            bool writes = M <= 2 ? t == 0 : M == 4 ? t < 2 : true;
-            if (writes)
-                part[token * QM_TILE_ROWS + g + 8 * r] = v;
-        }
-}
-
 /* ---- the kernel ---------------------------------------------------------------------------------- */
 
 /* A row's sums in the order of slices, and everything else that makes them a result. */
@@ -268,6 +117,14 @@ __device__ inline void finish_tiles(const decode_job &j, const float *sums, uint
     }
 }
 
+template <int GROUP, qm_scale_type S> struct next_scales_of {
+    using type = item_scales<GROUP, S>;
+};
+template <int GROUP> struct next_scales_of<GROUP, QM_SCALE_NESTED> {
+    using type = item_scales_kept<GROUP>;
+};
+template <int GROUP, qm_scale_type S> using next_scales = typename next_scales_of<GROUP, S>::type;
+
 template <int M, int GROUP, qm_scale_type S>
 __global__ void __launch_bounds__(DECODE_THREADS, DECODE_BLOCKS) matrix_decode(const __grid_constant__ decode_job j)
 {
@@ -275,7 +132,8 @@ __global__ void __launch_bounds__(DECODE_THREADS, DECODE_BLOCKS) matrix_decode(c
     constexpr uint32_t SCALES = QM_ITEM_UNITS * QM_UNIT_BYTES, ITEM = SCALES + 32 * scales::BYTES, STEP = DECODE_WARPS;
     extern __shared__ uint4 shared[];
     uint32_t *table = (uint32_t *)shared;
-    float *sums = (float *)(table + PAIRS_BYTES / 4), *dynamic = sums + j.together * j.slices * M * QM_TILE_ROWS;
+    uint8_t *space = (uint8_t *)shared + PAIRS_BYTES + threadIdx.x / 32 * next_scales<GROUP, S>::SPACE;
+    float *sums = (float *)((uint8_t *)shared + PAIRS_BYTES + DECODE_WARPS * next_scales<GROUP, S>::SPACE), *dynamic = sums + j.together * j.slices * M * QM_TILE_ROWS;
     const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     const uint32_t tile0 = (uint32_t)((uint64_t)blockIdx.x * j.tiles / gridDim.x);
     const uint32_t tiles = (uint32_t)((uint64_t)(blockIdx.x + 1) * j.tiles / gridDim.x) - tile0;
@@ -284,15 +142,19 @@ __global__ void __launch_bounds__(DECODE_THREADS, DECODE_BLOCKS) matrix_decode(c
 
     let_next_begin();
     uint4 w[QM_ITEM_UNITS];
-    scales raw;
+    next_scales<GROUP, S> scale_next;
+    auto ask = [&](const uint8_t *item) {
+        const decode_part &p = j.part[part_of(j, tile)];
+        scale_next.ask(p, j.cols, tile - p.first_tile, slice, item + SCALES, space, lane, g, t);
+    };
     const uint8_t *at = item_at<ITEM>(j, tile, item0 + item);
     if (item < items) {
 #pragma unroll
         for (int u = 0; u < QM_ITEM_UNITS; u++)
             w[u] = load_once(at + u * QM_UNIT_BYTES + lane * 16);
-        raw.load(at + SCALES + lane * scales::BYTES);
-        raw.load_nested(j.part[part_of(j, tile)], j.cols, tile - j.part[part_of(j, tile)].first_tile, slice, g, t);
+        ask(at);
     }
+    copies_begun();
     fill_pairs(table, j.level, DECODE_THREADS);
     if (S == QM_SCALE_NESTED)
         for (uint32_t i = threadIdx.x; i < 256; i += DECODE_THREADS)
@@ -307,7 +169,7 @@ __global__ void __launch_bounds__(DECODE_THREADS, DECODE_BLOCKS) matrix_decode(c
         uint32_t now = tiles - done < j.together ? tiles - done : j.together;
         for (uint32_t end = (done + now) * j.slices; item < end; item += STEP) {
             float scale[scales::COUNT], sum[2][2] = {{0, 0}, {0, 0}};
-            raw.decode(scale, dynamic);
+            scale_next.take(scale, space, dynamic, lane);
             const uint32_t unit0 = slice * QM_ITEM_UNITS;
             x_scales<M> by;
             by.load(j.x.scale, unit0, units, t);
@@ -318,10 +180,10 @@ __global__ void __launch_bounds__(DECODE_THREADS, DECODE_BLOCKS) matrix_decode(c
             at += STEP * ITEM;
             if (j.part[1].rows) /* there are several: their items are not one after the other */
                 at = item_at<ITEM>(j, tile, item0 + item + STEP);
+            __syncwarp();
             if (more)
-                raw.load(at + SCALES + lane * scales::BYTES);
-            if (more)
-                raw.load_nested(j.part[part_of(j, tile)], j.cols, tile - j.part[part_of(j, tile)].first_tile, slice, g, t);
+                ask(at);
+            copies_begun();
 #pragma unroll
             for (int q = 0; q < M; q++) {
                 operand_b<GROUP> b;
@@ -330,13 +192,14 @@ __global__ void __launch_bounds__(DECODE_THREADS, DECODE_BLOCKS) matrix_decode(c
                 for (int p = 0; p < 8 / M; p++) {
                     constexpr int IN_UNIT = GROUP < 64 ? 64 / GROUP : 1;
                     const int u = p * M + q;
+                    if (M == 1 && p % 2 == 0) /* with more tokens there is no time for it */
+                        cut(j.never);
                     bool mine = M == 1 ? (int)t == u / 2 : (int)(2 * t) / M == p;
                     add_unit<M, GROUP>(sum, w[u], b.word, pairs, mine, u % 2, by.by[q], [&](int r, int i) {
                         int own = GROUP < 128 ? r * scales::PER_ROW + u % 2 * IN_UNIT + i : r;
                         return M == 1 ? scale[own] * by.by[0][u % 2] : M == 2 ? scale[own] : __shfl_sync(~0u, scale[own], u / 2, 4);
                     });
-                    if (more)
-                        w[u] = load_once(at + u * QM_UNIT_BYTES + lane * 16);
+                    load_if<0>(w[u], at + u * QM_UNIT_BYTES + lane * 16, more);
                 }
             }
             store_item<M>(sums + (uint64_t)(item - done * j.slices) * M * QM_TILE_ROWS, sum, g, t);
@@ -391,10 +254,14 @@ template <int M, int GROUP, qm_scale_type S> static cudaError_t launch_decode(co
     cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
     uint32_t slots = (uint32_t)multiprocessors * DECODE_BLOCKS, grid = j.tiles < slots ? j.tiles : slots;
     uint32_t most = (j.tiles + grid - 1) / grid;
-    j.together = DECODE_SUMS / each > 0 ? DECODE_SUMS / each : 1;
+    constexpr uint32_t TAKEN = PAIRS_BYTES + DECODE_WARPS * next_scales<GROUP, S>::SPACE + (S == QM_SCALE_NESTED ? 256 : 0) * sizeof(float);
+    int most_shared = 0;
+    cudaDeviceGetAttribute(&most_shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    const uint32_t room = ((uint32_t)most_shared - TAKEN) / sizeof(float), sums = room < DECODE_SUMS ? room : DECODE_SUMS;
+    j.together = sums / each > 0 ? sums / each : 1;
     if (j.together > most)
         j.together = most;
-    size_t shared = PAIRS_BYTES + ((size_t)j.together * each + (S == QM_SCALE_NESTED ? 256 : 0)) * sizeof(float);
+    size_t shared = TAKEN + (size_t)j.together * each * sizeof(float);
     cudaError_t r = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared);
     if (r)
         return r;

@@ -51,6 +51,15 @@ __device__ inline void copy_async(uint32_t to, const void *from, bool there)
     asm volatile("st.shared.v4.u32 [%0], {%1,%2,%3,%4};" ::"r"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
 #endif
 }
+/* The same with 4. */
+__device__ inline void copy_async_4(uint32_t to, const void *from, bool there)
+{
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from), "r"(there ? 4 : 0) : "memory");
+#else
+    asm volatile("st.shared.u32 [%0], %1;" ::"r"(to), "r"(there ? *(const uint32_t *)from : 0) : "memory");
+#endif
+}
 __device__ inline void copies_begun()
 {
 #if __CUDA_ARCH__ >= 800

@@ -8,6 +8,7 @@
 #include "launch.cuh"
 #include "mma.cuh"
 #include "order.cuh"
+#include "functions.cuh"
 
 #include "each.cuh"
 #include "panel.cuh"

@@ -53,6 +53,16 @@ static bool rope(qm_cuda *d, qm_call *c, qm_err *e)
     if (!rope_table(d, c, c->arg[BASE].number, turned, c->arg[FACTORS].tensor, &inverse, e)
         || !make_out(d, c, false, &y, e))
         return false;
+    if (x.rows == 1 && qm_cuda_notes(d))
+        return qm_cuda_note(d,
+                            &(qm_note){QM_NOTE_ROPE, .rope = {{x.x, y.x, x.cols},
+                                                              head,
+                                                              turned,
+                                                              c->arg[KIND].choice == 0,
+                                                              inverse,
+                                                              (float)c->arg[SCALE].number,
+                                                              position(d, qm_arg_int(c, FIRST))}},
+                            e);
     qm_waiting was = *k;
     was.rope.tokens = x.rows, was.rope.head_dim = head, was.rope.rotary_dim = turned,
     was.rope.neox = c->arg[KIND].choice == 0;
@@ -82,6 +92,18 @@ static uint64_t attention_memory(const qm_call *c, uint64_t *kept)
     return qm_attention_scratch(a.tokens, a.heads, a.kv_heads, a.head_dim) + qm_attention_unpacked(&a);
 }
 
+bool qm_cuda_attend(qm_cuda *d, qm_attention *a, qm_err *e)
+{
+    a->partial = qm_cuda_take(d, qm_attention_scratch(a->tokens, a->heads, a->kv_heads, a->head_dim), e);
+    uint64_t unpacked = qm_attention_unpacked(a);
+    a->unpacked = unpacked ? qm_cuda_take(d, unpacked, e) : NULL;
+    bool ok = a->partial && (a->unpacked || !unpacked)
+              && qm_cuda_check(d, qm_attend(a, d->stream), "attention", e);
+    qm_cuda_give(d, a->partial);
+    qm_cuda_give(d, a->unpacked);
+    return ok;
+}
+
 static bool attention(qm_cuda *d, qm_call *c, qm_err *e)
 {
     qm_kv *kv = c->arg[CACHE].cache;
@@ -95,8 +117,7 @@ static bool attention(qm_cuda *d, qm_call *c, qm_err *e)
         return qm_call_fail(
             c, e, "heads of %d values run on the CPU only: here they are a multiple of 8, up to 512",
             kv->head_dim);
-    if (!make_out(d, c, kv->head_dim % 64 == 0, &y, e) || !read_vector(d, &c->arg[SINKS], &sinks, e)
-        || !qm_cuda_flush(d, e))
+    if (!make_out(d, c, kv->head_dim % 64 == 0, &y, e) || !read_vector(d, &c->arg[SINKS], &sinks, e))
         return false;
     qm_attention a = {.q = q.x,
                       .k = arg(c, K).x,
@@ -122,13 +143,13 @@ static bool attention(qm_cuda *d, qm_call *c, qm_err *e)
         return qm_call_fail(c, e, "%u tokens at once are more than %d; give fewer", a.tokens,
                             QM_COUNTERS / 8 / kv->kv_heads);
     a.counters = (uint32_t *)(void *)(d->ops->counters + QM_COUNTERS / 2);
-    a.partial = qm_cuda_take(d, qm_attention_scratch(a.tokens, a.heads, a.kv_heads, a.head_dim), e);
-    uint64_t unpacked = qm_attention_unpacked(&a);
-    a.unpacked = unpacked ? qm_cuda_take(d, unpacked, e) : NULL;
-    bool ok = a.partial && (a.unpacked || !unpacked) && ran(d, c, qm_attend(&a, d->stream), e);
-    qm_cuda_give(d, a.partial);
-    qm_cuda_give(d, a.unpacked);
-    drop_vector(d, &sinks);
+    bool ok;
+    if (a.tokens == 1 && qm_cuda_notes(d)) {
+        ok = qm_cuda_note(d, &(qm_note){QM_NOTE_ATTEND, .attend = a}, e);
+    } else {
+        ok = qm_cuda_flush(d, e) && qm_cuda_attend(d, &a, e);
+        drop_vector(d, &sinks);
+    }
     if (ok)
         kv->count[layer] += (int)a.tokens;
     return ok;

@@ -205,13 +205,17 @@ static bool pack(qm_cuda *d, const qm_tensor *t, const qm_matrix *m, qm_tensor *
     return ok;
 }
 
-/* What no kernel multiplies by is kept as f16. */
-static qm_tensor *as_half(qm_device *device, const qm_tensor *t, qm_err *e)
-{
-    return device->quantize(device, t, qm_format_find("f16"), &(qm_quantize_options){0}, e);
-}
+/* Vectors, of norms and biases, are f32, so that no step has to decode them again. */
+static bool is_vector(const qm_tensor *t) { return t->shape.ndim == 1 && t->format; }
 
-static bool stays(const qm_tensor *t) { return t->laid_out || qm_cuda_plain_type(t->format) != QM_DTYPE_COUNT; }
+/* What no kernel multiplies by is kept as f16. */
+static const qm_format *plain_for(const qm_tensor *t) { return qm_format_find(is_vector(t) ? "f32" : "f16"); }
+
+static bool stays(const qm_tensor *t)
+{
+    const qm_dtype plain = qm_cuda_plain_type(t->format);
+    return t->laid_out || (is_vector(t) ? plain == QM_F32 : plain != QM_DTYPE_COUNT);
+}
 
 bool qm_cuda_prepared(qm_device *device, qm_device *where, const qm_tensor *t, qm_tensor **out, qm_err *e)
 {
@@ -221,7 +225,7 @@ bool qm_cuda_prepared(qm_device *device, qm_device *where, const qm_tensor *t, q
         return true;
     *out = t->format && describe(((qm_cuda *)device)->ops, t, &m)
                ? blank(where, t, &m, e)
-               : qm_tensor_blank(t, qm_format_find("f16"), &(qm_quantize_options){0}, where, e);
+               : qm_tensor_blank(t, plain_for(t), &(qm_quantize_options){0}, where, e);
     return *out != NULL;
 }
 
@@ -236,7 +240,7 @@ bool qm_cuda_prepare(qm_device *device, const qm_tensor *t, qm_tensor **out, qm_
     if (!d->ops && !qm_cuda_ops_open(d, e))
         return false;
     if (!t->format || !describe(d->ops, t, &m))
-        return (*out = as_half(device, t, e)) != NULL;
+        return (*out = device->quantize(device, t, plain_for(t), &(qm_quantize_options){0}, e)) != NULL;
     *out = blank(device, t, &m, e);
     if (*out && pack(d, t, &m, *out, e))
         return true;

@@ -25,7 +25,7 @@ bool qm_cuda_flush(qm_cuda *d, qm_err *e)
     w->products = w->rotations = 0;
     w->panel.half = w->panel_memory = NULL;
     qm_cuda_give(d, panel);
-    return qm_cuda_check(d, r, "multiplying", e);
+    return qm_cuda_check(d, r, "multiplying", e) && qm_cuda_play(d, e);
 }
 
 bool qm_cuda_same_kind(const qm_matrix *a, const qm_matrix *b)
@@ -156,6 +156,8 @@ static bool packed_many(qm_cuda *d, const qm_matrix *m, const activation *x, con
 
 static bool packed(qm_cuda *d, const qm_matrix *m, const activation *x, const qm_product *p, qm_err *e)
 {
+    if (x->rows == 1 && qm_cuda_notes(d))
+        return qm_cuda_note(d, &(qm_note){QM_NOTE_PRODUCT, .product = {*m, x->x, *p}}, e);
     if (x->rows > FEW && qm_matrix_takes_wide())
         return packed_wide(d, m, x, p, e);
     if (x->rows > SOME && qm_cuda_has_blas(d))
@@ -268,7 +270,8 @@ static bool linear(qm_cuda *d, qm_call *c, qm_err *e)
     bool ok = make_out(d, c, false, &y, e) && read_vector(d, &c->arg[2], &bias, e);
     if (!ok)
         return false;
-    ok = qm_cuda_product(d, c->arg[1].tensor, &x, bias.values, y.x, e) && (!bias.taken || qm_cuda_flush(d, e));
+    ok = qm_cuda_product(d, c->arg[1].tensor, &x, bias.values, y.x, e) 
+         && (!bias.taken || qm_cuda_notes(d) || qm_cuda_flush(d, e));
     drop_vector(d, &bias);
     return ok;
 }

@@ -113,7 +113,7 @@ bool qm_cuda_ops_open(qm_cuda *d, qm_err *e)
     bool ok = (o->dynamic = qm_cuda_alloc(d, sizeof dynamic, e))
               && qm_cuda_upload(d, o->dynamic, dynamic, sizeof dynamic, e)
               && (o->counters = qm_cuda_alloc(d, QM_COUNTERS, e))
-              && (o->draw = qm_cuda_alloc(d, QM_DRAW_SUMS, e))
+              && (o->draw = qm_cuda_alloc(d, QM_DRAW_SUMS, e)) && qm_cuda_notes_open(d, e)
               && qm_cuda_check(d, cudaMemsetAsync(o->counters, 0, QM_COUNTERS, d->stream), "starting ops", e)
               && qm_cuda_check(d, cudaMemsetAsync(o->draw, 0, QM_DRAW_SUMS, d->stream), "starting ops", e);
     if (!ok)
@@ -127,6 +127,7 @@ void qm_cuda_ops_close(qm_cuda *d)
     if (!o)
         return;
     qm_cuda_blas_close(d);
+    qm_cuda_notes_close(d);
     for (int i = 0; i < o->ropes; i++)
         qm_cuda_free(d, o->rope[i].inverse);
     qm_cuda_forget_experts(d);

@@ -51,8 +51,53 @@ enum { QM_KNOWN_LEVELS = 8 };
 enum { QM_ROPE_TABLES = 16, QM_COUNTERS = 1 << 20, QM_STEP_ARENA = 96 << 20, QM_STEP_HISTORY = 1 << 20,
        QM_STEP_WORDS = 2 + QM_STEP_HISTORY, QM_BLAS_WORKSPACE = 32 << 20 };
 
+/* What a captured step does with one token, until it is launched (notes.c). */
+typedef enum qm_note_kind {
+    QM_NOTE_PRODUCT,
+    QM_NOTE_ADD,
+    QM_NOTE_GATE, /* QM_EACH_SWIGLU or QM_EACH_GEGLU */
+    QM_NOTE_NORM,
+    QM_NOTE_ROPE,
+    QM_NOTE_ATTEND,
+} qm_note_kind;
+
+typedef struct qm_note {
+    qm_note_kind kind;
+    union {
+        struct {
+            qm_matrix w;
+            const float *x;
+            qm_product p;
+        } product;
+        struct {
+            qm_each_op f;
+            const float *x, *y;
+            float *out;
+            uint32_t n;
+        } values;
+        struct {
+            const float *x, *w;
+            float add, eps;
+            uint32_t d;
+            float *y;
+        } norm;
+        struct {
+            qm_rotation r;
+            uint32_t head_dim, rotary_dim;
+            bool neox;
+            const float *inverse;
+            float scale;
+            qm_position at;
+        } rope;
+        qm_attention attend; /* without scratch */
+    };
+} qm_note;
+
+typedef struct qm_notes qm_notes;
+
 typedef struct qm_cuda_ops {
     qm_waiting waiting;
+    qm_notes *notes;
     qm_rope_table rope[QM_ROPE_TABLES];
     int ropes;
     qm_expert_table *experts;
@@ -67,7 +112,7 @@ typedef struct qm_cuda_ops {
 
     /* While a step is being captured: its memory comes from the arena, its ids and its position from the GPU.
      */
-    bool capturing;
+    bool capturing, program; /* program: a step that becomes one (notes.c) */
     uint8_t *arena;
     uint64_t arena_used;
     int32_t *ids, *passed, *history; /* the last id; steps since the capture; all ids since then */
@@ -86,6 +131,16 @@ uint64_t qm_cuda_op_memory(qm_device *d, const qm_call *c, uint64_t *kept);
 uint64_t qm_cuda_kept_memory(qm_device *d, bool decoding);
 bool qm_cuda_prepared(qm_device *d, qm_device *where, const qm_tensor *t, qm_tensor **out, qm_err *e);
 qm_tensor *qm_cuda_restore(qm_device *d, const qm_tensor *t, qm_err *e);
+
+/* Whether ops on one token are noted now; notes one; launches what was noted; and, after a capture, brings programs to the
+ * GPU, or forgets them when it failed. */
+bool qm_cuda_notes(const qm_cuda *d);
+bool qm_cuda_attend(qm_cuda *d, qm_attention *a, qm_err *e); /* with scratch of its own */
+bool qm_cuda_note(qm_cuda *d, const qm_note *n, qm_err *e);
+bool qm_cuda_play(qm_cuda *d, qm_err *e);
+bool qm_cuda_notes_done(qm_cuda *d, bool captured, qm_err *e);
+bool qm_cuda_notes_open(qm_cuda *d, qm_err *e);
+void qm_cuda_notes_close(qm_cuda *d);
 
 /* Launches what waits.  Before memory is given back or looked at. */
 bool qm_cuda_flush(qm_cuda *d, qm_err *e);

@@ -59,7 +59,7 @@ static bool ready(qm_cuda *d, qm_err *e)
 
 /* ---- capturing ------------------------------------------------------------------------------------- */
 
-static bool capture(qm_cuda_step *s, bool (*record)(void *, qm_err *), void *arg, qm_err *e)
+static bool capture(qm_cuda_step *s, bool program, bool (*record)(void *, qm_err *), void *arg, qm_err *e)
 {
     qm_cuda *d = s->gpu;
     qm_cuda_ops *o = d->ops;
@@ -69,12 +69,14 @@ static bool capture(qm_cuda_step *s, bool (*record)(void *, qm_err *), void *arg
                           "capturing a step", e))
         return false;
     o->capturing = true;
+    o->program = program;
     bool ok = record(arg, e) && qm_cuda_flush(d, e)
               && qm_cuda_check(d, qm_step_done(o->ids, o->history, o->passed, d->stream), "capturing a step",
                                e);
-    o->capturing = false;
+    o->capturing = o->program = false;
     memset(&o->waiting, 0, sizeof o->waiting);
     cudaError_t r = cudaStreamEndCapture(d->stream, &graph);
+    ok = qm_cuda_notes_done(d, ok && r == cudaSuccess, e) && ok;
     ok = ok && qm_cuda_check(d, r, "capturing a step", e)
          && qm_cuda_check(d, cudaGraphInstantiate(&s->graph, graph, 0), "making a graph of a step", e);
     cudaGetLastError();
@@ -85,7 +87,8 @@ static bool capture(qm_cuda_step *s, bool (*record)(void *, qm_err *), void *arg
 }
 
 /* The cache as it was: a capture appends nothing. */
-static bool capture_and_undo(qm_cuda_step *s, bool (*record)(void *, qm_err *), void *arg, qm_err *e)
+static bool capture_and_undo(qm_cuda_step *s, bool program, bool (*record)(void *, qm_err *), void *arg,
+                             qm_err *e)
 {
     qm_kv *kv = s->kv;
     size_t size = (size_t)kv->layers * sizeof *kv->count;
@@ -93,14 +96,14 @@ static bool capture_and_undo(qm_cuda_step *s, bool (*record)(void *, qm_err *), 
     if (!count)
         return qm_fail(e, QM_ENOFIT, "out of memory for a step of %d layers", kv->layers);
     memcpy(count, kv->count, size);
-    bool ok = capture(s, record, arg, e);
+    bool ok = capture(s, program, record, arg, e);
     memcpy(kv->count, count, size);
     free(count);
     return ok;
 }
 
-qm_cuda_step *qm_cuda_step_new(qm_cuda *d, qm_kv *kv, bool (*record)(void *arg, qm_err *e), void *arg,
-                               qm_err *e)
+qm_cuda_step *qm_cuda_step_new(qm_cuda *d, qm_kv *kv, bool program, bool (*record)(void *arg, qm_err *e),
+                               void *arg, qm_err *e)
 {
     qm_cuda_enter(d);
     if (kv->device != &d->device) {
@@ -117,7 +120,7 @@ qm_cuda_step *qm_cuda_step_new(qm_cuda *d, qm_kv *kv, bool (*record)(void *arg, 
     s->begun = qm_kv_length(kv);
     qm_device_ref(&d->device);
     d->ops->steps++;
-    if (capture_and_undo(s, record, arg, e))
+    if (capture_and_undo(s, program, record, arg, e))
         return s;
     qm_cuda_step_free(s);
     return NULL;
@@ -164,7 +167,8 @@ bool qm_cuda_step_run(qm_cuda_step *s, int32_t id, int n, int32_t *ids, qm_err *
         return false;
     for (int i = 0; i < n; i++)
         if (ids[i] < 0)
-            return qm_fail(e, QM_EFAIL, "the logits after token %d hold a NaN or an infinity: nothing can be chosen",
+            return qm_fail(e, QM_EFAIL,
+                           "the logits after token %d hold a NaN or an infinity: nothing can be chosen",
                            length + i);
     for (int layer = 0; layer < s->kv->layers; layer++)
         s->kv->count[layer] += n;

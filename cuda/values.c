@@ -14,7 +14,14 @@ static bool each(qm_cuda *d, qm_call *c, qm_each_op f, bool two, float by, bool 
 {
     activation x = arg(c, 0), out;
     const float *y = two ? arg(c, 1).x : NULL;
-    if (!make_out_with(d, c, with_half, with_half, &out, e) || !qm_cuda_flush(d, e))
+    if (!make_out_with(d, c, with_half, with_half, &out, e))
+        return false;
+    if (x.rows == 1 && qm_cuda_notes(d) && (f == QM_EACH_ADD || f == QM_EACH_SWIGLU || f == QM_EACH_GEGLU))
+        return qm_cuda_note(
+            d,
+            &(qm_note){f == QM_EACH_ADD ? QM_NOTE_ADD : QM_NOTE_GATE, .values = {f, x.x, y, out.x, x.cols}},
+            e);
+    if (!qm_cuda_flush(d, e))
         return false;
     if (out.panel.half)
         return ran(d, c, qm_each_panel(f, x.x, y, out.x, &out.panel, d->stream), e);
@@ -88,9 +95,13 @@ static bool rmsnorm(qm_cuda *d, qm_call *c, qm_err *e)
     vector w;
     uint32_t run = (uint32_t)qm_tensor_cols(c->arg[1].tensor);
     bool of_rows = run == x.cols; /* whole ones, and not the heads of each */
-    if (!make_out_with(d, c, of_rows, of_rows, &y, e) || !read_vector(d, &c->arg[1], &w, e) || !qm_cuda_flush(d, e))
+    if (!make_out_with(d, c, of_rows, of_rows, &y, e) || !read_vector(d, &c->arg[1], &w, e))
         return false;
-    float add = (float)c->arg[3].number, eps = (float)c->arg[2].number;
+    const float add = (float)c->arg[3].number, eps = (float)c->arg[2].number;
+    if (x.rows == 1 && of_rows && qm_cuda_notes(d))
+        return qm_cuda_note(d, &(qm_note){QM_NOTE_NORM, .norm = {x.x, w.values, add, eps, run, y.x}}, e);
+    if (!qm_cuda_flush(d, e))
+        return false;
     cudaError_t r = y.panel.half ? qm_rmsnorm_panel(x.x, w.values, add, eps, y.x, &y.panel, d->stream)
                                  : qm_rmsnorm(x.x, w.values, add, eps, (uint64_t)x.rows * x.cols / run, run, y.x,
                                               y.half.half ? &y.half : NULL, d->stream);

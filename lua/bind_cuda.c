@@ -177,17 +177,19 @@ static bool record(void *arg, qm_err *e)
     return lua_pcall(r->L, 0, 0, 0) == 0 || qm_fail(e, QM_EFAIL, "recording a step failed");
 }
 
-/* cuda_step(device, cache, f) -> step.  f calls ops for one token, the last of them argmax or sample. */
+/* cuda_step(device, cache, f [, program]) -> step.  f calls ops for one token, the last of them argmax or sample;
+ * program: what can be becomes one kernel. */
 static int cuda_step(lua_State *L)
 {
     qm_cuda *d = gpu(L);
     qm_kv *kv = qml_check(L, 2, QML_CACHE);
     luaL_checktype(L, 3, LUA_TFUNCTION);
+    bool program = lua_toboolean(L, 4);
     lua_settop(L, 3);
     qm_err e = {0};
     void **box = qml_box(L, QML_STEP);
     recording r = {L, 3};
-    *box = qm_cuda_step_new(d, kv, record, &r, &e);
+    *box = qm_cuda_step_new(d, kv, program, record, &r, &e);
     if (!*box && lua_gettop(L) > 4)
         return lua_error(L); /* f's own */
     if (!*box)

@@ -22,6 +22,7 @@ local o = cli.parse({
         { "chat", doc = "the prompt is a user's message: it is put into the model's chat template" },
         { "system", kind = "text", value = "TEXT", doc = "with --chat: a system message before it" },
         { "ignore-eos", doc = "go on where the model ends its text" },
+        { "program", doc = "on a GPU from Hopper on: one kernel walks through a token's ops (new; logits differ in their last bits)" },
         { "json", doc = "one object: prompt_ids, ids, text, tokens_per_second, …" },
     },
     examples = [[

@@ -198,13 +198,15 @@ end
 --- Makes a model ready to run.
 ---@param source string|qmoon.Model
 ---@param options? {adapter: string|string[]|nil, context: integer?, kv: "f32"|"f16"|"bf16"|"q8_0"|nil, llm_int8: boolean?, exact: boolean?,
----  device: qmoon.Device?, load: qmoon.FormatSpec?, expect: table|function|nil, progress: boolean?, threads: integer?}
+---  device: qmoon.Device?, program: boolean?, load: qmoon.FormatSpec?, expect: table|function|nil, progress: boolean?, threads: integer?}
 ---  load: quantise linear weights to this format while they are read;
 ---  expect: {tokens = the most in a cache, decode = whether tokens are made one by one}, or a function of the model that
 ---  gives that, for the forecast of memory that a GPU must have (default: the context, if given, or 4096 tokens);
 ---  progress: show it even where stderr is no terminal; threads: that read;
 ---  exact: compute with weights as they are decoded, instead of laid out for speed (where activations are rounded, too);
----  device: what computes, from qm.cuda (default: this machine's processors)
+---  device: what computes, from qm.cuda (default: this machine's processors);
+---  program: on a GPU from Hopper on, let one kernel walk through the ops of a token instead of launching each (new: a captured
+---  step's logits then differ in their last bits from single calls')
 ---@return qmoon.Runner
 function Runner.load(source, options)
     options = options or {}
@@ -366,7 +368,7 @@ function Runner:captured_step(cache, pick)
     local device = self.options.device
     return device and core.cuda_step(device, cache, function()
         pick(self:forward({ 0 }, cache))
-    end)
+    end, self.options.program)
 end
 
 --- Bytes of weights in the mapped files, and of those in memory: quantised while they were loaded, on a GPU, or laid out for

@@ -75,17 +75,22 @@ local function measure(name, m, format, forward, head)
     forward(ids(CONTEXT), cache)
     forward({ 1 }, cache, head)
     cache:truncate(CONTEXT)
-    local step = core.cuda_step(gpu, cache, function()
-        ops.argmax(forward({ 1 }, cache, head))
-    end)
     local decode, prompt = {}, {}
-    for i = 1, 5 do
+    for _, way in ipairs { "launches", "program" } do
+        local rates = {}
+        local step = core.cuda_step(gpu, cache, function()
+            ops.argmax(forward({ 1 }, cache, head))
+        end, way == "program")
+        for i = 1, 5 do
+            cache:truncate(CONTEXT)
+            local start = core.now()
+            step:run(1, STEPS)
+            rates[i] = STEPS / (core.now() - start)
+        end
+        step:close()
         cache:truncate(CONTEXT)
-        local start = core.now()
-        step:run(1, STEPS)
-        decode[i] = STEPS / (core.now() - start)
+        decode[#decode + 1] = ("%s %6.0f tokens/s %8.1f us"):format(way, median(rates), 1e6 / median(rates))
     end
-    step:close()
     for i = 1, 3 do
         cache:truncate(0)
         local start = core.now()
@@ -94,8 +99,8 @@ local function measure(name, m, format, forward, head)
         prompt[i] = PROMPT / (core.now() - start)
     end
     cache:close()
-    print(("%-14s %-5s head %-5s  decode %6.0f tokens/s %8.1f us   prompt %7.0f tokens/s"):format(name, format, head,
-        median(decode), 1e6 / median(decode), median(prompt)))
+    print(("%-14s %-5s head %-5s  decode: %s   prompt %7.0f tokens/s"):format(name, format, head,
+        table.concat(decode, ", "), median(prompt)))
     io.stdout:flush()
 end
 

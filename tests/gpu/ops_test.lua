@@ -211,14 +211,21 @@ end
 -- ---- a step ---------------------------------------------------------------------------------------------------
 
 --- A small decoder with random weights, on any device.
-local function decoder(device)
-    local d, heads, kv_heads, dim, inner, vocabulary, layers = 256, 4, 2, 64, 512, 1000, 3
+local function decoder(device, o)
+    o = o or {}
+    local d, heads, kv_heads, dim, inner, vocabulary, layers = 256, o.heads or 4, o.kv_heads or 2, o.dim or 64, o.inner or 512, 1000, 3
+    local attend = { heads = heads, kv_heads = kv_heads, window = o.window, softcap = o.softcap }
+    local turn = { head_dim = dim, kind = o.kind, rotary_dim = o.rotary_dim }
+    local gate = o.geglu and ops.geglu or ops.swiglu
     seed = 1000
     local function there(t)
         return device == qm.cpu and t or core.prepare(t:to(device))
     end
     local function weight(n, k)
-        return there(random({ n, k }, 0.05):quantize "nf4")
+        return there(random({ n, k }, 0.05):quantize(o.format or "nf4"))
+    end
+    local function bias(n)
+        return o.bias and there(random { n }) or nil
     end
     local ones = {}
     for i = 1, d do
@@ -228,25 +235,27 @@ local function decoder(device)
     local layer = {}
     for i = 1, layers do
         layer[i] = { q = weight(heads * dim, d), k = weight(kv_heads * dim, d), v = weight(kv_heads * dim, d), o = weight(d, heads * dim),
-                     gate = weight(inner, d), up = weight(inner, d), down = weight(d, inner) }
+                     gate = weight(inner, d), up = weight(inner, d), down = weight(d, inner), bq = bias(heads * dim), bv = bias(kv_heads * dim) }
     end
+    local head = o.head and there(random({ vocabulary, d }, 0.05):quantize(o.head)) or table
     return function(ids, cache)
         local x, at = ops.embedding(table, ids), cache:length()
         for i, l in ipairs(layer) do
             local h = ops.rmsnorm(x, norm, 1e-6)
-            local q, k, v = ops.linear(h, l.q), ops.linear(h, l.k), ops.linear(h, l.v)
-            q, k = ops.rope(q, at, { head_dim = dim }), ops.rope(k, at, { head_dim = dim })
-            x = ops.add(x, ops.linear(ops.attention(q, k, v, cache, i - 1, { heads = heads, kv_heads = kv_heads }), l.o))
+            local q, k, v = ops.linear(h, l.q, l.bq), ops.linear(h, l.k), ops.linear(h, l.v, l.bv)
+            q, k = ops.rope(q, at, turn), ops.rope(k, at, turn)
+            local y = ops.linear(ops.attention(q, k, v, cache, i - 1, attend), l.o)
+            x = ops.add(x, o.scaled and ops.scale(y, 0.5) or y)
             h = ops.rmsnorm(x, norm, 1e-6)
-            x = ops.add(x, ops.linear(ops.swiglu(ops.linear(h, l.gate), ops.linear(h, l.up)), l.down))
+            x = ops.add(x, ops.linear(gate(ops.linear(h, l.gate), ops.linear(h, l.up)), l.down))
         end
-        return ops.linear(ops.rmsnorm(x, norm, 1e-6), table)
+        return ops.linear(ops.rmsnorm(x, norm, 1e-6), head)
     end, function()
         return qm.kv_cache { layers = layers, kv_heads = kv_heads, head_dim = dim, context = 700, device = device ~= qm.cpu and device or nil }
     end
 end
 
-tests["a captured step goes on as single calls do"] = function()
+local function goes_on(program)
     local prompt = { 5, 17, 900, 33, 2 }
     local here, cache_here = decoder(qm.cpu)
     local there, cache_there = decoder(gpu)
@@ -260,7 +269,7 @@ tests["a captured step goes on as single calls do"] = function()
     end
     local step = core.cuda_step(gpu, c, function()
         ops.argmax(there({ 0 }, c))
-    end)
+    end, program)
     assert(c:length() == 5, "a capture appends nothing")
     local first = step:run(7, 15)
     local second = step:run(first[15], 25)
@@ -271,8 +280,68 @@ tests["a captured step goes on as single calls do"] = function()
     c:truncate(5)
     assert(step:run(7, 3)[3] == singles[3], "again from the same place")
     b:truncate(8)
-    near(there({ 3 }, c), there({ 3 }, b), 0, "calls between")
+    near(there({ 3 }, c), there({ 3 }, b), program and 1e-3 or 0, "calls between")
     step:close()
+end
+
+tests["a captured step goes on as single calls do"] = function()
+    goes_on(false)
+end
+tests["so does one that is a program"] = function()
+    goes_on(true)
+end
+
+local DECODERS = {
+    { prompt = 5 }, { prompt = 40, head = "nf4", bias = true }, { prompt = 300, dim = 128, heads = 7, kv_heads = 1, head = "nf4" },
+    { prompt = 600, dim = 128, heads = 4, kv_heads = 4, bias = true }, { prompt = 280, dim = 64, heads = 20, kv_heads = 2, geglu = true },
+    { prompt = 290, window = 100, softcap = 20 }, { prompt = 33, kind = "norm", dim = 128, heads = 2, kv_heads = 1 },
+    { prompt = 20, format = "q4_0" }, { prompt = 20, format = "nf4:dq", head = "nf4:dq" }, { prompt = 20, format = "nf4:128", head = "nf4" },
+    { prompt = 20, format = "mxfp4", inner = 992 }, { prompt = 20, format = "nf4:32:dq", inner = 1088, bias = true },
+    { prompt = 20, rotary_dim = 32 }, { prompt = 20, dim = 80, heads = 4, kv_heads = 2 }, { prompt = 20, scaled = true },
+    { prompt = 20, format = "q8_0" },
+}
+
+local function gives_the_logits(program)
+    for _, o in ipairs(DECODERS) do
+        local name = ("prompt of %d, %s, heads of %d"):format(o.prompt, o.format or "nf4", o.dim or 64)
+        local there, cache = decoder(gpu, o)
+        local a, b, prompt, logits = cache(), cache(), {}, nil
+        for i = 1, o.prompt do
+            prompt[i] = i * 37 % 1000
+        end
+        there(prompt, a)
+        there(prompt, b)
+        there({ 1 }, a)
+        a:truncate(o.prompt)
+        local step = core.cuda_step(gpu, b, function()
+            logits = there({ 0 }, b)
+            ops.argmax(logits)
+        end, program)
+        local id, bits = 7, {}
+        for i = 1, 3 do
+            local single = there({ id }, a)
+            local nextid = step:run(id, 1)[1]
+            near(single, logits, 1e-3, name .. ", token " .. i)
+            bits[i] = logits:to(qm.cpu):plane(1)
+            id = nextid
+        end
+        b:truncate(o.prompt)
+        id = 7
+        for i = 1, 3 do
+            id = step:run(id, 1)[1]
+            assert(logits:to(qm.cpu):plane(1) == bits[i], name .. ": other bits")
+        end
+        step:close()
+        a:close()
+        b:close()
+    end
+end
+
+tests["a captured step gives the logits of single calls"] = function()
+    gives_the_logits(false)
+end
+tests["and so does a program, but for rounding"] = function()
+    gives_the_logits(true)
 end
 
 tests["what cannot be captured says so"] = function()

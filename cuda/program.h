@@ -1,0 +1,113 @@
+/* program.h: what a decoder does for one token as a list of phases, which one kernel walks through.
+ *
+ * All blocks of threads work on a phase together and wait for each other before the next.  A matrix does not depend on
+ * what is multiplied by it: every warp asks for its first part of the next one before it waits, so that memory is busy
+ * meanwhile, and nothing is launched, filled or looked up anew.
+ *
+ * Between phases x is f16 with a power of two for 16 values, which a tile's 16 rows can have at once.  A norm is spread
+ * over the phases at its two sides: the one that makes x leaves x * weight and the sums of squares of 16 values each, and
+ * the product that follows has its results multiplied, at last, by 1 / sqrt(mean of squares + eps). */
+#ifndef QM_CUDA_PROGRAM_H
+#define QM_CUDA_PROGRAM_H
+
+#include "matrix.h"
+#include "ops.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef enum qm_phase_kind { QM_PHASE_HALF, QM_PHASE_PRODUCT, QM_PHASE_ATTEND } qm_phase_kind;
+typedef enum qm_gate { QM_GATE_NONE, QM_GATE_SILU, QM_GATE_GELU_TANH } qm_gate;
+
+/* value = half * scale[i / 16] */
+typedef struct qm_sixteens {
+    void *half;
+    float *scale;
+} qm_sixteens;
+
+/* y = x / sqrt(mean of x^2 + eps) * (weight + add) */
+typedef struct qm_norm {
+    const float *x, *weight; /* weight NULL: there is none */
+    float *y;                /* written by the product that comes after */
+    float add, eps;
+    qm_sixteens half; /* x * (weight + add) */
+    float *squares;   /* sum of x^2 of 16 values each */
+} qm_norm;
+
+typedef struct qm_phase_part {
+    const uint8_t *items;
+    const float *nested;
+    float offset, factor;
+    uint32_t rows, first_tile;
+    qm_product p;
+} qm_phase_part;
+
+/* x W^T of up to QM_TOGETHER matrices, their tiles numbered through or, under a gate, by turns. */
+typedef struct qm_product_phase {
+    qm_phase_part part[QM_TOGETHER];
+    uint32_t cols, tiles, slices;
+    uint32_t each, rest;                           /* tiles (under a gate, pairs) of a block; so many blocks have one more */
+    uint32_t warp_by, more_tiles, more_slices;     /* 65536 / slices, rounded up; from one item of a warp to its next */
+    qm_sixteens x;
+    qm_norm before, after; /* of x; and of the last part's sum or, where nothing is added, result */
+    qm_gate gate;          /* of two parts with as many rows: gate(first) * second goes into */
+    float *gated;
+    qm_sixteens gated_half;
+} qm_product_phase;
+
+/* x as f16, or the beginning of a norm. */
+typedef struct qm_half_phase {
+    const float *x;
+    uint32_t cols;
+    qm_sixteens half;
+    qm_norm after;
+} qm_half_phase;
+
+/* Attention of one token to an f16 cache, after the turn of q and k. */
+typedef struct qm_attend_phase {
+    qm_attention a; /* tokens is 1 */
+    qm_sixteens half;
+    const float *inverse; /* frequencies of all pairs, or NULL: no turn */
+    float turn;           /* what sine and cosine are multiplied with */
+    bool neox;
+    float *q, *k; /* where q and k go, turned */
+} qm_attend_phase;
+
+typedef struct qm_phase {
+    qm_phase_kind kind;
+    union {
+        qm_half_phase half;
+        qm_product_phase product;
+        qm_attend_phase attend;
+    };
+} qm_phase;
+
+/* Phases whose matrices are of one kind.  Between two products there are no more than two others. */
+typedef struct qm_program {
+    const qm_phase *phases; /* on the GPU, QM_PHASE_BYTES each */
+    uint32_t count, head_dim;
+    uint32_t group;
+    qm_scale_type scale;
+    float level[16];
+    const float *dynamic;
+    uint32_t sums;     /* floats that a block needs of its shared memory: qm_program_sums, the most of all phases */
+    uint32_t *arrived; /* one for a phase, zero before */
+} qm_program;
+
+enum { QM_PHASE_BYTES = 640 };
+
+/* Blocks of threads that walk together on this GPU; 0: it cannot. */
+uint32_t qm_program_blocks(void);
+/* Divides a product whose parts are known among the blocks: divisions take long on a GPU. */
+void qm_program_divide(qm_product_phase *p, uint32_t blocks);
+uint32_t qm_program_sums(const qm_product_phase *p); /* of one that is divided */
+bool qm_program_takes(uint32_t sums, uint32_t head_dim); /* head_dim 0: no attention */
+uint64_t qm_program_partial(uint32_t blocks, uint32_t head_dim); /* bytes for attention's parts */
+cudaError_t qm_program_run(const qm_program *p, cudaStream_t s);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

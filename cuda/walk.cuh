@@ -1,0 +1,234 @@
+/* walk.cuh: the kernel that walks through a program (program.h). */
+#ifndef QM_WALK_CUH
+#define QM_WALK_CUH
+
+enum { WALK_THREADS = 512, WALK_WARPS = WALK_THREADS / 32, WALK_SLOTS = 4, WALK_GROUP = 8, WALK_KEYS = 16 };
+
+/* Shared memory: pairs, the map of nested scales, phases, and what a phase has for itself. */
+static constexpr uint32_t WALK_MAP = PAIRS_BYTES, WALK_PHASES = WALK_MAP + 1024, WALK_OWN = WALK_PHASES + (uint32_t)WALK_SLOTS * QM_PHASE_BYTES;
+
+static_assert(sizeof(qm_phase) <= QM_PHASE_BYTES && QM_PHASE_BYTES % 16 == 0, "a phase has its place");
+
+/* threadIdx.x, asked for anew every time: registers are short, and what is spilled comes back from the second-level cache,
+ * because waiting for other blocks empties the first. */
+__device__ inline uint32_t thread()
+{
+    uint32_t t;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(t));
+    return t;
+}
+
+struct walk_job {
+    qm_program p;
+    uint32_t never; /* 0 */
+};
+
+/* Phase n, while it is in shared memory: from three before it on. */
+__device__ inline const qm_phase &phase_at(uint32_t n)
+{
+    extern __shared__ uint4 shared[];
+    return *(const qm_phase *)((const uint8_t *)shared + WALK_PHASES + n % WALK_SLOTS * QM_PHASE_BYTES);
+}
+
+/* ---- waiting for each other ---------------------------------------------------------------------- */
+
+__device__ inline void arrive(uint32_t *counter)
+{
+    __syncthreads();
+    if (thread() == 0)
+        asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
+}
+
+__device__ inline void wait_for_all(const uint32_t *counter)
+{
+    if (thread() == 0) {
+        uint32_t here;
+        do
+            asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(here) : "l"(counter) : "memory");
+        while (here < gridDim.x);
+    }
+    __syncthreads();
+}
+
+/* ---- halves -------------------------------------------------------------------------------------- */
+
+/* Of 16 lanes, each with one of 16 values in a row: as f16, with their power of two. */
+__device__ inline void store_sixteen(const qm_sixteens &h, uint32_t n, float v, bool there)
+{
+    float most = there ? fabsf(v) : 0;
+#pragma unroll
+    for (int i = 8; i; i /= 2)
+        most = fmaxf(most, __shfl_xor_sync(~0u, most, i));
+    const float by = to_half_range(most);
+    if (there)
+        ((__half *)h.half)[n] = __float2half_rn(v * by);
+    if (there && n % 16 == 0)
+        h.scale[n / 16] = 1 / by;
+}
+
+/* Of 16 lanes as well: the first part of a norm. */
+__device__ inline void begin_norm(const qm_norm &norm, uint32_t n, float v, float weight, bool there)
+{
+    store_sixteen(norm.half, n, v * weight, there);
+    float square = there ? v * v : 0;
+#pragma unroll
+    for (int k = 8; k; k /= 2)
+        square += __shfl_xor_sync(~0u, square, k);
+    if (there && n % 16 == 0)
+        norm.squares[n / 16] = square;
+}
+
+__device__ inline void walk_half(const qm_half_phase &f)
+{
+    for (uint32_t i = blockIdx.x * WALK_THREADS + thread(); i - thread() % 32 < f.cols; i += gridDim.x * WALK_THREADS) {
+        const bool there = i < f.cols;
+        const float v = there ? f.x[i] : 0;
+        if (f.after.weight)
+            begin_norm(f.after, i, v, there ? f.after.weight[i] + f.after.add : 0, there);
+        else
+            store_sixteen(f.half, i, v, there);
+    }
+}
+
+#include "walk_attend.cuh"
+#include "walk_product.cuh"
+
+/* ---- the kernel ---------------------------------------------------------------------------------- */
+
+/* The next product from phase p on, which is no further than two. */
+__device__ inline uint32_t product_from(uint32_t p, uint32_t count)
+{
+    for (uint32_t k = p; k < count && k < p + 3; k++)
+        if (phase_at(k).kind == QM_PHASE_PRODUCT)
+            return k;
+    return NO_PHASE;
+}
+
+__device__ inline void fetch_phase(const qm_program &p, uint32_t n, uint8_t *slots)
+{
+    if (n < p.count && thread() < QM_PHASE_BYTES / 16)
+        copy_async((uint32_t)__cvta_generic_to_shared(slots + n % WALK_SLOTS * QM_PHASE_BYTES) + thread() * 16,
+                   (const uint8_t *)p.phases + (uint64_t)n * QM_PHASE_BYTES + thread() * 16, true);
+    copies_begun();
+}
+
+template <int GROUP, qm_scale_type S, int DIM> __global__ void __launch_bounds__(WALK_THREADS, 1) walk(const __grid_constant__ walk_job j)
+{
+#if __CUDA_ARCH__ >= 900
+    extern __shared__ uint4 shared[];
+    uint8_t *memory = (uint8_t *)shared, *slots = memory + WALK_PHASES, *space = memory + WALK_OWN + thread() / 32 * item_scales<GROUP, S>::SPACE, *own = memory + WALK_OWN + item_scales<GROUP, S>::SPACE * WALK_WARPS;
+    float *dynamic = (float *)(memory + WALK_MAP);
+    const qm_program &program = j.p;
+    const uint32_t lane = kept(thread() % 32), g = lane / 4, t = kept(lane % 4), never = j.never;
+    for (uint32_t n = 0; n < WALK_SLOTS - 1; n++)
+        fetch_phase(program, n, slots);
+    fill_pairs((uint32_t *)memory, program.level, WALK_THREADS);
+    if (S == QM_SCALE_NESTED)
+        for (uint32_t i = thread(); i < 256; i += WALK_THREADS)
+            dynamic[i] = __ldg(program.dynamic + i);
+    copies_done<0>();
+    __syncthreads();
+    const uint32_t pairs = (uint32_t)__cvta_generic_to_shared(memory) + 4 * lane;
+    walk_item<GROUP, S> item;
+    item.load_all(item.next(first_place(product_from(0, program.count)), space, lane, g, t));
+    for (uint32_t p = 0; p < program.count; p++) {
+        const qm_phase &f = phase_at(p);
+        fetch_phase(program, p + WALK_SLOTS - 1, slots);
+        if (f.kind == QM_PHASE_PRODUCT) {
+            const walk_turn turn(f.product, product_from(p + 1, program.count));
+            if (p)
+                wait_for_all(program.arrived + p - 1);
+            walk_product<GROUP, S>(p, turn, item, space, (float *)own, pairs, dynamic, lane, g, t, never);
+        } else if (f.kind == QM_PHASE_ATTEND) {
+            const int32_t passed = f.attend.a.at.passed ? __ldcg(f.attend.a.at.passed) : 0;
+            begin_attend<DIM>(f.attend, passed, own, lane);
+            if (p)
+                wait_for_all(program.arrived + p - 1);
+            walk_attend<DIM>(f.attend, passed, own, lane);
+        } else {
+            if (p)
+                wait_for_all(program.arrived + p - 1);
+            walk_half(f.half);
+        }
+        if (f.kind == QM_PHASE_PRODUCT)
+            copies_done<1>(); /* phase p + 3 is there; what was asked for last are scales */
+        else
+            copies_done<0>();
+        arrive(program.arrived + p);
+    }
+#endif
+}
+
+/* ---- launching ----------------------------------------------------------------------------------- */
+
+static int attribute(enum cudaDeviceAttr which)
+{
+    int device = 0, value = 0;
+    cudaGetDevice(&device);
+    cudaDeviceGetAttribute(&value, which, device);
+    return value;
+}
+
+uint32_t qm_program_blocks(void)
+{
+    return attribute(cudaDevAttrComputeCapabilityMajor) >= 9 && attribute(cudaDevAttrCooperativeLaunch)
+               ? (uint32_t)attribute(cudaDevAttrMultiProcessorCount)
+               : 0;
+}
+
+void qm_program_divide(qm_product_phase *f, uint32_t blocks)
+{
+    const uint32_t sets = f->gate ? f->tiles / 2 : f->tiles;
+    f->each = sets / blocks, f->rest = sets % blocks;
+    f->warp_by = 65536 / f->slices + 1;
+    f->more_tiles = WALK_WARPS / f->slices, f->more_slices = WALK_WARPS % f->slices;
+}
+
+uint32_t qm_program_sums(const qm_product_phase *f)
+{
+    return (f->each + (f->rest != 0)) * (f->gate ? 2 : 1) * f->slices * QM_TILE_ROWS;
+}
+
+static uint32_t shared_for(uint32_t sums, uint32_t head_dim)
+{
+    const uint32_t scales = item_scales<16, QM_SCALE_F32>::SPACE * (uint32_t)WALK_WARPS; /* the most there are */
+    const uint32_t attend = head_dim == 64 ? attend_space<64>::END : attend_space<128>::END, own = sums * (uint32_t)sizeof(float);
+    return WALK_OWN + scales + (head_dim && attend > own ? attend : own);
+}
+
+bool qm_program_takes(uint32_t sums, uint32_t head_dim)
+{
+    return (head_dim == 0 || head_dim == 64 || head_dim == 128) && sums < 1 << 20
+           && shared_for(sums, head_dim) <= (uint32_t)attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+}
+
+uint64_t qm_program_partial(uint32_t blocks, uint32_t head_dim) { return (uint64_t)blocks * WALK_GROUP * (head_dim + 2) * sizeof(float); }
+
+template <int GROUP, qm_scale_type S, int DIM> static cudaError_t launch_walk(const qm_program *p, cudaStream_t s)
+{
+    static constexpr auto kernel = walk<GROUP, S, DIM>;
+    const size_t shared = shared_for(p->sums, p->head_dim);
+    cudaError_t r = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared);
+    if (r)
+        return r;
+    cudaLaunchAttribute together = {};
+    together.id = cudaLaunchAttributeCooperative;
+    together.val.cooperative = 1;
+    cudaLaunchConfig_t c = {};
+    c.gridDim = dim3(qm_program_blocks()), c.blockDim = dim3(WALK_THREADS), c.dynamicSmemBytes = shared, c.stream = s;
+    c.attrs = &together, c.numAttrs = 1;
+    const walk_job j = {*p, 0};
+    return cudaLaunchKernelEx(&c, kernel, j);
+}
+
+cudaError_t qm_program_run(const qm_program *p, cudaStream_t s)
+{
+#define KIND(group_size, type)                                                                               \
+    if (p->group == group_size && p->scale == type)                                                          \
+        return p->head_dim == 64 ? launch_walk<group_size, type, 64>(p, s) : launch_walk<group_size, type, 128>(p, s);
+    MATRIX_KINDS
+#undef KIND
+    return cudaErrorInvalidValue;
+}
+
+#endif
