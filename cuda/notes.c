@@ -69,7 +69,6 @@ bool qm_cuda_note(qm_cuda *d, const qm_note *n, qm_err *e)
 
 /* ---- one by one ---------------------------------------------------------------------------------- */
 
-
 /* Products of one x that follow each other. */
 static bool launch_products(qm_cuda *d, const qm_note *n, int count, int *taken, qm_err *e)
 {
