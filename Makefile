@@ -198,7 +198,7 @@ lint: $(BUILD)/gen/registry.c $(BUILD)/gen/ops.c
 	    --suppress=missingIncludeSystem -DQM_VERSION='""' $(CORE) $(FORMATS) $(OPS) $(HOST)
 	clang-tidy --quiet $(CORE) $(FORMATS) $(OPS) $(HOST) -- -std=gnu11 -Icore $(LUAJIT_CFLAGS)
 
-C_FILES = $(shell find core lua tests -name '*.[ch]')
+C_FILES = $(shell find core cuda lua tests -name "*.[ch]")
 
 clean:
 	rm -rf $(BUILD)

@@ -1,5 +1,4 @@
-/* bandwidth.h: how fast this machine reads memory: the roof over everything that reads a weight once a token.
- */
+/* bandwidth.h: how fast this machine reads memory: the roof over everything that reads a weight once a token. */
 #ifndef QM_BANDWIDTH_H
 #define QM_BANDWIDTH_H
 

@@ -214,8 +214,7 @@ bool qm_quantiles(const qm_tensor *t, const double *p, int n, double *value, qm_
     return ok;
 }
 
-/* ---- errors, part by part --------------------------------------------------------------------------------
- */
+/* ---- errors, part by part -------------------------------------------------------------------- */
 
 int64_t qm_parts(const qm_tensor *t, qm_by by, int64_t block)
 {

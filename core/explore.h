@@ -39,15 +39,13 @@ int64_t qm_parts(const qm_tensor *t, qm_by by, int64_t block);
 /* Error sums of b against a for each part, into sum[qm_parts(…)]. */
 bool qm_errors_by(const qm_tensor *a, const qm_tensor *b, qm_by by, int64_t block, qm_errsum *sum, qm_err *e);
 
-/* The code of values first ... first+n-1 of a quantised tensor that keeps its codes in a plane of their own.
- */
+/* The code of values first ... first+n-1 of a quantised tensor that keeps its codes in a plane of their own. */
 bool qm_codes(const qm_tensor *t, int64_t first, int64_t n, int32_t *code, qm_err *e);
 
 /* The f32 scales of such a tensor, one per group, second level decoded. */
 qm_tensor *qm_scales(const qm_tensor *t, qm_err *e);
 
-/* ---- arithmetic, in f32; sums in double -------------------------------------------------------------------
- */
+/* ---- arithmetic, in f32; sums in double ------------------------------------------------------ */
 
 qm_tensor *qm_matmul(const qm_tensor *a, const qm_tensor *b, qm_err *e); /* [m x k] [k x n] */
 

@@ -64,8 +64,7 @@ static bool some_tokens(void *arg, int64_t index, int thread, qm_err *e)
     return true;
 }
 
-/* Some panels times some tokens, as much of both as a core's own cache holds at once; then the next tokens.
- */
+/* Some panels times some tokens, as much of both as a core's own cache holds at once; then the next tokens. */
 static void some_panels(const job *j, int64_t from, int64_t to)
 {
     const int64_t tile = j->w->cols <= 4096 ? 48 : 32;

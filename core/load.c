@@ -48,8 +48,7 @@ typedef struct load {
     void *arg;
 } load;
 
-/* ---- cutting ---------------------------------------------------------------------------------------------
- */
+/* ---- cutting --------------------------------------------------------------------------------- */
 
 static int64_t lcm(int64_t a, int64_t b)
 {
@@ -106,8 +105,7 @@ static uint64_t place(qm_tensor *part, uint8_t *to)
     return at;
 }
 
-/* Makes the sizes large enough for a piece: its bytes, and its values as f32 where those are needed beside.
- */
+/* Makes the sizes large enough for a piece: its bytes, and its values as f32 where those are needed beside. */
 static void sizes_of(const qm_loading *w, bool there, uint64_t *raw, uint64_t *values)
 {
     int64_t n = qm_tensor_count(w->from), step = step_of(w, there);
@@ -128,8 +126,7 @@ uint64_t qm_load_memory(const qm_loading *w, int n, int threads, const qm_device
     return (uint64_t)threads * (raw + values * sizeof(float));
 }
 
-/* ---- one piece -------------------------------------------------------------------------------------------
- */
+/* ---- one piece ------------------------------------------------------------------------------- */
 
 /* A slice's bytes: through the file, so that its pages do not count as this program's. */
 static bool read_slice(const qm_slice *s, uint8_t *to, qm_err *e)
@@ -184,8 +181,7 @@ static bool bring(const load *l, int index, int64_t piece, int thread, qm_err *e
            && c->bring(c, &part, raw, w->out, first, w->format != NULL, e);
 }
 
-/* ---- one weight ------------------------------------------------------------------------------------------
- */
+/* ---- one weight ------------------------------------------------------------------------------ */
 
 /* A tensor like t on the device, its planes not yet written. */
 static qm_tensor *blank_like(const qm_tensor *t, qm_device *d, qm_err *e)
@@ -370,8 +366,7 @@ static void tick(void *arg)
         l->progress(l->arg, atomic_load(&l->done));
 }
 
-/* ---- all of them -----------------------------------------------------------------------------------------
- */
+/* ---- all of them ----------------------------------------------------------------------------- */
 
 static void memory_free(memory *m, int threads)
 {

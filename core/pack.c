@@ -26,8 +26,7 @@
 #include "packed.h"
 #include "weight.h"
 
-/* A block of a file's format, taken apart: codes as the pack has them, and the scales, those that there are.
- */
+/* A block of a file's format, taken apart: codes as the pack has them, and the scales, those that there are. */
 typedef struct block {
     uint8_t code[256];
     uint16_t d, dmin;         /* halves, and what subs are multiplied with; dmin is taken off */

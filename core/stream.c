@@ -380,8 +380,7 @@ static void raw_planes(const qm_source *s, const chunk *c, const uint8_t *plane[
         plane[i] = c->b->raw + (s->double_quant && i == 1 ? r.absmax : r.at[i]);
 }
 
-/* Where row i of a chunk of whole heads goes: a head's first half to the even places, its second to the odd.
- */
+/* Where row i of a chunk of whole heads goes: a head's first half to the even places, its second to the odd. */
 static int64_t interleaved_row(int64_t i, int64_t head_rows)
 {
     int64_t half = head_rows / 2, j = i % head_rows;

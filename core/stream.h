@@ -37,12 +37,10 @@ typedef struct qm_source {
     uint64_t nested_at;
     float offset;
 
-    /* Files of single planes and of the nested scales, where a sharded checkpoint has them apart; NULL: file.
-     */
+    /* Files of single planes and of the nested scales, where a sharded checkpoint has them apart; NULL: file. */
     qm_infile *plane_file[QM_MAX_PLANES], *nested_file;
 
-    /* Rows that lie as qm_sink.interleave_heads writes them are put back as they are decoded.  Heads, or 0.
-     */
+    /* Rows that lie as qm_sink.interleave_heads writes them are put back as they are decoded.  Heads, or 0. */
     int64_t interleaved_heads;
 } qm_source;
 
@@ -103,8 +101,7 @@ typedef struct qm_sink {
 
 #define QM_MAX_SINKS 16
 
-/* What the values are held against: another source of as many rows and columns, which a file was written to.
- */
+/* What the values are held against: another source of as many rows and columns, which a file was written to. */
 typedef struct qm_against {
     qm_source source;
     float add;    /* taken off its values (gemma's norms: 1) */

@@ -14,8 +14,7 @@ typedef struct qm_strided {
     qm_shape shape;              /* ndim 0: contiguous, nothing of this is used */
 } qm_strided;
 
-/* Whether reading in order is right all the same: dimensions of 1 do not count, and no elements are in order.
- */
+/* Whether reading in order is right all the same: dimensions of 1 do not count, and no elements are in order. */
 bool qm_strided_is_contiguous(const qm_strided *s);
 
 /* Elements from the first to the last that is used, both included; -1 when that overflows or a stride is

@@ -128,8 +128,8 @@ bool qm_cuda_errors(qm_cuda_stream *s, const void *x, qm_dtype dtype, const qm_c
     return absent(e);
 }
 
-qm_cuda_step *qm_cuda_step_new(qm_cuda *d, struct qm_kv *kv, bool program, bool (*record)(void *arg, qm_err *e),
-                               void *arg, qm_err *e)
+qm_cuda_step *qm_cuda_step_new(qm_cuda *d, struct qm_kv *kv, bool program,
+                               bool (*record)(void *arg, qm_err *e), void *arg, qm_err *e)
 {
     (void)d, (void)kv, (void)program, (void)record, (void)arg;
     absent(e);

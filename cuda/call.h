@@ -16,7 +16,8 @@ typedef struct qm_cuda_way {
     uint64_t (*memory)(const qm_call *c, uint64_t *kept);
 } qm_cuda_way;
 
-extern const qm_cuda_way qm_cuda_products[], qm_cuda_int8[], qm_cuda_experts[], qm_cuda_values[], qm_cuda_ids[], qm_cuda_positions[];
+extern const qm_cuda_way qm_cuda_products[], qm_cuda_int8[], qm_cuda_experts[], qm_cuda_values[],
+    qm_cuda_ids[], qm_cuda_positions[];
 
 static inline uint64_t whole(uint64_t size) { return (size + 255) / 256 * 256; }
 
@@ -117,7 +118,8 @@ static inline bool ran(qm_cuda *d, const qm_call *c, cudaError_t r, qm_err *e)
 }
 
 /* y = x W^T + bias with a weight of any kind; may wait for the next call (qm_cuda_flush). */
-bool qm_cuda_product(qm_cuda *d, const qm_tensor *w, const activation *x, const float *bias, float *y, qm_err *e);
+bool qm_cuda_product(qm_cuda *d, const qm_tensor *w, const activation *x, const float *bias, float *y,
+                     qm_err *e);
 
 /* What that takes besides; *kept: see qm_cuda_way. */
 uint64_t qm_cuda_product_memory(const qm_tensor *w, uint32_t tokens, uint64_t *kept);

@@ -43,7 +43,10 @@ static uint32_t group_of(const run *r) { return r->format->block == 1 ? SINGLE_V
 
 static const char *kernel_name(const qm_format *f) { return f->table ? "codebook" : f->name; }
 
-bool qm_cuda_can_code(const qm_format *f, const qm_codec *c) { return (!f->made || f->table) && c->block <= LARGEST_GROUP; }
+bool qm_cuda_can_code(const qm_format *f, const qm_codec *c)
+{
+    return (!f->made || f->table) && c->block <= LARGEST_GROUP;
+}
 
 /* Whether columns that differ in importance are encoded differently. */
 static bool by_importance(const run *r) { return r->codec.importance && r->format->encode_important; }
@@ -55,7 +58,8 @@ static bool can_run(const qm_cuda *d, const run *r, qm_err *e)
         return qm_fail(e, QM_EUNSUPPORTED, "%s: format %s is made of functions, which run on the CPU only",
                        d->device.name, f->name);
     if (group_of(r) > LARGEST_GROUP)
-        return qm_fail(e, QM_EUNSUPPORTED, "%s: groups of %u values are more than one thread should go through; the CPU can",
+        return qm_fail(e, QM_EUNSUPPORTED,
+                       "%s: groups of %u values are more than one thread should go through; the CPU can",
                        d->device.name, group_of(r));
     return known_values(d, r->dtype, e);
 }
@@ -67,7 +71,8 @@ static unsigned plan(const qm_cuda *d, const run *r, qm_generic *g)
     uint64_t most = (uint64_t)d->info.multiprocessors * BLOCKS_A_MULTIPROCESSOR;
     bool far = together == 0;
     if (far) {
-        most = (uint64_t)d->info.multiprocessors < FAR_STAGE / row ? (uint64_t)d->info.multiprocessors : FAR_STAGE / row;
+        most = (uint64_t)d->info.multiprocessors < FAR_STAGE / row ? (uint64_t)d->info.multiprocessors
+                                                                   : FAR_STAGE / row;
         together = FAR_STAGE / row / most;
     }
     g->together = together > QM_GENERIC_THREADS ? QM_GENERIC_THREADS : (uint32_t)together;
@@ -84,12 +89,14 @@ static bool run_generic(qm_cuda_stream *s, bool encode, const run *r, qm_err *e)
         return false;
     if (r->n == 0)
         return true;
-    qm_generic g = {.values = r->values, .dtype = r->dtype, .n = r->n, .block = group_of(r), .codec = r->codec};
+    qm_generic g = {
+        .values = r->values, .dtype = r->dtype, .n = r->n, .block = group_of(r), .codec = r->codec};
     g.groups = (r->n + g.block - 1) / g.block;
     g.stride = g.block | 1;
     memcpy(g.plane, r->plane, sizeof g.plane);
     unsigned grid = plan(d, r, &g);
-    uint64_t stage = (uint64_t)g.together * g.stride * sizeof(float), rows = by_importance(r) ? r->n / r->codec.cols : 0;
+    uint64_t stage = (uint64_t)g.together * g.stride * sizeof(float),
+             rows = by_importance(r) ? r->n / r->codec.cols : 0;
     void *table = NULL;
     float *power = NULL;
     bool ok = true;
@@ -97,13 +104,16 @@ static bool run_generic(qm_cuda_stream *s, bool encode, const run *r, qm_err *e)
         ok = (g.stage = qm_cuda_scratch(d, s->handle, stage * grid, e)) != NULL;
     if (ok && r->format->table) {
         ok = (table = qm_cuda_scratch(d, s->handle, sizeof(qm_table), e))
-             && qm_cuda_check(d, cudaMemcpyAsync(table, r->format->table, sizeof(qm_table), cudaMemcpyHostToDevice, s->handle),
+             && qm_cuda_check(d,
+                              cudaMemcpyAsync(table, r->format->table, sizeof(qm_table),
+                                              cudaMemcpyHostToDevice, s->handle),
                               "copying a codebook", e);
         g.codec.table = table;
     }
     if (ok && encode && rows && r->format->row_power) {
         ok = (power = qm_cuda_scratch(d, s->handle, rows * sizeof *power, e))
-             && qm_cuda_check(d, qm_generic_power(r->values, r->dtype, rows, r->codec.cols, power, s->handle), "encoding", e);
+             && qm_cuda_check(d, qm_generic_power(r->values, r->dtype, rows, r->codec.cols, power, s->handle),
+                              "encoding", e);
         g.power = power;
     }
     if (ok) {
@@ -138,7 +148,10 @@ static bool nibble_kind(const qm_format *f, qm_nibble_kind *kind)
     static const struct {
         const char *name;
         qm_nibble_kind kind;
-    } known[] = {{"nf4", QM_NIBBLES_NF4}, {"fp4", QM_NIBBLES_FP4}, {"int4", QM_NIBBLES_INT4}, {"uint4", QM_NIBBLES_UINT4}};
+    } known[] = {{"nf4", QM_NIBBLES_NF4},
+                 {"fp4", QM_NIBBLES_FP4},
+                 {"int4", QM_NIBBLES_INT4},
+                 {"uint4", QM_NIBBLES_UINT4}};
     for (size_t i = 0; i < sizeof known / sizeof *known; i++)
         if (is(f, known[i].name)) {
             *kind = known[i].kind;
@@ -154,7 +167,8 @@ static void ranks_of_table(const qm_table *t, qm_nibble_ranks *ranks)
 {
     ranks->code[0] = t->code[0];
     for (uint32_t r = 1; r < t->count; r++) {
-        uint32_t node = (1u << t->bits | r) >> 1; /* between rank r and the one below: the lowest node above both */
+        uint32_t node = (1u << t->bits | r)
+                        >> 1; /* between rank r and the one below: the lowest node above both */
         for (uint32_t k = r; k % 2 == 0; k /= 2)
             node /= 2;
         if (t->code[r] == ranks->code[ranks->thresholds])
@@ -192,13 +206,14 @@ static bool encode_nibbles(qm_cuda_stream *s, qm_nibble_kind kind, const run *r,
 {
     qm_nibble_ranks ranks;
     uint64_t done = aligned(r->plane[0], 4) ? qm_nibbles_encodes(r->codec.block, r->n) : 0;
-    cudaError_t x = qm_nibbles_encode(kind, ranks_of(r->format, kind, &ranks), r->values, r->dtype, done, r->codec.block,
-                                      r->codec.exact_zero, r->plane[0], (float *)(void *)r->plane[1], r->plane[2],
-                                      s->handle);
+    cudaError_t x = qm_nibbles_encode(kind, ranks_of(r->format, kind, &ranks), r->values, r->dtype, done,
+                                      r->codec.block, r->codec.exact_zero, r->plane[0],
+                                      (float *)(void *)r->plane[1], r->plane[2], s->handle);
     if (x == cudaErrorNotSupported)
         done = 0;
     run rest = rest_of(r, done);
-    return (x == cudaErrorNotSupported || qm_cuda_check(s->gpu, x, "encoding", e)) && run_generic(s, true, &rest, e);
+    return (x == cudaErrorNotSupported || qm_cuda_check(s->gpu, x, "encoding", e))
+           && run_generic(s, true, &rest, e);
 }
 
 static bool encode_run(qm_cuda_stream *s, const run *r, qm_err *e)
@@ -228,7 +243,8 @@ static bool encode_run(qm_cuda_stream *s, const run *r, qm_err *e)
 bool qm_cuda_encode(qm_cuda_stream *s, const void *x, qm_dtype dtype, uint64_t n, const qm_cuda_coded *to,
                     qm_err *e)
 {
-    run r = {.format = to->format, .codec = to->codec, .values = (void *)(uintptr_t)x, .dtype = dtype, .n = n};
+    run r = {
+        .format = to->format, .codec = to->codec, .values = (void *)(uintptr_t)x, .dtype = dtype, .n = n};
     memcpy(r.plane, to->plane, sizeof r.plane);
     qm_cuda_enter(s->gpu);
     return encode_run(s, &r, e);
@@ -243,7 +259,8 @@ bool qm_cuda_encode_scales(qm_cuda_stream *s, const float *absmax, uint64_t grou
     double *scratch = qm_cuda_scratch(d, s->handle, qm_nested_scratch(groups) * sizeof *scratch, e);
     if (!scratch)
         return false;
-    cudaError_t x = offset_given ? cudaMemcpyAsync(offset, &to->offset, sizeof *offset, cudaMemcpyHostToDevice, s->handle)
+    cudaError_t x = offset_given ? cudaMemcpyAsync(offset, &to->offset, sizeof *offset,
+                                                   cudaMemcpyHostToDevice, s->handle)
                                  : qm_nested_offset(absmax, groups, scratch, offset, s->handle);
     if (!x)
         x = qm_nested_encode(absmax, groups, offset, to->plane[1], to->nested, s->handle);
@@ -257,7 +274,8 @@ bool qm_cuda_encode_double(qm_cuda_stream *s, const void *x, qm_dtype dtype, uin
     uint64_t groups = groups_of(&to->codec, n);
     qm_cuda_enter(s->gpu);
     if (n == 0)
-        return qm_cuda_check(s->gpu, cudaMemsetAsync(offset, 0, sizeof *offset, s->handle), "double quantisation", e);
+        return qm_cuda_check(s->gpu, cudaMemsetAsync(offset, 0, sizeof *offset, s->handle),
+                             "double quantisation", e);
     uint8_t *absmax = qm_cuda_scratch(s->gpu, s->handle, groups * sizeof(float), e);
     if (!absmax)
         return false;
@@ -279,8 +297,11 @@ bool qm_cuda_measure(qm_cuda_stream *s, qm_codec *codec, const qm_format *f, con
         return true;
     }
     if (!aligned(x, 16))
-        return qm_fail(e, QM_EFAIL, "%s: measuring values that do not begin on 16 bytes", s->gpu->device.name);
-    uint32_t *largest = known_values(s->gpu, dtype, e) ? qm_cuda_scratch(s->gpu, s->handle, sizeof *largest, e) : NULL;
+        return qm_fail(e, QM_EFAIL, "%s: measuring values that do not begin on 16 bytes",
+                       s->gpu->device.name);
+    uint32_t *largest = known_values(s->gpu, dtype, e)
+                            ? qm_cuda_scratch(s->gpu, s->handle, sizeof *largest, e)
+                            : NULL;
     if (!largest)
         return false;
     cudaError_t r = cudaMemsetAsync(largest, 0, sizeof *largest, s->handle);
@@ -302,15 +323,17 @@ static bool as_nibbles(const qm_cuda *d, const qm_cuda_coded *c, qm_nibbles *q)
     const qm_format *f = c->format;
     qm_nibble_kind kind;
     uint32_t block = c->codec.block;
-    if (d->generic_only || !nibble_kind(f, &kind) || block < 32 || (block & (block - 1)) || !aligned(c->plane[0], 4)
-        || (!c->double_quant && !aligned(c->plane[1], 4)))
+    if (d->generic_only || !nibble_kind(f, &kind) || block < 32 || (block & (block - 1))
+        || !aligned(c->plane[0], 4) || (!c->double_quant && !aligned(c->plane[1], 4)))
         return false;
     *q = (qm_nibbles){.codes = c->plane[0], .scales = c->plane[1], .block = block};
     q->flush = kind == QM_NIBBLES_NF4 || kind == QM_NIBBLES_FP4;
     q->zeros = kind == QM_NIBBLES_UINT4 ? c->plane[2] : NULL;
     const float *level = kind == QM_NIBBLES_NF4 ? qm_nf4_value : kind == QM_NIBBLES_FP4 ? qm_fp4_value : NULL;
     for (int i = 0; i < 16; i++)
-        q->level[i] = level ? level[i] : f->table ? f->table->level[i] : (float)(kind == QM_NIBBLES_INT4 ? i - 8 : i);
+        q->level[i] = level      ? level[i]
+                      : f->table ? f->table->level[i]
+                                 : (float)(kind == QM_NIBBLES_INT4 ? i - 8 : i);
     if (c->double_quant) {
         q->nested = c->nested;
         q->offset = c->offset;
@@ -348,8 +371,8 @@ bool qm_cuda_decode(qm_cuda_stream *s, const qm_cuda_coded *from, uint64_t n, vo
     cudaError_t x = cudaErrorNotSupported;
     bool fast = !s->gpu->generic_only && n && aligned(y, 16);
     if (fast && is(c.format, "int8") && c.codec.block % 8 == 0 && aligned(c.plane[0], 8))
-        x = qm_int8_decode(c.plane[0], (const float *)(void *)c.plane[1], n / c.codec.block, c.codec.block, y, dtype,
-                           s->handle);
+        x = qm_int8_decode(c.plane[0], (const float *)(void *)c.plane[1], n / c.codec.block, c.codec.block, y,
+                           dtype, s->handle);
     else if (fast && is(c.format, "q8_0") && aligned(c.plane[0], 2))
         x = qm_q8_0_decode(c.plane[0], n, y, dtype, s->handle);
     else if (fast && is(c.format, "q4_0") && aligned(c.plane[0], 2))
@@ -368,11 +391,13 @@ bool qm_cuda_decode(qm_cuda_stream *s, const qm_cuda_coded *from, uint64_t n, vo
 
 /* ---- errors -------------------------------------------------------------------------------------- */
 
-enum { SUMS_CHUNK = 1 << 23 }; /* values decoded at once: in the second-level cache when they are read again */
+enum {
+    SUMS_CHUNK = 1 << 23
+}; /* values decoded at once: in the second-level cache when they are read again */
 
 /* Of values first ... first + n - 1 of c, by way of `values`, which holds SUMS_CHUNK and two groups. */
-static bool chunk_errors(qm_cuda_stream *s, const void *x, qm_dtype dtype, const qm_cuda_coded *c, uint64_t first,
-                         uint64_t n, uint64_t all, float *values, void *partial, qm_err *e)
+static bool chunk_errors(qm_cuda_stream *s, const void *x, qm_dtype dtype, const qm_cuda_coded *c,
+                         uint64_t first, uint64_t n, uint64_t all, float *values, void *partial, qm_err *e)
 {
     qm_cuda_coded part = *c;
     uint64_t block = c->format->block == 1 ? 1 : c->codec.block, start = first / block * block;
@@ -387,33 +412,37 @@ static bool chunk_errors(qm_cuda_stream *s, const void *x, qm_dtype dtype, const
     return qm_cuda_check(s->gpu, r, "adding up errors", e);
 }
 
-static bool decoded_errors(qm_cuda_stream *s, const void *x, qm_dtype dtype, const qm_cuda_coded *b, uint64_t n,
-                           void *partial, qm_err *e)
+static bool decoded_errors(qm_cuda_stream *s, const void *x, qm_dtype dtype, const qm_cuda_coded *b,
+                           uint64_t n, void *partial, qm_err *e)
 {
     qm_cuda_coded c = *b;
     void *scales;
     uint64_t chunk = n < SUMS_CHUNK ? n : SUMS_CHUNK;
     bool ok = undo_double(s, &c, n, &scales, e);
-    float *values = ok ? qm_cuda_scratch(s->gpu, s->handle, (chunk + 2 * (uint64_t)c.codec.block + 4) * sizeof *values, e) : NULL;
+    float *values = ok ? qm_cuda_scratch(s->gpu, s->handle,
+                                         (chunk + 2 * (uint64_t)c.codec.block + 4) * sizeof *values, e)
+                       : NULL;
     ok = values != NULL;
     for (uint64_t at = 0; ok && at < n; at += SUMS_CHUNK)
-        ok = chunk_errors(s, x, dtype, &c, at, n - at < SUMS_CHUNK ? n - at : SUMS_CHUNK, n, values, partial, e);
+        ok = chunk_errors(s, x, dtype, &c, at, n - at < SUMS_CHUNK ? n - at : SUMS_CHUNK, n, values, partial,
+                          e);
     qm_cuda_unscratch(values, s->handle);
     qm_cuda_unscratch(scales, s->handle);
     return ok;
 }
 
-static bool partial_errors(qm_cuda_stream *s, const void *x, qm_dtype dtype, const qm_cuda_coded *b, uint64_t n,
-                           void *partial, qm_err *e)
+static bool partial_errors(qm_cuda_stream *s, const void *x, qm_dtype dtype, const qm_cuda_coded *b,
+                           uint64_t n, void *partial, qm_err *e)
 {
     qm_nibbles q;
     qm_dtype other = qm_cuda_plain_type(b->format);
     cudaError_t r;
     if (as_nibbles(s->gpu, b, &q) && q.block <= QM_SUMS_NIBBLES_BLOCK)
         r = qm_sums_nibbles(x, dtype, &q, n, partial, s->handle);
-    else if (!s->gpu->generic_only && is(b->format, "int8") && b->codec.block % 8 == 0 && b->codec.block <= QM_SUMS_INT8_COLS
-             && aligned(b->plane[0], 8))
-        r = qm_sums_int8(x, dtype, b->plane[0], (const float *)(void *)b->plane[1], b->codec.block, n, partial, s->handle);
+    else if (!s->gpu->generic_only && is(b->format, "int8") && b->codec.block % 8 == 0
+             && b->codec.block <= QM_SUMS_INT8_COLS && aligned(b->plane[0], 8))
+        r = qm_sums_int8(x, dtype, b->plane[0], (const float *)(void *)b->plane[1], b->codec.block, n,
+                         partial, s->handle);
     else if (!s->gpu->generic_only && is(b->format, "q8_0") && aligned(b->plane[0], 2))
         r = qm_sums_q8_0(x, dtype, b->plane[0], n, partial, s->handle);
     else if (!s->gpu->generic_only && is(b->format, "q4_0") && aligned(b->plane[0], 2))
@@ -425,8 +454,8 @@ static bool partial_errors(qm_cuda_stream *s, const void *x, qm_dtype dtype, con
     return qm_cuda_check(s->gpu, r, "adding up errors", e);
 }
 
-bool qm_cuda_errors_start(qm_cuda_stream *s, const void *x, qm_dtype dtype, const qm_cuda_coded *b, uint64_t n,
-                          qm_errsum *there, qm_err *e)
+bool qm_cuda_errors_start(qm_cuda_stream *s, const void *x, qm_dtype dtype, const qm_cuda_coded *b,
+                          uint64_t n, qm_errsum *there, qm_err *e)
 {
     qm_cuda *d = s->gpu;
     if (!known_values(d, dtype, e))

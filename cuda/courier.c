@@ -23,7 +23,8 @@ typedef struct courier {
     qm_courier courier; /* first */
     qm_cuda_stream stream;
     cudaEvent_t done;
-    room in_here, in, x, y, heads, scratch, out, out_here; /* "here": pinned; heads: rows as they lie in the file */
+    room in_here, in, x, y, heads, scratch, out,
+        out_here; /* "here": pinned; heads: rows as they lie in the file */
 } courier;
 
 /* ---- memory --------------------------------------------------------------------------------------- */
@@ -62,7 +63,8 @@ static out_layout layout_of(const qm_job *job, uint64_t n, uint64_t each)
         if (has_errors(job, k))
             o.error[k] = qm_courier_place(&o.total, parts * sizeof(qm_errsum));
         if (s->double_quant)
-            o.group[k] = qm_courier_place(&o.total, (n + s->codec.block - 1) / s->codec.block * sizeof(qm_groupsum));
+            o.group[k] = qm_courier_place(&o.total,
+                                          (n + s->codec.block - 1) / s->codec.block * sizeof(qm_groupsum));
     }
     return o;
 }
@@ -79,7 +81,8 @@ static uint64_t source_size(const qm_source *s, uint64_t n)
 
 enum {
     SCRATCH = 16 << 20, /* what codecs take for a while */
-    LEAST_PART = 16 << 10 /* values: parts are hardly ever shorter, so this counts more of them than there are */
+    LEAST_PART =
+        16 << 10 /* values: parts are hardly ever shorter, so this counts more of them than there are */
 };
 
 uint64_t qm_cuda_courier_memory(const qm_job *job, uint64_t n, uint64_t *pinned)
@@ -89,7 +92,8 @@ uint64_t qm_cuda_courier_memory(const qm_job *job, uint64_t n, uint64_t *pinned)
     uint64_t heads = job->source.interleaved_heads ? n * sizeof(float) : 0;
     uint64_t out = layout_of(job, n, n < LEAST_PART ? n : LEAST_PART).total;
     *pinned = in + out;
-    return in + out + heads + 2 * n * sizeof(float) + qm_steps_errors_scratch(n, n < LEAST_PART ? n : LEAST_PART) + SCRATCH;
+    return in + out + heads + 2 * n * sizeof(float)
+           + qm_steps_errors_scratch(n, n < LEAST_PART ? n : LEAST_PART) + SCRATCH;
 }
 
 static uint8_t *memory(qm_courier *base, uint64_t size, qm_err *e)
@@ -110,7 +114,8 @@ static bool keeps(qm_round r, qm_dtype d)
 static bool is_direct(const qm_job *job)
 {
     qm_dtype d = qm_cuda_plain_type(job->source.format);
-    return d != QM_DTYPE_COUNT && job->nstep == 0 && !job->source.interleaved_heads && keeps(job->round, d) && keeps(job->source.round, d);
+    return d != QM_DTYPE_COUNT && job->nstep == 0 && !job->source.interleaved_heads && keeps(job->round, d)
+           && keeps(job->source.round, d);
 }
 
 static qm_cuda_coded source_there(const courier *l, const qm_parcel *c)
@@ -138,9 +143,11 @@ static bool decode(courier *l, const qm_parcel *c, room *to, qm_err *e)
 }
 
 /* Errors of y, or of x itself, against x, to where they come back from. */
-static bool add_errors(courier *l, const qm_parcel *c, const void *x, qm_dtype dtype, const float *y, uint64_t at, qm_err *e)
+static bool add_errors(courier *l, const qm_parcel *c, const void *x, qm_dtype dtype, const float *y,
+                       uint64_t at, qm_err *e)
 {
-    cudaError_t r = qm_steps_errors(x, dtype, y, c->n, c->each, l->scratch.at, (qm_errsum *)(void *)(l->out.at + at), l->stream.handle);
+    cudaError_t r = qm_steps_errors(x, dtype, y, c->n, c->each, l->scratch.at,
+                                    (qm_errsum *)(void *)(l->out.at + at), l->stream.handle);
     return qm_cuda_check(l->stream.gpu, r, "adding up errors", e);
 }
 
@@ -152,14 +159,15 @@ static bool take_steps(courier *l, const qm_parcel *c, const out_layout *o, qm_e
     cudaError_t r = qm_extras_steps(c, l->in.at, (float *)(void *)l->x.at, l->stream.handle);
     if (!qm_cuda_check(l->stream.gpu, r, "merging", e) || !job->want_errors || !job->nstep)
         return r == cudaSuccess;
-    return decode(l, c, &l->y, e) && add_errors(l, c, l->y.at, QM_F32, (const float *)(void *)l->x.at, o->moved, e);
+    return decode(l, c, &l->y, e)
+           && add_errors(l, c, l->y.at, QM_F32, (const float *)(void *)l->x.at, o->moved, e);
 }
 
 /* ---- sinks ------------------------------------------------------------------------------------------- */
 
 /* In runs of rows of one matrix, as core/stream.c does it. */
-static bool encode_by_importance(courier *l, const qm_parcel *c, int sink, qm_cuda_coded coded, const void *values, qm_dtype dtype,
-                                 qm_err *e)
+static bool encode_by_importance(courier *l, const qm_parcel *c, int sink, qm_cuda_coded coded,
+                                 const void *values, qm_dtype dtype, qm_err *e)
 {
     const qm_sink *s = &c->job->sink[sink];
     const int64_t cols = c->job->source.cols, last = c->row + c->rows;
@@ -173,30 +181,34 @@ static bool encode_by_importance(courier *l, const qm_parcel *c, int sink, qm_cu
         run.codec.importance = importance + (matrix - c->row / s->importance_rows) * cols;
         for (int i = 0; i < qm_format_planes(s->format); i++)
             run.plane[i] += qm_plane_size(s->format, &s->codec, i, done);
-        if (!qm_cuda_encode(&l->stream, (const char *)values + done * (qm_dtypes[dtype].bits / 8), dtype, n, &run, e))
+        if (!qm_cuda_encode(&l->stream, (const char *)values + done * (qm_dtypes[dtype].bits / 8), dtype, n,
+                            &run, e))
             return false;
     }
     return true;
 }
 
-static bool encode_sink(courier *l, const qm_parcel *c, int k, const out_layout *o, const void *values, qm_dtype dtype, qm_err *e)
+static bool encode_sink(courier *l, const qm_parcel *c, int k, const out_layout *o, const void *values,
+                        qm_dtype dtype, qm_err *e)
 {
     const qm_sink *s = &c->job->sink[k];
     qm_cuda_coded coded = {.format = s->format, .codec = s->codec};
     for (int i = 0; i < qm_format_planes(s->format); i++)
         coded.plane[i] = l->out.at + o->plane[k][i];
     if (qm_by_importance(s) ? !encode_by_importance(l, c, k, coded, values, dtype, e)
-                         : !qm_cuda_encode(&l->stream, values, dtype, c->n, &coded, e))
+                            : !qm_cuda_encode(&l->stream, values, dtype, c->n, &coded, e))
         return false;
     if (!has_errors(c->job, k))
         return true;
     float *y = (float *)(void *)l->y.at;
-    if (!qm_cuda_decode(&l->stream, &coded, c->n, y, QM_F32, e) || !add_errors(l, c, values, dtype, y, o->error[k], e))
+    if (!qm_cuda_decode(&l->stream, &coded, c->n, y, QM_F32, e)
+        || !add_errors(l, c, values, dtype, y, o->error[k], e))
         return false;
     return !s->double_quant
            || qm_cuda_check(l->stream.gpu,
                             qm_steps_group_sums(values, dtype, y, c->n, s->codec.block,
-                                                (qm_groupsum *)(void *)(l->out.at + o->group[k]), l->stream.handle),
+                                                (qm_groupsum *)(void *)(l->out.at + o->group[k]),
+                                                l->stream.handle),
                             "adding up groups", e);
 }
 
@@ -208,7 +220,8 @@ static void results(courier *l, qm_parcel *c, const out_layout *o)
         c->group[k] = (const qm_groupsum *)(void *)(l->out_here.at + o->group[k]);
         c->error[k] = (const qm_errsum *)(void *)(l->out_here.at + o->error[k]);
     }
-    c->moved = c->job->nstep && c->job->want_errors ? (const qm_errsum *)(void *)(l->out_here.at + o->moved) : NULL;
+    c->moved = c->job->nstep && c->job->want_errors ? (const qm_errsum *)(void *)(l->out_here.at + o->moved)
+                                                    : NULL;
     uint64_t first;
     memcpy(&first, l->out_here.at + o->first_nonfinite, sizeof first);
     c->first_nonfinite = first < c->n ? first : c->n;
@@ -220,10 +233,12 @@ static bool fetch_nonfinite(courier *l, qm_parcel *c, const void *values, qm_dty
     uint32_t bits = 0, size = qm_dtypes[dtype].bits / 8;
     if (c->first_nonfinite == c->n)
         return true;
-    cudaError_t r = cudaMemcpyAsync(&bits, (const char *)values + c->first_nonfinite * size, size, cudaMemcpyDeviceToHost,
-                                    l->stream.handle);
+    cudaError_t r = cudaMemcpyAsync(&bits, (const char *)values + c->first_nonfinite * size, size,
+                                    cudaMemcpyDeviceToHost, l->stream.handle);
     cudaError_t last = cudaStreamSynchronize(l->stream.handle);
-    c->nonfinite = dtype == QM_F32 ? qm_bits_f32(bits) : dtype == QM_F16 ? qm_f16_to_f32((uint16_t)bits) : qm_bf16_to_f32((uint16_t)bits);
+    c->nonfinite = dtype == QM_F32   ? qm_bits_f32(bits)
+                   : dtype == QM_F16 ? qm_f16_to_f32((uint16_t)bits)
+                                     : qm_bf16_to_f32((uint16_t)bits);
     return qm_cuda_check(l->stream.gpu, r ? r : last, "looking for values that are not finite", e);
 }
 
@@ -234,7 +249,8 @@ static cudaError_t wait_for(courier *l)
     return r ? r : cudaEventSynchronize(l->done);
 }
 
-static bool rooms_for(courier *l, const qm_parcel *c, const out_layout *o, uint64_t in, bool direct, qm_err *e)
+static bool rooms_for(courier *l, const qm_parcel *c, const out_layout *o, uint64_t in, bool direct,
+                      qm_err *e)
 {
     bool decoded = c->job->want_errors;
     for (int k = 0; k < c->job->nsink; k++)
@@ -263,7 +279,8 @@ static bool bring_extras(courier *l, const qm_parcel *c, uint64_t in, qm_err *e)
     return true;
 }
 
-static bool put_on_stream(courier *l, const qm_parcel *c, const out_layout *o, uint64_t in, bool direct, qm_err *e)
+static bool put_on_stream(courier *l, const qm_parcel *c, const out_layout *o, uint64_t in, bool direct,
+                          qm_err *e)
 {
     const qm_job *job = c->job;
     const void *values = direct ? l->in.at + c->at[0] : l->x.at;
@@ -278,7 +295,8 @@ static bool put_on_stream(courier *l, const qm_parcel *c, const out_layout *o, u
         return false;
     if (!direct
         && !(decode(l, c, &l->x, e) && take_steps(l, c, o, e)
-             && qm_cuda_check(d, qm_steps_round(job->round, (float *)(void *)l->x.at, c->n, h), "rounding", e)))
+             && qm_cuda_check(d, qm_steps_round(job->round, (float *)(void *)l->x.at, c->n, h), "rounding",
+                              e)))
         return false;
     if (!job->keep_nonfinite
         && !qm_cuda_check(d, qm_steps_nonfinite(values, dtype, c->n, first, h), "looking", e))
@@ -297,12 +315,14 @@ static bool run(qm_courier *base, qm_parcel *c, qm_err *e)
     uint64_t in = qm_courier_aligned(c->raw) + qm_extras_size(c->job, c->row, c->rows);
     bool direct = is_direct(c->job);
     qm_cuda_enter(l->stream.gpu);
-    bool ok = bring_extras(l, c, in, e) && rooms_for(l, c, &o, in, direct, e) && put_on_stream(l, c, &o, in, direct, e);
+    bool ok = bring_extras(l, c, in, e) && rooms_for(l, c, &o, in, direct, e)
+              && put_on_stream(l, c, &o, in, direct, e);
     cudaError_t r = wait_for(l);
     if (!ok || !qm_cuda_check(l->stream.gpu, r, "work", e))
         return false;
     results(l, c, &o);
-    return fetch_nonfinite(l, c, direct ? l->in.at + c->at[0] : l->x.at, direct ? qm_cuda_plain_type(c->job->source.format) : QM_F32, e);
+    return fetch_nonfinite(l, c, direct ? l->in.at + c->at[0] : l->x.at,
+                           direct ? qm_cuda_plain_type(c->job->source.format) : QM_F32, e);
 }
 
 /* ---- to stay there ----------------------------------------------------------------------------------- */
@@ -315,7 +335,8 @@ static uint8_t *there(const courier *l, const qm_slice *plane)
 
 static qm_cuda_coded coded_part(const qm_tensor *t)
 {
-    qm_cuda_coded c = {.format = t->format, .codec = t->codec, .double_quant = t->double_quant, .offset = t->offset};
+    qm_cuda_coded c = {
+        .format = t->format, .codec = t->codec, .double_quant = t->double_quant, .offset = t->offset};
     for (int i = 0; i < QM_MAX_PLANES; i++)
         c.plane[i] = (uint8_t *)(uintptr_t)t->plane[i].data;
     if (t->double_quant)
@@ -324,7 +345,8 @@ static qm_cuda_coded coded_part(const qm_tensor *t)
 }
 
 /* The values of a part, as they lie or decoded into l->x. */
-static bool part_values(courier *l, const qm_tensor *part, uint64_t n, const void **values, qm_dtype *dtype, qm_err *e)
+static bool part_values(courier *l, const qm_tensor *part, uint64_t n, const void **values, qm_dtype *dtype,
+                        qm_err *e)
 {
     *dtype = qm_cuda_plain_type(part->format);
     *values = there(l, &part->plane[0]);
@@ -339,21 +361,25 @@ static bool part_values(courier *l, const qm_tensor *part, uint64_t n, const voi
         return false;
     *values = l->x.at;
     return qm_cuda_decode(&l->stream, &c, n, l->x.at, QM_F32, e)
-           && qm_cuda_check(l->stream.gpu, qm_steps_round(part->round, (float *)(void *)l->x.at, n, l->stream.handle),
+           && qm_cuda_check(l->stream.gpu,
+                            qm_steps_round(part->round, (float *)(void *)l->x.at, n, l->stream.handle),
                             "rounding", e);
 }
 
-static bool encode_part(courier *l, const qm_tensor *part, uint64_t raw, qm_tensor *to, const qm_tensor *target, qm_err *e)
+static bool encode_part(courier *l, const qm_tensor *part, uint64_t raw, qm_tensor *to,
+                        const qm_tensor *target, qm_err *e)
 {
     const void *values;
     qm_dtype dtype;
     uint64_t n = (uint64_t)qm_tensor_count(part);
     qm_cuda *d = l->stream.gpu;
     if (!make_room(l, &l->in, raw, false, e)
-        || !qm_cuda_check(d, cudaMemcpyAsync(l->in.at, l->in_here.at, raw, cudaMemcpyHostToDevice, l->stream.handle),
-                          "copying to it", e)
+        || !qm_cuda_check(
+            d, cudaMemcpyAsync(l->in.at, l->in_here.at, raw, cudaMemcpyHostToDevice, l->stream.handle),
+            "copying to it", e)
         || !part_values(l, part, n, &values, &dtype, e)
-        || (to->format->tensor_range != 0 && !qm_cuda_measure(&l->stream, &to->codec, to->format, values, dtype, n, e)))
+        || (to->format->tensor_range != 0
+            && !qm_cuda_measure(&l->stream, &to->codec, to->format, values, dtype, n, e)))
         return false; /* with a range for the tensor, it is one part */
     qm_cuda_coded c = coded_part(target);
     c.codec.factor = to->codec.factor;
@@ -365,13 +391,13 @@ static bool copy_part(courier *l, const qm_tensor *part, const qm_tensor *target
     cudaError_t r = cudaSuccess;
     for (int i = 0; i <= QM_MAX_PLANES && !r; i++)
         if (part->plane[i].size)
-            r = cudaMemcpyAsync((void *)(uintptr_t)target->plane[i].data, part->plane[i].data, part->plane[i].size,
-                                cudaMemcpyHostToDevice, l->stream.handle);
+            r = cudaMemcpyAsync((void *)(uintptr_t)target->plane[i].data, part->plane[i].data,
+                                part->plane[i].size, cudaMemcpyHostToDevice, l->stream.handle);
     return qm_cuda_check(l->stream.gpu, r, "copying to it", e);
 }
 
-static bool bring(qm_courier *base, const qm_tensor *part, uint64_t raw, qm_tensor *to, int64_t first, bool encode,
-                  qm_err *e)
+static bool bring(qm_courier *base, const qm_tensor *part, uint64_t raw, qm_tensor *to, int64_t first,
+                  bool encode, qm_err *e)
 {
     courier *l = (courier *)base;
     qm_tensor target = qm_tensor_part(to, first, qm_tensor_count(part));
@@ -402,7 +428,8 @@ static void courier_free(qm_courier *base)
 {
     courier *l = (courier *)base;
     qm_cuda *d = l->stream.gpu;
-    room *there[] = {&l->in, &l->x, &l->y, &l->heads, &l->scratch, &l->out}, *here[] = {&l->in_here, &l->out_here};
+    room *there[] = {&l->in, &l->x, &l->y, &l->heads, &l->scratch, &l->out},
+         *here[] = {&l->in_here, &l->out_here};
     qm_cuda_enter(d);
     if (l->stream.handle)
         cudaStreamSynchronize(l->stream.handle);
@@ -426,12 +453,15 @@ qm_courier *qm_cuda_courier_new(qm_device *device, qm_err *e)
         qm_fail(e, QM_ENOFIT, "%s: out of memory for a courier", device->name);
         return NULL;
     }
-    l->courier = (qm_courier){.device = qm_device_ref(device), .memory = memory, .run = run, .bring = bring,
-                              .free = courier_free};
+    l->courier = (qm_courier){
+        .device = qm_device_ref(device), .memory = memory, .run = run, .bring = bring, .free = courier_free};
     l->stream.gpu = d;
     qm_cuda_enter(d);
-    if (qm_cuda_check(d, cudaStreamCreateWithFlags(&l->stream.handle, cudaStreamNonBlocking), "making a stream", e)
-        && qm_cuda_check(d, cudaEventCreateWithFlags(&l->done, cudaEventDisableTiming | cudaEventBlockingSync), "making an event", e))
+    if (qm_cuda_check(d, cudaStreamCreateWithFlags(&l->stream.handle, cudaStreamNonBlocking),
+                      "making a stream", e)
+        && qm_cuda_check(d,
+                         cudaEventCreateWithFlags(&l->done, cudaEventDisableTiming | cudaEventBlockingSync),
+                         "making an event", e))
         return &l->courier;
     courier_free(&l->courier);
     return NULL;

@@ -103,8 +103,8 @@ bool qm_cuda_errors(qm_cuda_stream *s, const void *x, qm_dtype dtype, const qm_c
  * program: what can be, becomes one kernel (program.h; Hopper), instead of a launch each. */
 typedef struct qm_cuda_step qm_cuda_step;
 struct qm_kv;
-qm_cuda_step *qm_cuda_step_new(qm_cuda *d, struct qm_kv *kv, bool program, bool (*record)(void *arg, qm_err *e),
-                               void *arg, qm_err *e);
+qm_cuda_step *qm_cuda_step_new(qm_cuda *d, struct qm_kv *kv, bool program,
+                               bool (*record)(void *arg, qm_err *e), void *arg, qm_err *e);
 void qm_cuda_step_free(qm_cuda_step *s); /* NULL is fine */
 
 /* n steps, the first from `id`; ids receives what each chose. */

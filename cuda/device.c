@@ -16,8 +16,8 @@ void qm_cuda_enter(const qm_cuda *d) { cudaSetDevice(d->info.index); }
 static bool is_final(cudaError_t r)
 {
     return r == cudaErrorIllegalAddress || r == cudaErrorLaunchFailure || r == cudaErrorAssert
-           || r == cudaErrorHardwareStackError || r == cudaErrorIllegalInstruction || r == cudaErrorMisalignedAddress
-           || r == cudaErrorECCUncorrectable;
+           || r == cudaErrorHardwareStackError || r == cudaErrorIllegalInstruction
+           || r == cudaErrorMisalignedAddress || r == cudaErrorECCUncorrectable;
 }
 
 bool qm_cuda_fail(const qm_cuda *d, cudaError_t r, const char *doing, qm_err *e)
@@ -26,7 +26,8 @@ bool qm_cuda_fail(const qm_cuda *d, cudaError_t r, const char *doing, qm_err *e)
     if (r == cudaErrorMemoryAllocation) {
         size_t free = 0, total = 0;
         cudaMemGetInfo(&free, &total);
-        return qm_fail(e, QM_ENOFIT, "%s: out of memory %s: %zu MiB of %zu are free; use smaller tensors or close some",
+        return qm_fail(e, QM_ENOFIT,
+                       "%s: out of memory %s: %zu MiB of %zu are free; use smaller tensors or close some",
                        d->device.name, doing, free >> 20, total >> 20);
     }
     return qm_fail(e, QM_EFAIL, "%s: %s failed: %s%s", d->device.name, doing, cudaGetErrorString(r),
@@ -44,9 +45,10 @@ static bool no_gpu(cudaError_t r, qm_err *e)
 {
     cudaGetLastError();
     if (r == cudaErrorInsufficientDriver)
-        return qm_fail(e, QM_EUNSUPPORTED,
-                       "no GPU: there is no NVIDIA driver, or it is too old for CUDA %d (nvidia-smi shows it)",
-                       CUDART_VERSION / 1000);
+        return qm_fail(
+            e, QM_EUNSUPPORTED,
+            "no GPU: there is no NVIDIA driver, or it is too old for CUDA %d (nvidia-smi shows it)",
+            CUDART_VERSION / 1000);
     return qm_fail(e, QM_EUNSUPPORTED, "no GPU: %s", cudaGetErrorString(r));
 }
 
@@ -239,8 +241,8 @@ void *qm_cuda_pinned_alloc(qm_cuda *d, uint64_t size, qm_err *e)
     if (r == cudaSuccess)
         return p;
     cudaGetLastError();
-    qm_fail(e, QM_ENOFIT, "%s: %" PRIu64 " MiB of pinned memory cannot be had: %s", d->device.name, size >> 20,
-            cudaGetErrorString(r));
+    qm_fail(e, QM_ENOFIT, "%s: %" PRIu64 " MiB of pinned memory cannot be had: %s", d->device.name,
+            size >> 20, cudaGetErrorString(r));
     return NULL;
 }
 
@@ -260,7 +262,8 @@ qm_cuda_stream *qm_cuda_stream_new(qm_cuda *d, qm_err *e)
         return NULL;
     }
     qm_cuda_enter(d);
-    if (!qm_cuda_check(d, cudaStreamCreateWithFlags(&s->handle, cudaStreamNonBlocking), "making a stream", e)) {
+    if (!qm_cuda_check(d, cudaStreamCreateWithFlags(&s->handle, cudaStreamNonBlocking), "making a stream",
+                       e)) {
         free(s);
         return NULL;
     }
@@ -305,7 +308,8 @@ bool qm_cuda_upload(qm_cuda *d, void *to, const void *from, uint64_t size, qm_er
             r = cudaEventSynchronize(d->staged[i]);
         memcpy(d->staging[i], (const char *)from + at, piece(size - at));
         if (!r)
-            r = cudaMemcpyAsync((char *)to + at, d->staging[i], piece(size - at), cudaMemcpyHostToDevice, d->stream);
+            r = cudaMemcpyAsync((char *)to + at, d->staging[i], piece(size - at), cudaMemcpyHostToDevice,
+                                d->stream);
         if (!r)
             r = cudaEventRecord(d->staged[i], d->stream);
     }
@@ -322,8 +326,8 @@ bool qm_cuda_download(qm_cuda *d, void *to, const void *from, uint64_t size, qm_
     for (uint64_t k = 0; k <= pieces && !r; k++) {
         uint64_t at = k * QM_STAGING, i = k % QM_STAGES, before = (k + 1) % QM_STAGES;
         if (k < pieces) {
-            r = cudaMemcpyAsync(d->staging[i], (const char *)from + at, piece(size - at), cudaMemcpyDeviceToHost,
-                                d->stream);
+            r = cudaMemcpyAsync(d->staging[i], (const char *)from + at, piece(size - at),
+                                cudaMemcpyDeviceToHost, d->stream);
             if (!r)
                 r = cudaEventRecord(d->staged[i], d->stream);
         }

@@ -246,8 +246,7 @@ static bool make_room(qm_cuda *d, mixture *m, qm_err *e)
 /* Whether experts have so many tokens each that they are multiplied by one by one. */
 static bool has_many(const qm_routing *j) { return (uint64_t)j->tokens * j->k > (uint64_t)MANY * j->experts; }
 
-/* ---- slots that the GPU goes through ---------------------------------------------------------------------
- */
+/* ---- slots that the GPU goes through --------------------------------------------------------- */
 
 /* Products of n roles that have the same x, of the tokens or of the slots' rows. */
 static cudaError_t multiply(qm_cuda *d, const mixture *m, int first, int n, float *const *y, const float *x,
@@ -286,8 +285,7 @@ static bool all_slots(qm_cuda *d, qm_call *c, mixture *m, qm_err *e)
     return ran(d, c, bad, e);
 }
 
-/* ---- experts that are multiplied by one by one ------------------------------------------------------------
- */
+/* ---- experts that are multiplied by one by one ----------------------------------------------- */
 
 /* One expert's n rows, the first of which is `row`. */
 static bool one_expert(qm_cuda *d, const qm_call *c, const mixture *m, uint32_t expert, uint32_t row,
@@ -340,8 +338,7 @@ static bool each_expert(qm_cuda *d, const qm_call *c, const mixture *m, qm_err *
     return ok;
 }
 
-/* ---- the op -----------------------------------------------------------------------------------------------
- */
+/* ---- the op ---------------------------------------------------------------------------------- */
 
 static bool some_tokens(qm_cuda *d, qm_call *c, mixture *m, float *y, qm_err *e)
 {

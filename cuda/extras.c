@@ -15,10 +15,14 @@ static two_sizes sizes_of(const qm_job *job, const qm_step *s, uint64_t rows)
 {
     const uint64_t cols = (uint64_t)job->source.cols, few = s->nrow < rows ? s->nrow : rows;
     switch (s->kind) {
-    case QM_STEP_LOW_RANK: return (two_sizes){{rows * s->rank, s->rank * cols}};
-    case QM_STEP_DORA: return s->by_column ? (two_sizes){{cols, cols}} : (two_sizes){{rows, rows}};
-    case QM_STEP_ROWS: return (two_sizes){{few * cols, few}};
-    case QM_STEP_ADD: break;
+    case QM_STEP_LOW_RANK:
+        return (two_sizes){{rows * s->rank, s->rank * cols}};
+    case QM_STEP_DORA:
+        return s->by_column ? (two_sizes){{cols, cols}} : (two_sizes){{rows, rows}};
+    case QM_STEP_ROWS:
+        return (two_sizes){{few * cols, few}};
+    case QM_STEP_ADD:
+        break;
     }
     return (two_sizes){{0, 0}};
 }
@@ -42,7 +46,8 @@ uint64_t qm_extras_size(const qm_job *job, int64_t row, int64_t rows)
     for (int k = 0; k < job->nsink; k++) {
         const qm_sink *s = &job->sink[k];
         if (qm_by_importance(s)) {
-            uint64_t matrices = row < 0 ? (uint64_t)(rows / s->importance_rows + 2) : matrices_of(s, row, rows);
+            uint64_t matrices = row < 0 ? (uint64_t)(rows / s->importance_rows + 2)
+                                        : matrices_of(s, row, rows);
             qm_courier_place(&total, matrices * (uint64_t)job->source.cols * sizeof(float));
         }
     }
@@ -110,15 +115,16 @@ static void bring_step(uint8_t *here, const qm_parcel *c, const qm_step *s, uint
     }
 }
 
-static cudaError_t take_step(uint8_t *there, const qm_parcel *c, const qm_step *s, uint64_t *at, float *x, cudaStream_t h)
+static cudaError_t take_step(uint8_t *there, const qm_parcel *c, const qm_step *s, uint64_t *at, float *x,
+                             cudaStream_t h)
 {
     two t = arrays_of(there, c, s, at);
     uint64_t rows = (uint64_t)c->rows, cols = (uint64_t)c->job->source.cols;
     cudaError_t r = cudaSuccess;
     switch (s->kind) {
     case QM_STEP_LOW_RANK:
-        return qm_steps_low_rank(t.at[0], t.at[1], (uint32_t)s->rank, s->scale, s->round_delta, s->round_after, x, rows,
-                                 cols, h);
+        return qm_steps_low_rank(t.at[0], t.at[1], (uint32_t)s->rank, s->scale, s->round_delta,
+                                 s->round_after, x, rows, cols, h);
     case QM_STEP_DORA:
         return s->by_column ? qm_steps_dora_columns(t.at[0], t.at[1], s->round_after, x, rows, cols, h)
                             : qm_steps_dora_rows(t.at[0], t.at[1], s->round_after, x, rows, cols, h);
@@ -146,7 +152,8 @@ static void bring_importance(uint8_t *here, const qm_parcel *c, int sink)
     const qm_sink *s = &c->job->sink[sink];
     const uint64_t cols = (uint64_t)c->job->source.cols;
     if (qm_by_importance(s))
-        memcpy(here + place_of_importance(c, sink), s->importance + (uint64_t)(c->row / s->importance_rows) * cols,
+        memcpy(here + place_of_importance(c, sink),
+               s->importance + (uint64_t)(c->row / s->importance_rows) * cols,
                matrices_of(s, c->row, c->rows) * cols * sizeof(float));
 }
 

@@ -129,7 +129,9 @@ static bool sample(qm_cuda *d, qm_call *c, qm_err *e)
                  .passed = d->ops->capturing ? d->ops->passed : NULL,
                  .sums = d->ops->draw,
                  .some = some,
-                 .id = d->ops->capturing ? d->ops->ids : (int32_t *)(void *)(some + whole(x.cols * sizeof *some) / sizeof *some)};
+                 .id = d->ops->capturing
+                           ? d->ops->ids
+                           : (int32_t *)(void *)(some + whole(x.cols * sizeof *some) / sizeof *some)};
     *here = 0;
     bool ok = ran(d, c, qm_draw_token(&j, d->stream), e)
               && (d->ops->capturing || qm_cuda_download(d, here, j.id, sizeof *here, e));
@@ -141,9 +143,7 @@ static bool sample(qm_cuda *d, qm_call *c, qm_err *e)
 }
 
 const qm_cuda_way qm_cuda_ids[] = {
-    {"argmax", argmax, NULL},
-    {"embedding", embedding, NULL},
-    {"logprobs", logprobs, NULL},
-    {"sample", sample, NULL},
+    {"argmax", argmax, NULL},     {"embedding", embedding, NULL},
+    {"logprobs", logprobs, NULL}, {"sample", sample, NULL},
     {NULL, NULL, NULL},
 };

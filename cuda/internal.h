@@ -52,8 +52,8 @@ bool qm_cuda_encode_scales(qm_cuda_stream *s, const float *absmax, uint64_t grou
                            bool offset_given, float *offset, qm_err *e);
 
 /* As qm_cuda_errors, with the sums on the GPU, and without waiting. */
-bool qm_cuda_errors_start(qm_cuda_stream *s, const void *x, qm_dtype dtype, const qm_cuda_coded *b, uint64_t n,
-                          qm_errsum *there, qm_err *e);
+bool qm_cuda_errors_start(qm_cuda_stream *s, const void *x, qm_dtype dtype, const qm_cuda_coded *b,
+                          uint64_t n, qm_errsum *there, qm_err *e);
 
 /* Couriers (courier.c). */
 struct qm_job;

@@ -35,8 +35,8 @@ typedef struct qm_generic {
     float *stage;      /* NULL: shared memory; else grid x together x stride floats */
     uint8_t *plane[QM_MAX_PLANES];
     uint32_t bytes[QM_MAX_PLANES]; /* of one group */
-    qm_codec codec;     /* importance: on the GPU */
-    const float *power; /* with importance: qm_generic_power of every row, or NULL for 0 */
+    qm_codec codec;                /* importance: on the GPU */
+    const float *power;            /* with importance: qm_generic_power of every row, or NULL for 0 */
 } qm_generic;
 
 /* name: of a format of the folder core/formats, or "codebook".  cudaErrorInvalidValue when there is none. */
@@ -46,7 +46,8 @@ cudaError_t qm_generic_decode(const char *name, const qm_generic *g, unsigned gr
 /* With g->codec.importance, for formats that have an encode_important; groups lie in rows of g->codec.cols. */
 cudaError_t qm_generic_encode_important(const char *name, const qm_generic *g, unsigned grid, cudaStream_t s);
 /* The mean square of every row. */
-cudaError_t qm_generic_power(const void *x, qm_dtype dtype, uint64_t rows, uint32_t cols, float *power, cudaStream_t s);
+cudaError_t qm_generic_power(const void *x, qm_dtype dtype, uint64_t rows, uint32_t cols, float *power,
+                             cudaStream_t s);
 
 /* ---- plain.cuh: between f32, f16 and bf16; n values on 16 bytes -------------------------------- */
 
@@ -58,7 +59,7 @@ typedef enum {
     QM_NIBBLES_NF4,
     QM_NIBBLES_FP4, /* ranks are of magnitudes */
     QM_NIBBLES_INT4,
-    QM_NIBBLES_UINT4, /* has zeros, one byte a group */
+    QM_NIBBLES_UINT4,    /* has zeros, one byte a group */
     QM_NIBBLES_TABLE,    /* a codebook of up to 16 levels */
     QM_NIBBLES_ANY_TABLE /* the same, in any order; which of the two it is, is found out here */
 } qm_nibble_kind;
@@ -75,8 +76,9 @@ typedef struct qm_nibble_ranks {
 uint64_t qm_nibbles_encodes(uint32_t block, uint64_t n);
 
 /* ranks: NULL for integers.  cudaErrorNotSupported for a table whose thresholds lie too close to each other. */
-cudaError_t qm_nibbles_encode(qm_nibble_kind kind, const qm_nibble_ranks *ranks, const void *x, qm_dtype dtype, uint64_t n,
-                              uint32_t block, bool exact_zero, uint8_t *codes, float *scales, uint8_t *zeros, cudaStream_t s);
+cudaError_t qm_nibbles_encode(qm_nibble_kind kind, const qm_nibble_ranks *ranks, const void *x,
+                              qm_dtype dtype, uint64_t n, uint32_t block, bool exact_zero, uint8_t *codes,
+                              float *scales, uint8_t *zeros, cudaStream_t s);
 
 /* Four-bit codes, two a byte, of any table of 16. */
 typedef struct qm_nibbles {
@@ -131,11 +133,14 @@ cudaError_t qm_sums_plain(const void *x, qm_dtype dtype, const void *y, qm_dtype
 enum { QM_SUMS_NIBBLES_BLOCK = QM_SUMS_RUN };
 cudaError_t qm_sums_nibbles(const void *x, qm_dtype dtype, const qm_nibbles *q, uint64_t n, void *partial,
                             cudaStream_t s);
-cudaError_t qm_sums_int8(const void *x, qm_dtype dtype, const uint8_t *codes, const float *absmax, uint32_t cols, uint64_t n,
-                         void *partial, cudaStream_t s); /* cols as for qm_int8_decode, at most QM_SUMS_INT8_COLS */
+cudaError_t qm_sums_int8(const void *x, qm_dtype dtype, const uint8_t *codes, const float *absmax,
+                         uint32_t cols, uint64_t n, void *partial,
+                         cudaStream_t s); /* cols as for qm_int8_decode, at most QM_SUMS_INT8_COLS */
 enum { QM_SUMS_INT8_COLS = 1 << 18 };
-cudaError_t qm_sums_q8_0(const void *x, qm_dtype dtype, const uint8_t *blocks, uint64_t n, void *partial, cudaStream_t s);
-cudaError_t qm_sums_q4_0(const void *x, qm_dtype dtype, const uint8_t *blocks, uint64_t n, void *partial, cudaStream_t s);
+cudaError_t qm_sums_q8_0(const void *x, qm_dtype dtype, const uint8_t *blocks, uint64_t n, void *partial,
+                         cudaStream_t s);
+cudaError_t qm_sums_q4_0(const void *x, qm_dtype dtype, const uint8_t *blocks, uint64_t n, void *partial,
+                         cudaStream_t s);
 cudaError_t qm_sums_finish(const void *partial, uint64_t n, qm_errsum *sum, cudaStream_t s);
 
 /* Largest magnitude of n values, which begin on 16 bytes, as the bits of an f32, NaN left out; *most was 0. */

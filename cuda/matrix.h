@@ -85,7 +85,8 @@ QM_BOTH uint64_t qm_half_bytes(uint32_t tokens, uint32_t cols)
 }
 QM_BOTH qm_half qm_half_at(void *p, uint32_t tokens, uint32_t cols)
 {
-    qm_half h = {p, (float *)(void *)((char *)p + qm_half_scales_at(tokens, cols)), (cols + 63u) / 64 * 64, tokens};
+    qm_half h = {p, (float *)(void *)((char *)p + qm_half_scales_at(tokens, cols)), (cols + 63u) / 64 * 64,
+                 tokens};
     return h;
 }
 
@@ -101,10 +102,7 @@ typedef struct qm_product {
 QM_BOTH uint32_t qm_matrix_tiles(uint32_t rows) { return (rows + QM_TILE_ROWS - 1) / QM_TILE_ROWS; }
 QM_BOTH uint32_t qm_matrix_slices(uint32_t cols) { return (cols + QM_ITEM_COLS - 1) / QM_ITEM_COLS; }
 
-QM_BOTH uint32_t qm_scale_bytes(qm_scale_type t)
-{
-    return t == QM_SCALE_F32 ? 4 : t == QM_SCALE_F16 ? 2 : 1;
-}
+QM_BOTH uint32_t qm_scale_bytes(qm_scale_type t) { return t == QM_SCALE_F32 ? 4 : t == QM_SCALE_F16 ? 2 : 1; }
 QM_BOTH uint32_t qm_item_bytes(qm_scale_type t, uint32_t group)
 {
     return QM_ITEM_UNITS * QM_UNIT_BYTES + 32 * 2 * (128 / group) * qm_scale_bytes(t);
@@ -146,7 +144,8 @@ enum { QM_TOGETHER = 3 };
 /* y = x W^T for up to 8 tokens, and up to QM_TOGETHER matrices of one kind and as many columns at once.  Waits for the
  * launch before it on the stream only when it needs x (programmatic dependent launch, on GPUs that have it), so the
  * matrices must have been written earlier than that. */
-cudaError_t qm_matrix_decode(const qm_matrix *w, const qm_product *p, int n, const qm_half *x, cudaStream_t s);
+cudaError_t qm_matrix_decode(const qm_matrix *w, const qm_product *p, int n, const qm_half *x,
+                             cudaStream_t s);
 
 /* One expert of a mixture: its matrix, as the others' but for these. */
 typedef struct qm_expert {
@@ -166,8 +165,8 @@ typedef struct qm_slots {
 
 /* y[i][slot][token][row] = x W^T for n matrices, one or two, of each slot's expert, which experts[i] has.  kind: what they
  * have in common.  x has a row for each token of a slot, eight together, or, when `shared`, one for all. */
-cudaError_t qm_matrix_experts(const qm_matrix *kind, const qm_expert *const *experts, float *const *y, int n, const qm_slots *slots,
-                              const qm_half *x, bool shared, cudaStream_t s);
+cudaError_t qm_matrix_experts(const qm_matrix *kind, const qm_expert *const *experts, float *const *y, int n,
+                              const qm_slots *slots, const qm_half *x, bool shared, cudaStream_t s);
 
 /* Activations of many tokens as Hopper's tensor cores take them from shared memory: f16, times one power of two a token.
  *
@@ -191,13 +190,15 @@ QM_BOTH uint64_t qm_panel_bytes(uint32_t tokens, uint32_t cols)
 QM_BOTH qm_panel qm_panel_at(void *p, uint32_t tokens, uint32_t cols, uint32_t group)
 {
     uint64_t halves = (uint64_t)qm_panel_tokens(tokens) * qm_panel_chunks(cols) * QM_UNIT_COLS * 2;
-    qm_panel x = {p, (float *)(void *)((char *)p + halves), tokens, cols, group < QM_UNIT_COLS ? group : QM_UNIT_COLS};
+    qm_panel x = {p, (float *)(void *)((char *)p + halves), tokens, cols,
+                  group < QM_UNIT_COLS ? group : QM_UNIT_COLS};
     return x;
 }
 /* Which column of a chunk is its k-th value; k is even, and k + 1 is the next column. */
 QM_BOTH uint32_t qm_panel_column(uint32_t k, uint32_t group)
 {
-    uint32_t product = k / 16, t = k % 8 / 2, in = product * 4 + k % 16 / 8 * 2; /* the lane's in-th of 16 codes */
+    uint32_t product = k / 16, t = k % 8 / 2,
+             in = product * 4 + k % 16 / 8 * 2; /* the lane's in-th of 16 codes */
     return in / (group / 4) * group + t * (group / 4) + in % (group / 4);
 }
 

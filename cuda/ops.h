@@ -22,8 +22,8 @@ typedef struct qm_position {
 cudaError_t qm_to_half(const float *x, uint32_t tokens, uint32_t cols, const qm_half *h, cudaStream_t s);
 
 /* Runs of d values; h, or NULL, takes y as well, in rows of d. */
-cudaError_t qm_rmsnorm(const float *x, const float *w, float add, float eps, uint64_t runs, uint32_t d, float *y,
-                       const qm_half *h, cudaStream_t s);
+cudaError_t qm_rmsnorm(const float *x, const float *w, float add, float eps, uint64_t runs, uint32_t d,
+                       float *y, const qm_half *h, cudaStream_t s);
 
 typedef enum qm_each_op {
     QM_EACH_ADD,
@@ -40,12 +40,14 @@ typedef enum qm_each_op {
 } qm_each_op;
 
 /* out[i] = f(x[i], y[i]), rows of cols; h takes it as well, or is NULL. */
-cudaError_t qm_each_value(qm_each_op f, const float *x, const float *y, float by, uint32_t rows, uint32_t cols, float *out,
-                          const qm_half *h, cudaStream_t s);
-cudaError_t qm_columns(const float *x, uint32_t rows, uint32_t cols, uint32_t from, uint32_t n, float *out, cudaStream_t s);
+cudaError_t qm_each_value(qm_each_op f, const float *x, const float *y, float by, uint32_t rows,
+                          uint32_t cols, float *out, const qm_half *h, cudaStream_t s);
+cudaError_t qm_columns(const float *x, uint32_t rows, uint32_t cols, uint32_t from, uint32_t n, float *out,
+                       cudaStream_t s);
 
 /* Rows of a plain table (f32, f16, bf16) that ids, on the GPU, name. */
-cudaError_t qm_rows_of(const void *table, qm_dtype dtype, const int32_t *ids, uint32_t n, uint32_t cols, float *out, cudaStream_t s);
+cudaError_t qm_rows_of(const void *table, qm_dtype dtype, const int32_t *ids, uint32_t n, uint32_t cols,
+                       float *out, cudaStream_t s);
 
 typedef struct qm_rotation {
     const float *x;
@@ -54,14 +56,15 @@ typedef struct qm_rotation {
 } qm_rotation;
 
 /* One or two tensors of the same tokens.  inverse: rotary_dim / 2 frequencies; neox: pairs are half a head apart. */
-cudaError_t qm_rope(const qm_rotation *r, int n, uint32_t tokens, uint32_t head_dim, uint32_t rotary_dim, bool neox,
-                    const float *inverse, float scale, qm_position at, cudaStream_t s);
+cudaError_t qm_rope(const qm_rotation *r, int n, uint32_t tokens, uint32_t head_dim, uint32_t rotary_dim,
+                    bool neox, const float *inverse, float scale, qm_position at, cudaStream_t s);
 
 /* Attention of `tokens` queries, the last of which are at `at`, to the cache of one layer, after appending k and v to it. */
 typedef struct qm_attention {
     const float *q, *k, *v;
-    void *keys, *values; /* [kv_heads][context][head_dim], and scales_at bytes behind their start the scales (core/kv.h) */
-    qm_dtype dtype;      /* f32, f16, bf16 or i8 */
+    void *keys,
+        *values; /* [kv_heads][context][head_dim], and scales_at bytes behind their start the scales (core/kv.h) */
+    qm_dtype dtype; /* f32, f16, bf16 or i8 */
     uint64_t scales_at;
     uint32_t tokens, heads, kv_heads, head_dim, context;
     qm_position at;
@@ -75,16 +78,18 @@ typedef struct qm_attention {
     const qm_half *h;   /* or NULL */
 } qm_attention;
 uint64_t qm_attention_scratch(uint32_t tokens, uint32_t heads, uint32_t kv_heads, uint32_t head_dim);
-uint64_t qm_attention_unpacked(const qm_attention *a); /* room for keys and values that are codes, as f16; 0 where that is not done */
+uint64_t qm_attention_unpacked(
+    const qm_attention *a); /* room for keys and values that are codes, as f16; 0 where that is not done */
 cudaError_t qm_attend(const qm_attention *a, cudaStream_t s);
 
 /* y = x W^T + bias for plain weights, up to 8 tokens; slower where cols is no multiple of 8 or addresses are none of 16. */
-cudaError_t qm_plain_decode(const void *w, qm_dtype dtype, uint32_t rows, uint32_t cols, const float *x, uint32_t tokens,
-                            const qm_product *p, cudaStream_t s);
+cudaError_t qm_plain_decode(const void *w, qm_dtype dtype, uint32_t rows, uint32_t cols, const float *x,
+                            uint32_t tokens, const qm_product *p, cudaStream_t s);
 
 /* The index of the largest of each row; the first of equals; -1 of a row with a NaN.  best: rows zeros of 8 bytes
  * and of 4, zero again after. */
-cudaError_t qm_argmax_rows(const float *x, uint32_t rows, uint32_t cols, uint64_t *best, uint32_t *count, int32_t *ids, cudaStream_t s);
+cudaError_t qm_argmax_rows(const float *x, uint32_t rows, uint32_t cols, uint64_t *best, uint32_t *count,
+                           int32_t *ids, cudaStream_t s);
 
 /* A token drawn from one row as core/ops/sample.c draws it, with the same bits. */
 typedef struct qm_draw {
@@ -103,14 +108,18 @@ enum { QM_DRAW_NAN = -1, QM_DRAW_NOTHING = -2, QM_DRAW_BINS = 2048, QM_DRAW_SUMS
 cudaError_t qm_draw_token(const qm_draw *j, cudaStream_t s); /* sample.cu */
 
 cudaError_t qm_softmax_rows(const float *x, uint32_t rows, uint32_t cols, float *out, cudaStream_t s);
-cudaError_t qm_logprob_rows(const float *x, uint32_t rows, uint32_t cols, const int32_t *ids, float *out, cudaStream_t s);
-cudaError_t qm_divergence_rows(const float *reference, const float *x, uint32_t rows, uint32_t cols, float *out, cudaStream_t s);
+cudaError_t qm_logprob_rows(const float *x, uint32_t rows, uint32_t cols, const int32_t *ids, float *out,
+                            cudaStream_t s);
+cudaError_t qm_divergence_rows(const float *reference, const float *x, uint32_t rows, uint32_t cols,
+                               float *out, cudaStream_t s);
 
 /* As qm_each_value for QM_EACH_MUL, _SWIGLU and _GEGLU and as qm_rmsnorm of whole rows, and the result as f16 besides (qm_panel
  * for groups of 64 or more, whose shape is that of x), of up to QM_PANEL_COLS columns, a multiple of 16. */
 enum { QM_PANEL_COLS = 48 << 10 };
-cudaError_t qm_each_panel(qm_each_op f, const float *x, const float *y, float *out, const qm_panel *p, cudaStream_t s);
-cudaError_t qm_rmsnorm_panel(const float *x, const float *w, float add, float eps, float *y, const qm_panel *p, cudaStream_t s);
+cudaError_t qm_each_panel(qm_each_op f, const float *x, const float *y, float *out, const qm_panel *p,
+                          cudaStream_t s);
+cudaError_t qm_rmsnorm_panel(const float *x, const float *w, float add, float eps, float *y,
+                             const qm_panel *p, cudaStream_t s);
 
 /* For a captured step: keeps ids[0] as number *passed of `history`, and adds one to *passed; an id below 0 becomes 0. */
 cudaError_t qm_step_done(int32_t *ids, int32_t *history, int32_t *passed, cudaStream_t s);
@@ -142,26 +151,31 @@ typedef struct qm_routing {
     uint32_t tokens, experts, k; /* experts: up to QM_MOST_EXPERTS */
     bool normalise;
     qm_slots slots;
-    int32_t *choice, *row; /* [tokens][k]: experts in their order, and the slots' rows of each; -1 behind the last */
-    float *part;           /* [tokens][k]: what each counts */
-    const float *x;        /* of one token: its values, which are brought to row 0 of half, where that is given */
+    int32_t *choice,
+        *row;       /* [tokens][k]: experts in their order, and the slots' rows of each; -1 behind the last */
+    float *part;    /* [tokens][k]: what each counts */
+    const float *x; /* of one token: its values, which are brought to row 0 of half, where that is given */
     uint32_t cols;
     qm_half half;
 } qm_routing;
 cudaError_t qm_route(const qm_routing *j, cudaStream_t s);
 
 /* Below, rows are those of the slots. x as f16; silu(gate) * up; the experts' results put together. */
-cudaError_t qm_gather_half(const qm_slots *slots, const float *x, uint32_t cols, const qm_half *h, cudaStream_t s);
-cudaError_t qm_gate_rows(const qm_slots *slots, const float *gate, const float *up, uint32_t cols, float *y, const qm_half *h, cudaStream_t s);
+cudaError_t qm_gather_half(const qm_slots *slots, const float *x, uint32_t cols, const qm_half *h,
+                           cudaStream_t s);
+cudaError_t qm_gate_rows(const qm_slots *slots, const float *gate, const float *up, uint32_t cols, float *y,
+                         const qm_half *h, cudaStream_t s);
 cudaError_t qm_add_experts(const qm_routing *j, const float *from, uint32_t cols, float *y, cudaStream_t s);
 
 /* y[row] = x W^T with plain matrices.  x has a row for each token, or for each row of the slots.  wide: all matrices begin on 16
  * bytes. */
-cudaError_t qm_plain_experts(const qm_expert *experts, qm_dtype dtype, bool wide, const float *x, bool of_slots, uint32_t rows, uint32_t cols,
-                             const qm_slots *slots, float *y, cudaStream_t s);
+cudaError_t qm_plain_experts(const qm_expert *experts, qm_dtype dtype, bool wide, const float *x,
+                             bool of_slots, uint32_t rows, uint32_t cols, const qm_slots *slots, float *y,
+                             cudaStream_t s);
 
 /* x rounded to f16 times one power of two for all, left in *alpha as its inverse; most: 4 bytes of scratch. */
-cudaError_t qm_to_half_plain(const float *x, uint64_t n, void *half, float *alpha, uint32_t *most, cudaStream_t s);
+cudaError_t qm_to_half_plain(const float *x, uint64_t n, void *half, float *alpha, uint32_t *most,
+                             cudaStream_t s);
 /* x as the sum of two bf16. */
 cudaError_t qm_split_bf16(const float *x, uint64_t n, void *high, void *low, cudaStream_t s);
 cudaError_t qm_finish_product(float *y, uint32_t tokens, uint32_t rows, const qm_product *p, cudaStream_t s);

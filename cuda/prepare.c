@@ -155,8 +155,8 @@ static qm_matrix_source source_of(const qm_tensor *t)
 static bool copy_nested(qm_cuda *d, const qm_tensor *t, qm_tensor *out, qm_err *e)
 {
     return qm_cuda_check(d,
-                         cudaMemcpyAsync((void *)(uintptr_t)out->plane[2].data, t->plane[2].data, t->plane[2].size,
-                                         cudaMemcpyDeviceToDevice, d->stream),
+                         cudaMemcpyAsync((void *)(uintptr_t)out->plane[2].data, t->plane[2].data,
+                                         t->plane[2].size, cudaMemcpyDeviceToDevice, d->stream),
                          "laying out a weight", e);
 }
 

@@ -229,7 +229,8 @@ static bool decoded(qm_cuda *d, const qm_tensor *w, uint32_t rows, const activat
     return ok;
 }
 
-bool qm_cuda_product(qm_cuda *d, const qm_tensor *w, const activation *x, const float *bias, float *y, qm_err *e)
+bool qm_cuda_product(qm_cuda *d, const qm_tensor *w, const activation *x, const float *bias, float *y,
+                     qm_err *e)
 {
     qm_matrix m;
     uint32_t rows = rows_of(w);
@@ -238,8 +239,9 @@ bool qm_cuda_product(qm_cuda *d, const qm_tensor *w, const activation *x, const 
         return packed(d, &m, x, &p, e);
     if (w->laid_out)
         return qm_fail(e, QM_EFAIL, "linear: a weight that was prepared for another device");
-    return qm_cuda_plain_type(w->format) != QM_DTYPE_COUNT ? plain(d, w->plane[0].data, w->dtype, rows, x, &p, e)
-                                                           : decoded(d, w, rows, x, &p, e);
+    return qm_cuda_plain_type(w->format) != QM_DTYPE_COUNT
+               ? plain(d, w->plane[0].data, w->dtype, rows, x, &p, e)
+               : decoded(d, w, rows, x, &p, e);
 }
 
 /* As with cuBLAS, which takes more than doing without. */
@@ -270,7 +272,7 @@ static bool linear(qm_cuda *d, qm_call *c, qm_err *e)
     bool ok = make_out(d, c, false, &y, e) && read_vector(d, &c->arg[2], &bias, e);
     if (!ok)
         return false;
-    ok = qm_cuda_product(d, c->arg[1].tensor, &x, bias.values, y.x, e) 
+    ok = qm_cuda_product(d, c->arg[1].tensor, &x, bias.values, y.x, e)
          && (!bias.taken || qm_cuda_notes(d) || qm_cuda_flush(d, e));
     drop_vector(d, &bias);
     return ok;
@@ -290,8 +292,8 @@ static bool lora(qm_cuda *d, qm_call *c, qm_err *e)
         return false;
     float *delta = inner + whole((uint64_t)x.rows * rank * 4) / 4;
     activation in = {.x = inner, .rows = x.rows, .cols = rank};
-    bool ok = qm_cuda_product(d, a, &x, NULL, inner, e) && qm_cuda_flush(d, e) && qm_cuda_product(d, b, &in, NULL, delta, e)
-              && qm_cuda_flush(d, e)
+    bool ok = qm_cuda_product(d, a, &x, NULL, inner, e) && qm_cuda_flush(d, e)
+              && qm_cuda_product(d, b, &in, NULL, delta, e) && qm_cuda_flush(d, e)
               && ran(d, c,
                      qm_each_value(QM_EACH_SCALE, delta, NULL, (float)c->arg[SCALE].number, y.rows, y.cols,
                                    delta, NULL, d->stream),

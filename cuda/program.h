@@ -47,8 +47,9 @@ typedef struct qm_phase_part {
 typedef struct qm_product_phase {
     qm_phase_part part[QM_TOGETHER];
     uint32_t cols, tiles, slices;
-    uint32_t each, rest;                           /* tiles (under a gate, pairs) of a block; so many blocks have one more */
-    uint32_t warp_by, more_tiles, more_slices;     /* 65536 / slices, rounded up; from one item of a warp to its next */
+    uint32_t each, rest; /* tiles (under a gate, pairs) of a block; so many blocks have one more */
+    uint32_t warp_by, more_tiles,
+        more_slices; /* 65536 / slices, rounded up; from one item of a warp to its next */
     qm_sixteens x;
     qm_norm before, after; /* of x; and of the last part's sum or, where nothing is added, result */
     qm_gate gate;          /* of two parts with as many rows: gate(first) * second goes into */
@@ -91,7 +92,8 @@ typedef struct qm_program {
     qm_scale_type scale;
     float level[16];
     const float *dynamic;
-    uint32_t sums;     /* floats that a block needs of its shared memory: qm_program_sums, the most of all phases */
+    uint32_t
+        sums; /* floats that a block needs of its shared memory: qm_program_sums, the most of all phases */
     uint32_t *arrived; /* one for a phase, zero before */
 } qm_program;
 
@@ -101,8 +103,8 @@ enum { QM_PHASE_BYTES = 640 };
 uint32_t qm_program_blocks(void);
 /* Divides a product whose parts are known among the blocks: divisions take long on a GPU. */
 void qm_program_divide(qm_product_phase *p, uint32_t blocks);
-uint32_t qm_program_sums(const qm_product_phase *p); /* of one that is divided */
-bool qm_program_takes(uint32_t sums, uint32_t head_dim); /* head_dim 0: no attention */
+uint32_t qm_program_sums(const qm_product_phase *p);             /* of one that is divided */
+bool qm_program_takes(uint32_t sums, uint32_t head_dim);         /* head_dim 0: no attention */
 uint64_t qm_program_partial(uint32_t blocks, uint32_t head_dim); /* bytes for attention's parts */
 cudaError_t qm_program_run(const qm_program *p, cudaStream_t s);
 

@@ -44,7 +44,8 @@ void qm_cuda_give(qm_cuda *d, void *p)
 
 /* ---- the table ----------------------------------------------------------------------------------- */
 
-static const qm_cuda_way *const ways[] = {qm_cuda_products, qm_cuda_int8, qm_cuda_experts, qm_cuda_values, qm_cuda_ids, qm_cuda_positions};
+static const qm_cuda_way *const ways[] = {qm_cuda_products, qm_cuda_int8, qm_cuda_experts,
+                                          qm_cuda_values,   qm_cuda_ids,  qm_cuda_positions};
 
 static const qm_cuda_way *way_of(const char *op)
 {
@@ -97,7 +98,8 @@ enum { DYNAMIC = 256 * sizeof(float) };
 uint64_t qm_cuda_kept_memory(qm_device *device, bool decoding)
 {
     (void)device;
-    return DYNAMIC + QM_COUNTERS + QM_DRAW_SUMS + (decoding ? QM_STEP_ARENA + QM_STEP_WORDS * sizeof(int32_t) : 0);
+    return DYNAMIC + QM_COUNTERS + QM_DRAW_SUMS
+           + (decoding ? QM_STEP_ARENA + QM_STEP_WORDS * sizeof(int32_t) : 0);
 }
 
 /* ---- opening and closing ------------------------------------------------------------------------- */

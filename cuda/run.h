@@ -48,8 +48,14 @@ typedef struct qm_levels {
 } qm_levels;
 
 enum { QM_KNOWN_LEVELS = 8 };
-enum { QM_ROPE_TABLES = 16, QM_COUNTERS = 1 << 20, QM_STEP_ARENA = 96 << 20, QM_STEP_HISTORY = 1 << 20,
-       QM_STEP_WORDS = 2 + QM_STEP_HISTORY, QM_BLAS_WORKSPACE = 32 << 20 };
+enum {
+    QM_ROPE_TABLES = 16,
+    QM_COUNTERS = 1 << 20,
+    QM_STEP_ARENA = 96 << 20,
+    QM_STEP_HISTORY = 1 << 20,
+    QM_STEP_WORDS = 2 + QM_STEP_HISTORY,
+    QM_BLAS_WORKSPACE = 32 << 20
+};
 
 /* What a captured step does with one token, until it is launched (notes.c). */
 typedef enum qm_note_kind {
@@ -110,8 +116,7 @@ typedef struct qm_cuda_ops {
     void *blas;        /* cuBLAS and its handle, or NULL: not there */
     bool blas_sought;
 
-    /* While a step is being captured: its memory comes from the arena, its ids and its position from the GPU.
-     */
+    /* While a step is being captured: its memory comes from the arena, its ids and its position from the GPU. */
     bool capturing, program; /* program: a step that becomes one (notes.c) */
     uint8_t *arena;
     uint64_t arena_used;

@@ -45,7 +45,8 @@ static const char *name_of(const qm_tensor *t) { return t->name ? t->name : ""; 
 
 static qm_cuda_coded coded_of(const qm_tensor *t)
 {
-    qm_cuda_coded c = {.format = t->format, .codec = t->codec, .double_quant = t->double_quant, .offset = t->offset};
+    qm_cuda_coded c = {
+        .format = t->format, .codec = t->codec, .double_quant = t->double_quant, .offset = t->offset};
     for (int i = 0; i < QM_MAX_PLANES; i++)
         c.plane[i] = (uint8_t *)(uintptr_t)t->plane[i].data;
     if (t->double_quant)
@@ -74,15 +75,16 @@ static bool values_of(qm_cuda *d, const qm_tensor *t, values *v, qm_err *e)
     uint64_t n = (uint64_t)qm_tensor_count(t);
     *v = (values){t->plane[0].data, plain, NULL};
     if (t->laid_out)
-        return qm_fail(e, QM_EUNSUPPORTED, "tensor '%s' is laid out for products on %s; bring it here first: t:to(qm.cpu)", name_of(t),
-                       d->device.name);
+        return qm_fail(e, QM_EUNSUPPORTED,
+                       "tensor '%s' is laid out for products on %s; bring it here first: t:to(qm.cpu)",
+                       name_of(t), d->device.name);
     if (!qm_cuda_flush(d, e))
         return false;
     if (plain != QM_DTYPE_COUNT)
         return true;
     if (!t->format)
-        return qm_fail(e, QM_EUNSUPPORTED, "tensor '%s' holds %s elements, which have no decoder on %s", name_of(t),
-                       qm_dtypes[t->dtype].name, d->device.name);
+        return qm_fail(e, QM_EUNSUPPORTED, "tensor '%s' holds %s elements, which have no decoder on %s",
+                       name_of(t), qm_dtypes[t->dtype].name, d->device.name);
     v->dtype = decoded_type(t);
     v->data = v->owned = qm_cuda_scratch(d, d->stream, n * qm_dtypes[v->dtype].bits / 8, e);
     if (!v->owned)
@@ -95,13 +97,15 @@ static bool values_of(qm_cuda *d, const qm_tensor *t, values *v, qm_err *e)
     return false;
 }
 
-bool qm_cuda_decode_tensor(qm_cuda *d, const qm_tensor *t, int64_t first, int64_t n, void *y, qm_dtype dtype, qm_err *e)
+bool qm_cuda_decode_tensor(qm_cuda *d, const qm_tensor *t, int64_t first, int64_t n, void *y, qm_dtype dtype,
+                           qm_err *e)
 {
     qm_cuda_stream s = stream_of(d);
     qm_cuda_coded c = coded_of(t);
     int64_t block = t->format->block == 1 ? 1 : t->codec.block, all = qm_tensor_count(t);
     if (first % block || (n % block && first + n != all) || (t->double_quant && first))
-        return qm_fail(e, QM_EUNSUPPORTED, "tensor '%s': on %s, rows are read alone only where groups do not run over their ends",
+        return qm_fail(e, QM_EUNSUPPORTED,
+                       "tensor '%s': on %s, rows are read alone only where groups do not run over their ends",
                        name_of(t), d->device.name);
     for (int i = 0; i < qm_format_planes(t->format) && first; i++)
         c.plane[i] += qm_plane_size(t->format, &t->codec, i, (uint64_t)first);
@@ -117,8 +121,8 @@ static bool new_planes(qm_tensor *t, qm_device *d, uint64_t n, qm_err *e)
 }
 
 /* Returns with the offset in to->offset. */
-static bool encode_double(qm_cuda *d, const values *v, qm_tensor *to, uint64_t n, const qm_quantize_options *o,
-                          qm_err *e)
+static bool encode_double(qm_cuda *d, const values *v, qm_tensor *to, uint64_t n,
+                          const qm_quantize_options *o, qm_err *e)
 {
     qm_cuda_stream s = stream_of(d);
     qm_cuda_coded c = coded_of(to);
@@ -130,8 +134,8 @@ static bool encode_double(qm_cuda *d, const values *v, qm_tensor *to, uint64_t n
     return ok;
 }
 
-static bool encode_values(qm_cuda *d, const values *v, qm_tensor *to, uint64_t n, const qm_quantize_options *o,
-                          qm_err *e)
+static bool encode_values(qm_cuda *d, const values *v, qm_tensor *to, uint64_t n,
+                          const qm_quantize_options *o, qm_err *e)
 {
     qm_cuda_stream s = stream_of(d);
     if (to->double_quant)
@@ -155,8 +159,8 @@ static bool fill(qm_cuda *d, const qm_tensor *t, qm_tensor *to, const qm_quantiz
 {
     uint64_t n = (uint64_t)qm_tensor_count(t);
     values v;
-    if (t->format && qm_cuda_plain_type(t->format) == QM_DTYPE_COUNT && qm_cuda_plain_type(to->format) != QM_DTYPE_COUNT
-        && t->round == QM_ROUND_NONE)
+    if (t->format && qm_cuda_plain_type(t->format) == QM_DTYPE_COUNT
+        && qm_cuda_plain_type(to->format) != QM_DTYPE_COUNT && t->round == QM_ROUND_NONE)
         return decode_into(d, t, to, n, e);
     if (!values_of(d, t, &v, e))
         return false;
@@ -165,8 +169,8 @@ static bool fill(qm_cuda *d, const qm_tensor *t, qm_tensor *to, const qm_quantiz
     return ok;
 }
 
-static qm_tensor *quantize(qm_device *device, const qm_tensor *t, const qm_format *f, const qm_quantize_options *o,
-                           qm_err *e)
+static qm_tensor *quantize(qm_device *device, const qm_tensor *t, const qm_format *f,
+                           const qm_quantize_options *o, qm_err *e)
 {
     qm_cuda *d = (qm_cuda *)device;
     qm_tensor *out = qm_tensor_new(t->name, &t->shape, e);
@@ -179,7 +183,8 @@ static qm_tensor *quantize(qm_device *device, const qm_tensor *t, const qm_forma
     out->codec.exact_zero = o->exact_zero;
     out->codec.nearest = o->nearest;
     if (ok && o->double_quant && !qm_can_double_quant(f))
-        ok = qm_fail(e, QM_EUNSUPPORTED, "%s: format %s has no f32 scales to quantise again", name_of(t), f->name);
+        ok = qm_fail(e, QM_EUNSUPPORTED, "%s: format %s has no f32 scales to quantise again", name_of(t),
+                     f->name);
     qm_cuda_enter(d);
     if (ok && new_planes(out, device, (uint64_t)qm_tensor_count(t), e) && fill(d, t, out, o, e))
         return out;
@@ -204,8 +209,8 @@ static bool nest(qm_device *device, qm_tensor *t, const qm_quantize_options *o, 
     if (ok && n) {
         qm_cuda_coded c = coded_of(t);
         c.offset = o->offset;
-        ok = qm_cuda_encode_scales(&s, (const float *)(const void *)single.plane[0].data, single.plane[0].size / sizeof(float), &c,
-                                   o->offset_given, offset, e)
+        ok = qm_cuda_encode_scales(&s, (const float *)(const void *)single.plane[0].data,
+                                   single.plane[0].size / sizeof(float), &c, o->offset_given, offset, e)
              && qm_cuda_download(d, &t->offset, offset, sizeof *offset, e);
     }
     qm_cuda_unscratch(offset, d->stream);
@@ -232,7 +237,8 @@ static bool errors(qm_device *device, const qm_tensor *a, const qm_tensor *b, qm
     bool ok = true;
     if (!b->format || b->round != QM_ROUND_NONE) { /* what it decodes to is not all: go by its values */
         ok = values_of(d, b, &w, e);
-        c = (qm_cuda_coded){.format = qm_format_find(qm_dtypes[w.dtype].name), .codec.block = 1,
+        c = (qm_cuda_coded){.format = qm_format_find(qm_dtypes[w.dtype].name),
+                            .codec.block = 1,
                             .plane = {(uint8_t *)(uintptr_t)w.data}};
     }
     ok = ok && qm_cuda_errors(&s, v.data, v.dtype, &c, (uint64_t)qm_tensor_count(a), sum, e);

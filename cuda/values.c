@@ -103,8 +103,8 @@ static bool rmsnorm(qm_cuda *d, qm_call *c, qm_err *e)
     if (!qm_cuda_flush(d, e))
         return false;
     cudaError_t r = y.panel.half ? qm_rmsnorm_panel(x.x, w.values, add, eps, y.x, &y.panel, d->stream)
-                                 : qm_rmsnorm(x.x, w.values, add, eps, (uint64_t)x.rows * x.cols / run, run, y.x,
-                                              y.half.half ? &y.half : NULL, d->stream);
+                                 : qm_rmsnorm(x.x, w.values, add, eps, (uint64_t)x.rows * x.cols / run, run,
+                                              y.x, y.half.half ? &y.half : NULL, d->stream);
     drop_vector(d, &w);
     return ran(d, c, r, e);
 }

@@ -278,12 +278,9 @@ void qml_open_cuda(lua_State *L)
     static const luaL_Reg methods[] = {
         {"info", info}, {"memory", memory}, {"used", used}, {"close", device_gc}, {NULL, NULL}};
     static const luaL_Reg of_tensors[] = {{"to", to}, {"device", device}, {NULL, NULL}};
-    static const luaL_Reg functions[] = {{"cuda", cuda},
-                                         {"cuda_count", cuda_count},
-                                         {"cuda_ops", cuda_ops},
-                                         {"cuda_step", cuda_step},
-                                         {"couriers", couriers},
-                                         {NULL, NULL}};
+    static const luaL_Reg functions[] = {{"cuda", cuda},         {"cuda_count", cuda_count},
+                                         {"cuda_ops", cuda_ops}, {"cuda_step", cuda_step},
+                                         {"couriers", couriers}, {NULL, NULL}};
     static const luaL_Reg of_steps[] = {{"run", step_run}, {"close", step_gc}, {NULL, NULL}};
     static const luaL_Reg of_couriers[] = {{"close", couriers_close}, {NULL, NULL}};
     qml_class(L, QML_STEP, of_steps, step_gc);

@@ -111,11 +111,9 @@ static int run_load_memory(lua_State *L)
  * makes: of the device's memory, or of this machine's. */
 static int load_memory(lua_State *L) { return qml_with_job(L, 1, run_load_memory); }
 
-/* ---- plans -----------------------------------------------------------------------------------------------
- */
+/* ---- plans ----------------------------------------------------------------------------------- */
 
-/* plan_device([device]) -> a device that only counts what another one, or this machine, would have to hold.
- */
+/* plan_device([device]) -> a device that only counts what another one, or this machine, would have to hold. */
 static int plan_device(lua_State *L)
 {
     qm_device *of = lua_isnoneornil(L, 1) ? NULL : qml_check(L, 1, QML_DEVICE);
@@ -125,8 +123,7 @@ static int plan_device(lua_State *L)
     return *box ? 1 : qml_raise(L, &e);
 }
 
-/* plan_memory(plan) -> bytes now, the most since it was last asked, what libraries keep that ops have used.
- */
+/* plan_memory(plan) -> bytes now, the most since it was last asked, what libraries keep that ops have used. */
 static int plan_memory(lua_State *L)
 {
     qm_device *d = qml_check(L, 1, QML_DEVICE);

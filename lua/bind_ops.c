@@ -15,8 +15,7 @@
 #include "../core/pack.h"
 #include "bind.h"
 
-/* ---- the pool -------------------------------------------------------------------------------------------
- */
+/* ---- the pool -------------------------------------------------------------------------------- */
 
 static char pool_key; /* its address is the registry's key of the ops' pool */
 
@@ -69,8 +68,7 @@ static int ops_threads(lua_State *L)
     return 1;
 }
 
-/* ---- arguments --------------------------------------------------------------------------------------------
- */
+/* ---- arguments ------------------------------------------------------------------------------- */
 
 static int wrong_type(lua_State *L, const qm_op *op, const qm_param *p, const char *want)
 {

@@ -565,8 +565,7 @@ static int run_factor(lua_State *L)
     return 1;
 }
 
-/* stream_factor(pool, job, format) -> the factor for those values of a format with one for the whole tensor.
- */
+/* stream_factor(pool, job, format) -> the factor for those values of a format with one for the whole tensor. */
 static int stream_factor(lua_State *L)
 {
     idle_pool(L, 1);
@@ -604,8 +603,7 @@ static int pool_close(lua_State *L)
     return pool_gc(L);
 }
 
-/* ---- synthetic checkpoints ------------------------------------------------------------------------------
- */
+/* ---- synthetic checkpoints ------------------------------------------------------------------- */
 
 typedef struct fill {
     const qm_outfile *file;

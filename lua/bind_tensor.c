@@ -184,8 +184,7 @@ static int view(lua_State *L)
     return push_tensor(L, box, t, &e);
 }
 
-/* tensor(shape, list) -> f32 tensor of those numbers; instead of the list, a string of f32s in memory order.
- */
+/* tensor(shape, list) -> f32 tensor of those numbers; instead of the list, a string of f32s in memory order. */
 static int tensor(lua_State *L)
 {
     qm_shape shape;

@@ -167,8 +167,7 @@ static size_t pack_strings(lua_State *L, int n, uint8_t *out)
     return total;
 }
 
-/* pack_array(letter, list) -> bytes of every element, in one piece: vocabularies have hundreds of thousands.
- */
+/* pack_array(letter, list) -> bytes of every element, in one piece: vocabularies have hundreds of thousands. */
 static int pack_array(lua_State *L)
 {
     char letter = *luaL_checkstring(L, 1);

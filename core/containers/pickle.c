@@ -305,8 +305,7 @@ static bool call(machine *m)
     return add_child(m, made, function) && add_child(m, made, arguments) && push(m, made);
 }
 
-/* Attributes of a dictionary (torch hangs _metadata on its state dicts) are dropped; other objects have none.
- */
+/* Attributes of a dictionary (torch hangs _metadata on its state dicts) are dropped; other objects have none. */
 static bool set_state(machine *m)
 {
     uint32_t state = 0, object = 0;

@@ -16,8 +16,7 @@
 #define QM_E4M3_MAX 448.0f
 #define QM_E5M2_MAX 57344.0f
 
-/* The code of |x| in a small float of so many bits of mantissa and that bias, x not beyond its largest value.
- */
+/* The code of |x| in a small float of so many bits of mantissa and that bias, x not beyond its largest value. */
 QM_FN uint8_t qm_f8_of_magnitude(float a, int mantissa, int bias)
 {
     uint32_t u = qm_f32_bits(a), cut = 23u - (unsigned)mantissa;

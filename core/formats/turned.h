@@ -92,8 +92,7 @@ static inline void lanes_turn_back(const lanes *code, uint8_t *at, size_t stride
 #define LANES_APART static __attribute__((noipa))
 #endif
 
-/* Encodes up to as many blocks at once as lanes_run was told.  importance, one for each value, may be NULL.
- */
+/* Encodes up to as many blocks at once as lanes_run was told.  importance, one for each value, may be NULL. */
 typedef void lanes_encode(const float *x, const float *importance, size_t blocks, float power, uint8_t *out);
 
 static inline void one_by_one(const qm_format *f, size_t size, const float *x, const float *importance,

@@ -131,7 +131,8 @@ static bool work(void *arg, int64_t index, int thread, qm_err *e)
           *some = score + rows * width;
     for (int64_t at = first; at < past; at += POSITIONS) {
         int64_t end = least(at + POSITIONS, past);
-        turn(qm_kv_get(j->kv, qm_kv_part(j->kv, j->layer, false), (int)head, at, end, space), end - at, j->dim, columns);
+        turn(qm_kv_get(j->kv, qm_kv_part(j->kv, j->layer, false), (int)head, at, end, space), end - at,
+             j->dim, columns);
         for (int64_t i = 0; i < rows; i++) {
             query u = query_of(j, head, token, i);
             int64_t from = most(at, u.first), to = least(end, u.last + 1);
@@ -207,7 +208,8 @@ const qm_op qm_op_attention = {
               {"sinks", QM_ARG_WEIGHT, "a score more for each head", .shape = "S", .named = true,
                .optional = true}},
     .shape = "=q",
-    .tolerance = 1e-3, /* of prompts on a GPU's tensor cores, which take weights and values as f16; else 1e-5 */
+    .tolerance =
+        1e-3, /* of prompts on a GPU's tensor cores, which take weights and values as f16; else 1e-5 */
     .check = check,
     .run = run,
 };

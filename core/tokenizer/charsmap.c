@@ -52,8 +52,7 @@ void qm_charsmap_free(qm_charsmap *m)
 /* A unit:  31 leaf | 30-10 offset | 9 offset is in units of 256 | 8 has a leaf | 7-0 label */
 static size_t offset_of(uint32_t unit) { return (size_t)(unit >> 10) << ((unit & 0x200) >> 6); }
 
-/* What the shortest or the longest key that the text starts with becomes, or NULL; *length: that of the key.
- */
+/* What the shortest or the longest key that the text starts with becomes, or NULL; *length: that of the key. */
 static const char *look_up(const qm_charsmap *m, const char *text, size_t n, bool longest, size_t *length)
 {
     const char *found = NULL;

@@ -68,8 +68,8 @@ static double seconds(bench *b, void (*work)(bench *, int, const void *), const 
 
 static void report(const bench *b, const char *what, double s, double bytes, double roof)
 {
-    printf("%-44s %9.1f us %8.0f GB/s %6.1f %%  %7.1f G values/s\n", what, 1e6 * s, 1e-9 * bytes / s, 100 * bytes / s / roof,
-           1e-9 * (double)b->n / s);
+    printf("%-44s %9.1f us %8.0f GB/s %6.1f %%  %7.1f G values/s\n", what, 1e6 * s, 1e-9 * bytes / s,
+           100 * bytes / s / roof, 1e-9 * (double)b->n / s);
     fflush(stdout);
 }
 
@@ -77,7 +77,8 @@ static void report(const bench *b, const char *what, double s, double bytes, dou
 
 static void copy(bench *b, int i, const void *arg)
 {
-    cudaMemcpyAsync(b->second[i], b->values[i], *(const uint64_t *)arg, cudaMemcpyDeviceToDevice, b->stream->handle);
+    cudaMemcpyAsync(b->second[i], b->values[i], *(const uint64_t *)arg, cudaMemcpyDeviceToDevice,
+                    b->stream->handle);
 }
 
 static void read_only(bench *b, int i, const void *arg)
@@ -90,7 +91,8 @@ static void roof(bench *b)
 {
     for (uint64_t size = 2 * b->n; size <= 4 * b->n; size *= 2) {
         double s = seconds(b, copy, &size), rate = 2 * (double)size / s;
-        report(b, size == 2 * b->n ? "copy, 2 bytes a value" : "copy, 4 bytes a value", s, 2 * (double)size, rate);
+        report(b, size == 2 * b->n ? "copy, 2 bytes a value" : "copy, 4 bytes a value", s, 2 * (double)size,
+               rate);
         b->copy_rate = rate > b->copy_rate ? rate : b->copy_rate;
     }
     double s = seconds(b, read_only, NULL);
@@ -121,7 +123,8 @@ static void encode(bench *b, int i, const void *arg)
     qm_cuda_coded c = coded(b, i, s);
     qm_err e = {0};
     must(s->dq ? qm_cuda_encode_double(b->stream, b->values[i], s->dtype, b->n, &c, false, b->offset, &e)
-               : qm_cuda_encode(b->stream, b->values[i], s->dtype, b->n, &c, &e), &e);
+               : qm_cuda_encode(b->stream, b->values[i], s->dtype, b->n, &c, &e),
+         &e);
 }
 
 static void decode(bench *b, int i, const void *arg)
@@ -144,7 +147,8 @@ static double coded_bytes(const bench *b, const subject *s)
 {
     uint64_t groups = (b->n + s->codec.block - 1) / s->codec.block, bytes = 0;
     for (int i = 0; i < qm_format_planes(s->format); i++)
-        bytes += s->dq && i == 1 ? groups + (groups + 255) / 256 * 4 : qm_plane_size(s->format, &s->codec, i, b->n);
+        bytes += s->dq && i == 1 ? groups + (groups + 255) / 256 * 4
+                                 : qm_plane_size(s->format, &s->codec, i, b->n);
     return (double)bytes;
 }
 
@@ -155,8 +159,8 @@ static void one(bench *b, const char *verb, void (*work)(bench *, int, const voi
 {
     char what[96];
     double bytes = coded_bytes(b, &s) + (double)b->n * qm_dtypes[s.dtype].bits / 8;
-    snprintf(what, sizeof what, "%s %s %" PRIu32 "%s, %s", verb, s.format->name, s.codec.block, s.dq ? " dq" : "",
-             qm_dtypes[s.dtype].name);
+    snprintf(what, sizeof what, "%s %s %" PRIu32 "%s, %s", verb, s.format->name, s.codec.block,
+             s.dq ? " dq" : "", qm_dtypes[s.dtype].name);
     if (strstr(what, only))
         report(b, what, seconds(b, work, &s), bytes, work == errors ? b->read_rate : b->copy_rate);
 }
@@ -172,9 +176,12 @@ static void all_of(bench *b, const char *name, uint32_t block, qm_dtype dtype, b
 /* A table in no order, as a user might make one, and one like nf4's. */
 static void tables(bench *b)
 {
-    static const float sorted[16] = {-1, -0.8f, -0.55f, -0.42f, -0.3f, -0.21f, -0.12f, -0.04f, 0.03f, 0.11f, 0.19f, 0.28f, 0.37f, 0.5f, 0.7f, 1};
-    static const float loose[16] = {0.7f, -0.35f, 0.11f, 1, -0.9f, -0.02f, 0.24f, -0.18f, 0.05f, 0.47f, -0.6f, 0.16f, -0.11f, 0.33f, -0.24f, -0.48f};
-    static const float tight[16] = {-1, -0.5f, -0.25f, -0.125f, -0.06f, -0.03f, -0.015f, 0, 0.015f, 0.03f, 0.06f, 0.125f, 0.25f, 0.5f, 0.75f, 1};
+    static const float sorted[16] = {-1,    -0.8f, -0.55f, -0.42f, -0.3f, -0.21f, -0.12f, -0.04f,
+                                     0.03f, 0.11f, 0.19f,  0.28f,  0.37f, 0.5f,   0.7f,   1};
+    static const float loose[16] = {0.7f,  -0.35f, 0.11f, 1,     -0.9f,  -0.02f, 0.24f,  -0.18f,
+                                    0.05f, 0.47f,  -0.6f, 0.16f, -0.11f, 0.33f,  -0.24f, -0.48f};
+    static const float tight[16] = {-1,     -0.5f, -0.25f, -0.125f, -0.06f, -0.03f, -0.015f, 0,
+                                    0.015f, 0.03f, 0.06f,  0.125f,  0.25f,  0.5f,   0.75f,   1};
     static const struct {
         const char *name;
         const float *level;
@@ -222,7 +229,9 @@ static void set_type(bench *b, qm_dtype t)
         for (int j = 0; j < PIECE; j++)
             h[j] = t == QM_F16 ? qm_f32_to_f16(x[j]) : qm_f32_to_bf16(x[j]);
         for (uint64_t at = 0; at < b->n; at += PIECE)
-            must(qm_cuda_upload(b->gpu, (char *)b->values[i] + at * qm_dtypes[t].bits / 8, t == QM_F32 ? (void *)x : (void *)h, size, &e), &e);
+            must(qm_cuda_upload(b->gpu, (char *)b->values[i] + at * qm_dtypes[t].bits / 8,
+                                t == QM_F32 ? (void *)x : (void *)h, size, &e),
+                 &e);
     }
     free(h);
     free(x);
@@ -237,13 +246,15 @@ static void host(bench *b)
     must(pinned && ordinary, &e);
     memset(pinned, 1, size), memset(ordinary, 1, size);
     for (int way = 0; way < 4; way++) {
-        static const char *const what[] = {"pinned to GPU", "GPU to pinned", "memory to GPU, staged", "GPU to memory, staged"};
+        static const char *const what[] = {"pinned to GPU", "GPU to pinned", "memory to GPU, staged",
+                                           "GPU to memory, staged"};
         struct timespec t, u;
         clock_gettime(CLOCK_MONOTONIC, &t);
         must(way == 0   ? qm_cuda_copy(b->stream, b->values[0], pinned, size, &e)
              : way == 1 ? qm_cuda_copy(b->stream, pinned, b->values[0], size, &e)
              : way == 2 ? qm_cuda_upload(b->gpu, b->values[0], ordinary, size, &e)
-                        : qm_cuda_download(b->gpu, ordinary, b->values[0], size, &e), &e);
+                        : qm_cuda_download(b->gpu, ordinary, b->values[0], size, &e),
+             &e);
         must(qm_cuda_wait(b->stream, &e), &e);
         clock_gettime(CLOCK_MONOTONIC, &u);
         double s = (double)(u.tv_sec - t.tv_sec) + 1e-9 * (double)(u.tv_nsec - t.tv_nsec);
@@ -285,8 +296,10 @@ static void open_model(bench *b, model_run *m)
         slot *s = &m->slot[i];
         qm_cuda_coded *c = &s->coded;
         *c = (qm_cuda_coded){.format = qm_format_find("nf4"), .codec = {.block = 64}, .double_quant = true};
-        must((s->x = qm_cuda_alloc(b->gpu, 2 * m->n, &e)) && (c->plane[0] = qm_cuda_alloc(b->gpu, m->size, &e))
-                 && (s->out = qm_cuda_pinned_alloc(b->gpu, m->size, &e)), &e);
+        must((s->x = qm_cuda_alloc(b->gpu, 2 * m->n, &e))
+                 && (c->plane[0] = qm_cuda_alloc(b->gpu, m->size, &e))
+                 && (s->out = qm_cuda_pinned_alloc(b->gpu, m->size, &e)),
+             &e);
         c->plane[1] = c->plane[0] + m->n / 2; /* all that comes back in one piece */
         c->nested = (float *)(void *)(c->plane[1] + m->groups);
         s->offset = c->nested + m->nested / sizeof(float);
@@ -350,8 +363,8 @@ static void model(bench *b)
     }
     double bytes = 2.0 * MATRICES * (double)m.n;
     printf("%-44s %9.1f us %8.1f GB/s\n", "15.2 GB to the GPU", 1e6 * best[0], 1e-9 * bytes / best[0]);
-    printf("%-44s %9.1f us %8.1f GB/s %6.1f %% of that copy\n", "15.2 GB to nf4 dq, memory to memory", 1e6 * best[1], 1e-9 * bytes / best[1],
-           100 * best[0] / best[1]);
+    printf("%-44s %9.1f us %8.1f GB/s %6.1f %% of that copy\n", "15.2 GB to nf4 dq, memory to memory",
+           1e6 * best[1], 1e-9 * bytes / best[1], 100 * best[0] / best[1]);
     close_model(b, &m);
 }
 
@@ -365,8 +378,8 @@ static void start(bench *b, uint64_t n)
     cudaEventCreate(&b->end);
     take_memory(b);
     const qm_cuda_info *i = qm_cuda_get_info(b->gpu);
-    printf("%s, sm_%d%d, driver %d, runtime %d, own rcp %s; %" PRIu64 " values\n", i->name, i->major, i->minor, i->driver,
-           i->runtime, i->own_rcp ? "yes" : "no", n);
+    printf("%s, sm_%d%d, driver %d, runtime %d, own rcp %s; %" PRIu64 " values\n", i->name, i->major,
+           i->minor, i->driver, i->runtime, i->own_rcp ? "yes" : "no", n);
 }
 
 int main(int argc, char **argv)
@@ -394,7 +407,8 @@ int main(int argc, char **argv)
     all_of(&b, "int8", 4096, QM_BF16, false);
     all_of(&b, "q8_0", 32, QM_BF16, false);
     all_of(&b, "q4_0", 32, QM_BF16, false);
-    static const char *const others[] = {"int3", "q4_1", "q5_0", "mxfp4", "iq4_nl", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "f16"};
+    static const char *const others[] = {"int3", "q4_1", "q5_0", "mxfp4", "iq4_nl", "q2_k",
+                                         "q3_k", "q4_k", "q5_k", "q6_k",  "f16"};
     for (size_t i = 0; i < sizeof others / sizeof *others; i++) {
         const qm_format *f = qm_format_find(others[i]);
         one(&b, "quantise", encode, (subject){f, {.block = f->block}, QM_BF16, false});

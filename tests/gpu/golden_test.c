@@ -24,12 +24,16 @@ static void check_golden(const golden *g, const char *kernel)
     qm_codec c = {.block = g->block};
     planes p = planes_new(qm_format_find(g->format), &c, COUNT);
     qm_cuda_coded coded = coded_there(&p, &c);
-    CHECKF(qm_cuda_encode(gpu_stream(), there, g->dtype, COUNT, &coded, &e) && qm_cuda_wait(gpu_stream(), &e), "%s", e.msg);
-    CHECKF(digest_is(p.there[0], p.size[0], g->codes), "codes of %s %u %s, %s", g->format, g->block, qm_dtypes[g->dtype].name, kernel);
-    CHECKF(digest_is(p.there[1], p.size[1], g->absmax), "absmax of %s %u %s, %s", g->format, g->block, qm_dtypes[g->dtype].name, kernel);
-    CHECKF(qm_cuda_decode(gpu_stream(), &coded, COUNT, there, g->dtype, &e) && qm_cuda_wait(gpu_stream(), &e), "%s", e.msg);
-    CHECKF(digest_is(there, (size_t)COUNT * qm_dtypes[g->dtype].bits / 8, g->decoded), "decoded %s %u %s, %s", g->format, g->block,
+    CHECKF(qm_cuda_encode(gpu_stream(), there, g->dtype, COUNT, &coded, &e) && qm_cuda_wait(gpu_stream(), &e),
+           "%s", e.msg);
+    CHECKF(digest_is(p.there[0], p.size[0], g->codes), "codes of %s %u %s, %s", g->format, g->block,
            qm_dtypes[g->dtype].name, kernel);
+    CHECKF(digest_is(p.there[1], p.size[1], g->absmax), "absmax of %s %u %s, %s", g->format, g->block,
+           qm_dtypes[g->dtype].name, kernel);
+    CHECKF(qm_cuda_decode(gpu_stream(), &coded, COUNT, there, g->dtype, &e) && qm_cuda_wait(gpu_stream(), &e),
+           "%s", e.msg);
+    CHECKF(digest_is(there, (size_t)COUNT * qm_dtypes[g->dtype].bits / 8, g->decoded), "decoded %s %u %s, %s",
+           g->format, g->block, qm_dtypes[g->dtype].name, kernel);
     qm_cuda_free(gpu(), there);
     planes_free(&p);
     free(elements);
@@ -62,7 +66,8 @@ TEST(gpu_double_quantises_as_bitsandbytes)
         coded.nested = (float *)(void *)(p.there[1] + (BLOCKS + 3) / 4 * 4);
         float *offset = coded.nested + NESTED;
         CHECKF(qm_cuda_encode_double(gpu_stream(), there, g->dtype, COUNT, &coded, true, offset, &e)
-                   && qm_cuda_wait(gpu_stream(), &e), "%s", e.msg);
+                   && qm_cuda_wait(gpu_stream(), &e),
+               "%s", e.msg);
         CHECKF(digest_is(coded.plane[1], BLOCKS, g->codes), "%s", qm_dtypes[g->dtype].name);
         CHECKF(digest_is(coded.nested, NESTED * sizeof(float), g->absmax), "%s", qm_dtypes[g->dtype].name);
         qm_cuda_free(gpu(), there);
@@ -82,7 +87,9 @@ TEST(gpu_quantises_rows_as_llm_int8)
         qm_cuda_coded coded = coded_there(&p, &c);
         float *there = gpu_copy_of(x, sizeof x); /* left for the encoder to round to f16 */
         qm_cuda_generic_only(gpu(), generic);
-        CHECKF(qm_cuda_encode(gpu_stream(), there, QM_F32, EVEN, &coded, &e) && qm_cuda_wait(gpu_stream(), &e), "%s", e.msg);
+        CHECKF(qm_cuda_encode(gpu_stream(), there, QM_F32, EVEN, &coded, &e)
+                   && qm_cuda_wait(gpu_stream(), &e),
+               "%s", e.msg);
         CHECK(digest_is(p.there[0], p.size[0], "3f78139ca0c5b520"));
         CHECK(digest_is(p.there[1], p.size[1], "3b21be69a421d587"));
         qm_cuda_free(gpu(), there);

@@ -101,7 +101,8 @@ int64_t planes_differing(const planes *p, const qm_codec *c, size_t n, const flo
         for (size_t g = 0; memcmp(bytes + GUARD, p->here[i], p->size[i]) && g * c->block < n; g++) {
             size_t count = n - g * c->block < c->block ? n - g * c->block : c->block;
             size_t at = g * each, size = p->size[i] - at < each ? p->size[i] - at : each;
-            if (memcmp(bytes + GUARD + at, p->here[i] + at, size) == 0 || any_nan(values ? values + g * c->block : NULL, count))
+            if (memcmp(bytes + GUARD + at, p->here[i] + at, size) == 0
+                || any_nan(values ? values + g * c->block : NULL, count))
                 continue;
             found = found < 0 || (int64_t)g < found ? (int64_t)g : found;
             break;

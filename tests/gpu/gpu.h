@@ -29,11 +29,11 @@ typedef struct planes {
 } planes;
 
 planes planes_new(const qm_format *f, const qm_codec *c, size_t n);
-void planes_upload(planes *p);              /* here -> there */
+void planes_upload(planes *p); /* here -> there */
 /* The first group whose bytes differ, or -1.  Of groups that hold a NaN among `values` (or NULL), what is asked is
  * only that nothing crashed. */
 int64_t planes_differing(const planes *p, const qm_codec *c, size_t n, const float *values);
-bool planes_guarded(const planes *p);       /* nothing was written around there */
+bool planes_guarded(const planes *p); /* nothing was written around there */
 void planes_free(planes *p);
 
 qm_cuda_coded coded_there(const planes *p, const qm_codec *c);

@@ -22,7 +22,8 @@ static bool repeats(const uint8_t *there, const uint8_t *piece, size_t size, uin
 {
     uint8_t *back = malloc(size);
     bool same = true;
-    for (uint64_t k = 0; k < times && same; k += k < times - 8 && k > 4 ? 7 : 1) { /* both ends, and some between */
+    for (uint64_t k = 0; k < times && same;
+         k += k < times - 8 && k > 4 ? 7 : 1) { /* both ends, and some between */
         gpu_fetch(back, there + k * size, size);
         same = !memcmp(back, piece, size);
     }
@@ -43,21 +44,28 @@ static void check(const uint8_t *x, const float *values, const char *format, uin
         CHECKF(coded.plane[i], "%s", e.msg);
     }
     qm_encode(f, values, PIECE, &c, piece);
-    CHECKF(qm_cuda_encode(gpu_stream(), x, QM_BF16, count, &coded, &e) && qm_cuda_wait(gpu_stream(), &e), "%s: %s", format, e.msg);
+    CHECKF(qm_cuda_encode(gpu_stream(), x, QM_BF16, count, &coded, &e) && qm_cuda_wait(gpu_stream(), &e),
+           "%s: %s", format, e.msg);
     for (int i = 0; i < qm_format_planes(f); i++)
-        CHECKF(repeats(coded.plane[i], piece[i], qm_plane_size(f, &c, i, PIECE), count / PIECE), "%s: plane %d", format, i);
+        CHECKF(repeats(coded.plane[i], piece[i], qm_plane_size(f, &c, i, PIECE), count / PIECE),
+               "%s: plane %d", format, i);
 
     qm_errsum sum, first;
-    CHECKF(qm_cuda_errors(gpu_stream(), x, QM_BF16, &coded, count, &sum, &e) && qm_cuda_errors(gpu_stream(), x, QM_BF16, &coded, PIECE, &first, &e), "%s", e.msg);
+    CHECKF(qm_cuda_errors(gpu_stream(), x, QM_BF16, &coded, count, &sum, &e)
+               && qm_cuda_errors(gpu_stream(), x, QM_BF16, &coded, PIECE, &first, &e),
+           "%s", e.msg);
     double times = (double)(count / PIECE);
-    CHECKF(sum.n == count && sum.max_d == first.max_d && sum.sum_dd > 0.999999 * times * first.sum_dd && sum.sum_dd < 1.000001 * times * first.sum_dd,
+    CHECKF(sum.n == count && sum.max_d == first.max_d && sum.sum_dd > 0.999999 * times * first.sum_dd
+               && sum.sum_dd < 1.000001 * times * first.sum_dd,
            "%s: %g for %g times %g", format, sum.sum_dd, times, first.sum_dd);
 
     uint8_t *back = qm_cuda_alloc(gpu(), 2 * count, &e), *want = NULL;
     float *decoded = malloc(sizeof *decoded * PIECE);
     qm_decode(f, (const uint8_t *const *)piece, PIECE, &c, decoded);
     want = elements_of(QM_BF16, decoded, PIECE);
-    CHECKF(back && qm_cuda_decode(gpu_stream(), &coded, count, back, QM_BF16, &e) && qm_cuda_wait(gpu_stream(), &e), "%s: %s", format, e.msg);
+    CHECKF(back && qm_cuda_decode(gpu_stream(), &coded, count, back, QM_BF16, &e)
+               && qm_cuda_wait(gpu_stream(), &e),
+           "%s: %s", format, e.msg);
     CHECKF(repeats(back, want, 2 * (size_t)PIECE, count / PIECE), "%s: decoding", format);
     qm_cuda_free(gpu(), back);
     free(want), free(decoded);

@@ -6,7 +6,8 @@
 
 enum { LONGEST = 3 * 4096 + 2048 + 77 };
 
-static const size_t lengths[] = {1, 2, 3, 31, 32, 63, 64, 65, 127, 129, 1023, 1025, 2048, 2500, 4097, 8200, LONGEST};
+static const size_t lengths[] = {1,   2,    3,    31,   32,   63,   64,   65,     127,
+                                 129, 1023, 1025, 2048, 2500, 4097, 8200, LONGEST};
 enum { LENGTHS = sizeof lengths / sizeof *lengths };
 
 static size_t usable(const qm_format *f, const qm_codec *c, size_t n)
@@ -50,8 +51,8 @@ static void check_encode(const subject *s, const void *elements, const float *va
     bool ok = qm_cuda_encode(gpu_stream(), x, s->type, s->n, &to, &e) && qm_cuda_wait(gpu_stream(), &e);
     CHECKF(ok, "%s: %s", s->format->name, e.msg);
     int64_t group = planes_differing(p, &s->codec, s->n, values);
-    CHECKF(group < 0, "%s block %u of %s %s, %zu values, %s kernel: group %lld", s->format->name, s->codec.block,
-           qm_dtypes[s->type].name, s->values, s->n, s->kernel, (long long)group);
+    CHECKF(group < 0, "%s block %u of %s %s, %zu values, %s kernel: group %lld", s->format->name,
+           s->codec.block, qm_dtypes[s->type].name, s->values, s->n, s->kernel, (long long)group);
     CHECKF(planes_guarded(p), "%s block %u of %s %s, %zu values, %s kernel: wrote beyond", s->format->name,
            s->codec.block, qm_dtypes[s->type].name, s->values, s->n, s->kernel);
     qm_cuda_free(gpu(), x);
@@ -121,7 +122,10 @@ static void check_family(const qm_format *f, uint32_t block, const family *v, co
         for (int t = 0; t < 3; t++) {
             if (turn++ % ((has_own_kernel(f) ? 3 : 17) * fewer))
                 continue;
-            subject s = {.format = f, .codec = {.block = block, .exact_zero = l % 2, .nearest = turn % 5 == 0}, .type = value_types[t], .values = v->name};
+            subject s = {.format = f,
+                         .codec = {.block = block, .exact_zero = l % 2, .nearest = turn % 5 == 0},
+                         .type = value_types[t],
+                         .values = v->name};
             s.n = usable(f, &s.codec, lengths[l]);
             if (s.n <= LONGEST)
                 check(s, x);
@@ -164,8 +168,11 @@ TEST(gpu_encodes_codebooks_as_the_cpu)
         CHECKF(f, "%s", e.msg);
         uint32_t seed = state;
         for (int v = turn % 2; v < FAMILIES; v += 2) {
-            subject s = {.format = f, .codec = {.block = blocks[(turn + v) % 8], .table = f->table}, .values = families[v].name,
-                         .type = value_types[(turn + v) % 3], .n = v % 3 ? LONGEST : 4096};
+            subject s = {.format = f,
+                         .codec = {.block = blocks[(turn + v) % 8], .table = f->table},
+                         .values = families[v].name,
+                         .type = value_types[(turn + v) % 3],
+                         .n = v % 3 ? LONGEST : 4096};
             fill(&families[v], x, LONGEST);
             check(s, x);
         }
@@ -217,8 +224,11 @@ TEST(gpu_takes_long_and_odd_rows)
         x[i] = 0.02f * normal();
     for (size_t i = 0; i < sizeof cols / sizeof *cols; i += gpu_test_small() ? 3 : 1)
         for (int t = 0; t < (gpu_test_small() ? 1 : 3); t++) {
-            subject s = {.format = qm_format_find("int8"), .codec = {.block = cols[i]}, .type = value_types[t],
-                         .n = 3 * (size_t)cols[i], .values = "long rows"};
+            subject s = {.format = qm_format_find("int8"),
+                         .codec = {.block = cols[i]},
+                         .type = value_types[t],
+                         .n = 3 * (size_t)cols[i],
+                         .values = "long rows"};
             check(s, x);
             s.format = qm_format_find("int5");
             check(s, x);
@@ -244,9 +254,11 @@ TEST(gpu_takes_values_from_any_address)
         float *there = gpu_copy_of(moved, sizeof moved), back[N], want[N];
         qm_encode(f, x, N, &c, p.here);
         qm_decode(f, (const uint8_t *const *)p.here, N, &c, want);
-        CHECKF(qm_cuda_encode(gpu_stream(), there + 1, QM_F32, N, &to, &e) && qm_cuda_wait(gpu_stream(), &e), "%s", e.msg);
+        CHECKF(qm_cuda_encode(gpu_stream(), there + 1, QM_F32, N, &to, &e) && qm_cuda_wait(gpu_stream(), &e),
+               "%s", e.msg);
         CHECKF(planes_differing(&p, &c, N, x) < 0 && planes_guarded(&p), "%s", names[i]);
-        CHECKF(qm_cuda_decode(gpu_stream(), &to, N, there + 1, QM_F32, &e) && qm_cuda_wait(gpu_stream(), &e), "%s", e.msg);
+        CHECKF(qm_cuda_decode(gpu_stream(), &to, N, there + 1, QM_F32, &e) && qm_cuda_wait(gpu_stream(), &e),
+               "%s", e.msg);
         gpu_fetch(back, there + 1, sizeof back);
         CHECKF(!memcmp(back, want, sizeof want), "%s", names[i]);
         qm_cuda_free(gpu(), there);

@@ -40,17 +40,20 @@ static bool same_tensors(const qm_tensor *here, const qm_tensor *far)
     qm_err e = {0};
     qm_tensor *back = qm_tensor_to(far, NULL, &e);
     bool same = back && back->format == here->format && back->double_quant == here->double_quant
-                && back->codec.block == here->codec.block && memcmp(&back->offset, &here->offset, sizeof(float)) == 0;
+                && back->codec.block == here->codec.block
+                && memcmp(&back->offset, &here->offset, sizeof(float)) == 0;
     for (int i = 0; same && i <= QM_MAX_PLANES; i++)
         same = back->plane[i].size == here->plane[i].size
-               && (!here->plane[i].size || !memcmp(back->plane[i].data, here->plane[i].data, here->plane[i].size));
+               && (!here->plane[i].size
+                   || !memcmp(back->plane[i].data, here->plane[i].data, here->plane[i].size));
     qm_tensor_free(back);
     return same;
 }
 
 TEST(gpu_copies_of_every_size_come_back)
 {
-    const size_t stage = 8 << 20, sizes[] = {0, 1, 3, 4096, stage - 1, stage, stage + 1, 2 * stage, 5 * stage + 17};
+    const size_t stage = 8 << 20,
+                 sizes[] = {0, 1, 3, 4096, stage - 1, stage, stage + 1, 2 * stage, 5 * stage + 17};
     qm_err e = {0};
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
         uint8_t *data = malloc(sizes[i] + 1), *back = malloc(sizes[i] + 1);
@@ -63,7 +66,8 @@ TEST(gpu_copies_of_every_size_come_back)
         free(data);
         free(back);
     }
-    void *pinned = qm_cuda_pinned_alloc(gpu(), 1 << 20, &e), *far = pinned ? qm_cuda_alloc(gpu(), 1 << 20, &e) : NULL;
+    void *pinned = qm_cuda_pinned_alloc(gpu(), 1 << 20, &e),
+         *far = pinned ? qm_cuda_alloc(gpu(), 1 << 20, &e) : NULL;
     CHECKF(far, "%s", e.msg);
     if (!far)
         return;
@@ -83,9 +87,12 @@ TEST(gpu_double_quantises_as_the_cpu)
         const char *format;
         int64_t count;
         uint32_t block;
-    } cases[] = {{"nf4", 1, 64},         {"nf4", 64 * 255, 64},     {"nf4", 64 * 256, 64},    {"nf4", 64 * 257 + 3, 64},
-                 {"fp4", 100001, 32},    {"nf4", 32 * 65536, 32},   {"nf4", 32 * 65537, 32},  {"int4", 300000, 64},
-                 {"int3", 64 * 1000, 64}, {"nf4", 4096 * 300, 4096}, {"fp4", 32 * 300000, 32}};
+    } cases[] = {{"nf4", 1, 64},          {"nf4", 64 * 255, 64},
+                 {"nf4", 64 * 256, 64},   {"nf4", 64 * 257 + 3, 64},
+                 {"fp4", 100001, 32},     {"nf4", 32 * 65536, 32},
+                 {"nf4", 32 * 65537, 32}, {"int4", 300000, 64},
+                 {"int3", 64 * 1000, 64}, {"nf4", 4096 * 300, 4096},
+                 {"fp4", 32 * 300000, 32}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         if (gpu_test_small() && cases[i].count > 400000)
             continue;
@@ -95,10 +102,12 @@ TEST(gpu_double_quantises_as_the_cpu)
             o.offset_given = given;
             o.offset = 0.04f;
             qm_tensor *q = quantized(t, cases[i].format, &o), *p = quantized(far, cases[i].format, &o);
-            CHECKF(same_tensors(q, p), "%s %lld, offset %g and %g", cases[i].format, (long long)cases[i].count, (double)q->offset, (double)p->offset);
+            CHECKF(same_tensors(q, p), "%s %lld, offset %g and %g", cases[i].format,
+                   (long long)cases[i].count, (double)q->offset, (double)p->offset);
             qm_err e = {0};
             qm_tensor *a = qm_tensor_dequantize(q, &e), *b = qm_tensor_dequantize(p, &e);
-            CHECKF(a && b && same_tensors(a, b), "%s %lld decoded", cases[i].format, (long long)cases[i].count);
+            CHECKF(a && b && same_tensors(a, b), "%s %lld decoded", cases[i].format,
+                   (long long)cases[i].count);
             qm_tensor_free(a), qm_tensor_free(b), qm_tensor_free(q), qm_tensor_free(p);
         }
         qm_tensor_free(t), qm_tensor_free(far);
@@ -107,12 +116,17 @@ TEST(gpu_double_quantises_as_the_cpu)
 
 TEST(gpu_requantises_and_converts_as_the_cpu)
 {
-    static const char *const from[] = {"f32", "bf16", "f16", "nf4", "q6_k", "int8"}, *const to[] = {"f32", "bf16", "f16", "q4_k", "fp4", "nvfp4", "f8_e4m3"};
+    static const char *const from[] = {"f32", "bf16", "f16", "nf4", "q6_k", "int8"}, *const to[] = {
+                                                                                         "f32",    "bf16",
+                                                                                         "f16",    "q4_k",
+                                                                                         "fp4",    "nvfp4",
+                                                                                         "f8_e4m3"};
     qm_quantize_options o = {0};
     qm_tensor *t = randoms(6, 1024);
     for (size_t i = 0; i < sizeof from / sizeof *from; i++)
         for (size_t j = 0; j < sizeof to / sizeof *to; j++) {
-            qm_tensor *a = quantized(t, from[i], &o), *far = there(a), *b = quantized(a, to[j], &o), *c = quantized(far, to[j], &o);
+            qm_tensor *a = quantized(t, from[i], &o), *far = there(a), *b = quantized(a, to[j], &o),
+                      *c = quantized(far, to[j], &o);
             CHECKF(same_tensors(b, c), "%s to %s", from[i], to[j]);
             qm_tensor_free(a), qm_tensor_free(far), qm_tensor_free(b), qm_tensor_free(c);
         }
@@ -123,26 +137,31 @@ static bool close_to(double a, double b) { return fabs(a - b) <= 1e-6 * fmax(fab
 
 TEST(gpu_adds_up_errors)
 {
-    static const char *const formats[] = {"f32", "bf16", "f16", "nf4", "fp4", "int8", "q4_k", "int5", "q8_0", "int4", "uint4", "q4_0"};
+    static const char *const formats[] = {"f32",  "bf16", "f16",  "nf4",  "fp4",   "int8",
+                                          "q4_k", "int5", "q8_0", "int4", "uint4", "q4_0"};
     static const int64_t rows[] = {2, 37, 2300}; /* under one run, some runs, more than a chunk */
     qm_err e = {0};
     for (size_t r = 0; r < (gpu_test_small() ? 2 : sizeof rows / sizeof *rows); r++) {
         qm_tensor *t = randoms(rows[r], 4096);
         for (size_t i = 0; i < sizeof formats / sizeof *formats; i++)
-            for (int dq = 0; dq <= (formats[i][1] == 'f' || formats[i][1] == 'p' || formats[i][1] == 'n'); dq++) {
+            for (int dq = 0; dq <= (formats[i][1] == 'f' || formats[i][1] == 'p' || formats[i][1] == 'n');
+                 dq++) {
                 if (dq && !qm_can_double_quant(qm_format_find(formats[i])))
                     continue;
                 qm_quantize_options o = {.double_quant = dq};
                 qm_tensor *q = quantized(t, formats[i], &o), *far = there(t), *p = there(q);
                 qm_errsum want, got, again;
-                CHECK(qm_tensor_errors(t, q, &want, &e) && qm_tensor_errors(far, p, &got, &e) && qm_tensor_errors(far, p, &again, &e));
+                CHECK(qm_tensor_errors(t, q, &want, &e) && qm_tensor_errors(far, p, &got, &e)
+                      && qm_tensor_errors(far, p, &again, &e));
                 CHECKF(!memcmp(&got, &again, sizeof got), "%s: not the same twice", formats[i]);
-                CHECKF(got.n == want.n && close_to(got.sum_xx, want.sum_xx) && close_to(got.sum_yy, want.sum_yy)
-                           && close_to(got.sum_xy, want.sum_xy) && close_to(got.sum_dd, want.sum_dd)
-                           && fabs(got.sum_d - want.sum_d) <= 1e-6 * sqrt(want.sum_dd * (double)want.n) + 1e-300,
-                       "%s %s: xx %.9g %.9g dd %.9g %.9g d %.9g %.9g", formats[i], dq ? "dq" : "", want.sum_xx, got.sum_xx,
-                       want.sum_dd, got.sum_dd, want.sum_d, got.sum_d);
-                CHECKF(got.max_d == want.max_d && got.max_x == want.max_x, "%s: max %g %g", formats[i], want.max_d, got.max_d);
+                CHECKF(
+                    got.n == want.n && close_to(got.sum_xx, want.sum_xx) && close_to(got.sum_yy, want.sum_yy)
+                        && close_to(got.sum_xy, want.sum_xy) && close_to(got.sum_dd, want.sum_dd)
+                        && fabs(got.sum_d - want.sum_d) <= 1e-6 * sqrt(want.sum_dd * (double)want.n) + 1e-300,
+                    "%s %s: xx %.9g %.9g dd %.9g %.9g d %.9g %.9g", formats[i], dq ? "dq" : "", want.sum_xx,
+                    got.sum_xx, want.sum_dd, got.sum_dd, want.sum_d, got.sum_d);
+                CHECKF(got.max_d == want.max_d && got.max_x == want.max_x, "%s: max %g %g", formats[i],
+                       want.max_d, got.max_d);
                 qm_tensor_free(q), qm_tensor_free(far), qm_tensor_free(p);
             }
         qm_tensor_free(t);
@@ -163,8 +182,9 @@ TEST(gpu_adds_up_errors_of_any_size)
         qm_tensor *q = quantized(t, "bf16", &(qm_quantize_options){0}), *far = there(t), *p = there(q);
         qm_errsum want, got;
         CHECK(qm_tensor_errors(t, q, &want, &e) && qm_tensor_errors(far, p, &got, &e));
-        CHECKF(close_to(got.sum_xx, want.sum_xx) && close_to(got.sum_dd, want.sum_dd) && got.max_d == want.max_d, "scale %g: %g %g",
-               (double)scale[i], want.sum_dd, got.sum_dd);
+        CHECKF(close_to(got.sum_xx, want.sum_xx) && close_to(got.sum_dd, want.sum_dd)
+                   && got.max_d == want.max_d,
+               "scale %g: %g %g", (double)scale[i], want.sum_dd, got.sum_dd);
         qm_tensor_free(t), qm_tensor_free(q), qm_tensor_free(far), qm_tensor_free(p);
     }
 }
@@ -220,7 +240,8 @@ TEST(gpu_out_of_memory_leaves_everything_usable)
     CHECK(same_tensors(here, p));
     qm_tensor_free(here), qm_tensor_free(p), qm_tensor_free(far), qm_tensor_free(t);
     CHECK(qm_cuda_memory(gpu(), &after, &total, &e));
-    CHECKF(after + (64 << 20) > before, "%llu of %llu MiB came back", (unsigned long long)after >> 20, (unsigned long long)before >> 20);
+    CHECKF(after + (64 << 20) > before, "%llu of %llu MiB came back", (unsigned long long)after >> 20,
+           (unsigned long long)before >> 20);
 }
 
 TEST(gpu_refuses_what_it_cannot_do)
@@ -230,12 +251,16 @@ TEST(gpu_refuses_what_it_cannot_do)
     qm_tensor *t = randoms(4, 64), *far = there(t), *nothing = NULL;
     qm_errsum sum;
     memset(&e, 0, sizeof e);
-    CHECKF(!qm_tensor_errors(t, far, &sum, &e) && strstr(e.msg, "the CPU") && strstr(e.msg, "cuda:0"), "%s", e.msg);
+    CHECKF(!qm_tensor_errors(t, far, &sum, &e) && strstr(e.msg, "the CPU") && strstr(e.msg, "cuda:0"), "%s",
+           e.msg);
     memset(&e, 0, sizeof e);
     CHECKF(!(nothing = qm_tensor_to(far, qm_cuda_device(gpu()), &e)), "%s", e.msg);
     memset(&e, 0, sizeof e);
-    CHECKF(!qm_tensor_quantize(far, qm_format_find("q4_k"), &(qm_quantize_options){0}, &e) && strstr(e.msg, "256"), "%s", e.msg);
+    CHECKF(!qm_tensor_quantize(far, qm_format_find("q4_k"), &(qm_quantize_options){0}, &e)
+               && strstr(e.msg, "256"),
+           "%s", e.msg);
     memset(&e, 0, sizeof e);
-    CHECKF(!qm_tensor_quantize(far, qm_format_find("q8_0"), &(qm_quantize_options){.double_quant = true}, &e), "%s", e.msg);
+    CHECKF(!qm_tensor_quantize(far, qm_format_find("q8_0"), &(qm_quantize_options){.double_quant = true}, &e),
+           "%s", e.msg);
     qm_tensor_free(nothing), qm_tensor_free(far), qm_tensor_free(t);
 }

@@ -208,8 +208,7 @@ static void line_text(int r, char *out)
         strcat(out, screen[r][c].bytes[0] ? screen[r][c].bytes : " ");
 }
 
-/* ---- the program ----------------------------------------------------------------------------------------
- */
+/* ---- the program ----------------------------------------------------------------------------- */
 
 static int terminal;
 static pid_t program;

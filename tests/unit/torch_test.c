@@ -352,8 +352,7 @@ static uint64_t next_random(void)
     return seed ^= seed << 17;
 }
 
-/* Bytes changed at random, a few at a time; runs of one file with pieces copied over each other; cut short.
- */
+/* Bytes changed at random, a few at a time; runs of one file with pieces copied over each other; cut short. */
 static void mutate(const char *name, int rounds)
 {
     bytes original = load(name), b = {malloc(original.size), original.size};
