@@ -46,6 +46,13 @@ static void set_number(lua_State *L, const char *name, double v)
     lua_setfield(L, -2, name);
 }
 
+/* 13000 -> 13.0 */
+static double version(int v)
+{
+    int major = v / 1000, minor = v % 1000 / 10;
+    return major + minor / 10.0;
+}
+
 /* d:info() -> {name, index, capability, multiprocessors, memory, l2, driver, runtime, own_rcp}; bytes, and
  * CUDA versions as 13.0. */
 static int info(lua_State *L)
@@ -62,8 +69,8 @@ static int info(lua_State *L)
     set_number(L, "multiprocessors", i->multiprocessors);
     set_number(L, "memory", (double)i->memory);
     set_number(L, "l2", (double)i->l2);
-    set_number(L, "driver", i->driver / 1000 + i->driver % 1000 / 10 / 10.0);
-    set_number(L, "runtime", i->runtime / 1000 + i->runtime % 1000 / 10 / 10.0);
+    set_number(L, "driver", version(i->driver));
+    set_number(L, "runtime", version(i->runtime));
     return 1;
 }
 

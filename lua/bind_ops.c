@@ -37,9 +37,10 @@ static void make_pool(lua_State *L, int threads)
     lua_pushlightuserdata(L, &pool_key);
     void **box = qml_box(L, QML_POOL);
     *box = qm_pool_new(threads, &e);
-    if (!*box)
+    if (*box)
+        qm_pool_be_eager(*box);
+    else
         qml_raise(L, &e);
-    qm_pool_be_eager(*box);
     lua_rawset(L, LUA_REGISTRYINDEX);
 }
 
