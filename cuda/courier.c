@@ -333,17 +333,6 @@ static uint8_t *there(const courier *l, const qm_slice *plane)
     return plane->data ? l->in.at + (plane->data - l->in_here.at) : NULL;
 }
 
-static qm_cuda_coded coded_part(const qm_tensor *t)
-{
-    qm_cuda_coded c = {
-        .format = t->format, .codec = t->codec, .double_quant = t->double_quant, .offset = t->offset};
-    for (int i = 0; i < QM_MAX_PLANES; i++)
-        c.plane[i] = (uint8_t *)(uintptr_t)t->plane[i].data;
-    if (t->double_quant)
-        c.nested = (float *)(void *)c.plane[2];
-    return c;
-}
-
 /* The values of a part, as they lie or decoded into l->x. */
 static bool part_values(courier *l, const qm_tensor *part, uint64_t n, const void **values, qm_dtype *dtype,
                         qm_err *e)
@@ -353,7 +342,7 @@ static bool part_values(courier *l, const qm_tensor *part, uint64_t n, const voi
     if (*dtype != QM_DTYPE_COUNT && keeps(part->round, *dtype))
         return true;
     *dtype = QM_F32;
-    qm_cuda_coded c = coded_part(part);
+    qm_cuda_coded c = qm_cuda_coded_of(part);
     for (int i = 0; i < QM_MAX_PLANES; i++)
         c.plane[i] = there(l, &part->plane[i]);
     c.nested = part->double_quant ? (float *)(void *)c.plane[2] : NULL;
@@ -381,7 +370,7 @@ static bool encode_part(courier *l, const qm_tensor *part, uint64_t raw, qm_tens
         || (to->format->tensor_range != 0
             && !qm_cuda_measure(&l->stream, &to->codec, to->format, values, dtype, n, e)))
         return false; /* with a range for the tensor, it is one part */
-    qm_cuda_coded c = coded_part(target);
+    qm_cuda_coded c = qm_cuda_coded_of(target);
     c.codec.factor = to->codec.factor;
     return qm_cuda_encode(&l->stream, values, dtype, n, &c, e);
 }

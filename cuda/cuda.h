@@ -74,6 +74,10 @@ typedef struct qm_cuda_coded {
     float offset;
 } qm_cuda_coded;
 
+/* A tensor, or a part of one, whose planes are on the GPU. */
+struct qm_tensor;
+qm_cuda_coded qm_cuda_coded_of(const struct qm_tensor *t);
+
 /* As qm_encode and qm_decode, and the same bytes; values are f32, f16 or bf16 (`dtype`), n of them; importances lie
  * on the GPU.  Where a group holds a NaN, scales and codes that follow from it may differ (see qm_result_bits), and so
  * may the sign and payload of a NaN that is decoded. */

@@ -43,7 +43,7 @@ static qm_cuda_stream stream_of(qm_cuda *d) { return (qm_cuda_stream){d, d->stre
 
 static const char *name_of(const qm_tensor *t) { return t->name ? t->name : ""; }
 
-static qm_cuda_coded coded_of(const qm_tensor *t)
+qm_cuda_coded qm_cuda_coded_of(const qm_tensor *t)
 {
     qm_cuda_coded c = {
         .format = t->format, .codec = t->codec, .double_quant = t->double_quant, .offset = t->offset};
@@ -90,7 +90,7 @@ static bool values_of(qm_cuda *d, const qm_tensor *t, values *v, qm_err *e)
     if (!v->owned)
         return false;
     qm_cuda_stream s = stream_of(d);
-    qm_cuda_coded c = coded_of(t);
+    qm_cuda_coded c = qm_cuda_coded_of(t);
     if (qm_cuda_decode(&s, &c, n, v->owned, v->dtype, e))
         return true;
     drop_values(d, v);
@@ -101,7 +101,7 @@ bool qm_cuda_decode_tensor(qm_cuda *d, const qm_tensor *t, int64_t first, int64_
                            qm_err *e)
 {
     qm_cuda_stream s = stream_of(d);
-    qm_cuda_coded c = coded_of(t);
+    qm_cuda_coded c = qm_cuda_coded_of(t);
     int64_t block = t->format->block == 1 ? 1 : t->codec.block, all = qm_tensor_count(t);
     if (first % block || (n % block && first + n != all) || (t->double_quant && first))
         return qm_fail(e, QM_EUNSUPPORTED,
@@ -125,7 +125,7 @@ static bool encode_double(qm_cuda *d, const values *v, qm_tensor *to, uint64_t n
                           const qm_quantize_options *o, qm_err *e)
 {
     qm_cuda_stream s = stream_of(d);
-    qm_cuda_coded c = coded_of(to);
+    qm_cuda_coded c = qm_cuda_coded_of(to);
     c.offset = o->offset;
     float *offset = qm_cuda_scratch(d, d->stream, sizeof *offset, e);
     bool ok = offset && qm_cuda_encode_double(&s, v->data, v->dtype, n, &c, o->offset_given, offset, e)
@@ -142,7 +142,7 @@ static bool encode_values(qm_cuda *d, const values *v, qm_tensor *to, uint64_t n
         return encode_double(d, v, to, n, o, e);
     if (!qm_cuda_measure(&s, &to->codec, to->format, v->data, v->dtype, n, e))
         return false;
-    qm_cuda_coded c = coded_of(to);
+    qm_cuda_coded c = qm_cuda_coded_of(to);
     return qm_cuda_encode(&s, v->data, v->dtype, n, &c, e) && qm_cuda_wait(&s, e);
 }
 
@@ -150,7 +150,7 @@ static bool encode_values(qm_cuda *d, const values *v, qm_tensor *to, uint64_t n
 static bool decode_into(qm_cuda *d, const qm_tensor *t, qm_tensor *to, uint64_t n, qm_err *e)
 {
     qm_cuda_stream s = stream_of(d);
-    qm_cuda_coded c = coded_of(t);
+    qm_cuda_coded c = qm_cuda_coded_of(t);
     return qm_cuda_decode(&s, &c, n, (void *)(uintptr_t)to->plane[0].data, qm_cuda_plain_type(to->format), e)
            && qm_cuda_wait(&s, e);
 }
@@ -207,7 +207,7 @@ static bool nest(qm_device *device, qm_tensor *t, const qm_quantize_options *o, 
     for (int i = 1; ok && i <= 2; i++)
         ok = qm_tensor_plane_new(t, i, qm_tensor_plane_size(t, i, n), device, e) != NULL;
     if (ok && n) {
-        qm_cuda_coded c = coded_of(t);
+        qm_cuda_coded c = qm_cuda_coded_of(t);
         c.offset = o->offset;
         ok = qm_cuda_encode_scales(&s, (const float *)(const void *)single.plane[0].data,
                                    single.plane[0].size / sizeof(float), &c, o->offset_given, offset, e)
@@ -233,7 +233,7 @@ static bool errors(qm_device *device, const qm_tensor *a, const qm_tensor *b, qm
     qm_cuda_enter(d);
     if (!values_of(d, a, &v, e))
         return false;
-    qm_cuda_coded c = coded_of(b);
+    qm_cuda_coded c = qm_cuda_coded_of(b);
     bool ok = true;
     if (!b->format || b->round != QM_ROUND_NONE) { /* what it decodes to is not all: go by its values */
         ok = values_of(d, b, &w, e);
