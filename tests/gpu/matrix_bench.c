@@ -86,6 +86,26 @@ static matrix random_matrix(uint32_t rows, uint32_t cols, qm_scale_type type, ui
     return m;
 }
 
+/* A matrix laid out on the GPU, several times over: more than its caches hold. */
+static uint8_t **copies_there(const matrix *m, int copies)
+{
+    uint8_t **items = malloc((size_t)copies * sizeof *items);
+    for (int i = 0; i < copies; i++) {
+        must(cudaMalloc((void **)&items[i], qm_matrix_bytes(m->w.scale, m->w.group, m->w.rows, m->w.cols)),
+             "memory");
+        must(cudaMemcpy(items[i], i ? items[0] : m->here, m->size, cudaMemcpyDefault), "upload");
+        must(qm_matrix_measure(&m->w, items[i], stream), "measuring");
+    }
+    return items;
+}
+
+static void free_copies(uint8_t **items, int copies)
+{
+    for (int i = 0; i < copies; i++)
+        cudaFree(items[i]);
+    free(items);
+}
+
 /* Scale of a row's group, as the layout says. */
 static double scale_at(const matrix *m, uint32_t row, uint32_t col, const float *dyn)
 {
@@ -310,14 +330,9 @@ static void wide_shape(uint32_t rows, uint32_t cols, qm_scale_type type, uint32_
         return;
     matrix m = random_matrix(rows, cols, type, group);
     int copies = (int)(SPREAD / (double)m.size) + 1;
-    uint8_t **items = malloc((size_t)copies * sizeof *items);
+    uint8_t **items = copies_there(&m, copies);
     float dyn[256];
     cudaMemcpy(dyn, dynamic_map, sizeof dyn, cudaMemcpyDeviceToHost);
-    for (int i = 0; i < copies; i++) {
-        must(cudaMalloc((void **)&items[i], qm_matrix_bytes(type, group, rows, cols)), "memory");
-        must(cudaMemcpy(items[i], i ? items[0] : m.here, m.size, cudaMemcpyDefault), "upload");
-        must(qm_matrix_measure(&m.w, items[i], stream), "measuring");
-    }
     float *x = malloc((uint64_t)MOST * cols * sizeof *x), *y = malloc((uint64_t)MOST * rows * sizeof *y), *dx,
           *dy;
     for (uint64_t i = 0; i < (uint64_t)MOST * cols; i++)
@@ -363,25 +378,19 @@ static void wide_shape(uint32_t rows, uint32_t cols, qm_scale_type type, uint32_
         printf("\n");
         fflush(stdout);
     }
-    for (int i = 0; i < copies; i++)
-        cudaFree(items[i]);
+    free_copies(items, copies);
     if (d->handle)
         cudaFree(d->w), cudaFree(d->x), cudaFree(d->y);
-    cudaFree(dx), cudaFree(dy), cudaFree(panel), free(items), free(x), free(y), free(m.here);
+    cudaFree(dx), cudaFree(dy), cudaFree(panel), free(x), free(y), free(m.here);
 }
 
 static void shape(uint32_t rows, uint32_t cols, qm_scale_type type, uint32_t group, uint32_t most_tokens)
 {
     matrix m = random_matrix(rows, cols, type, group);
     int copies = (int)(SPREAD / (double)m.size) + 1;
-    uint8_t **items = malloc((size_t)copies * sizeof *items);
+    uint8_t **items = copies_there(&m, copies);
     float dyn[256];
     cudaMemcpy(dyn, dynamic_map, sizeof dyn, cudaMemcpyDeviceToHost);
-    for (int i = 0; i < copies; i++) {
-        must(cudaMalloc((void **)&items[i], qm_matrix_bytes(type, group, rows, cols)), "memory");
-        must(cudaMemcpy(items[i], i ? items[0] : m.here, m.size, cudaMemcpyDefault), "upload");
-        must(qm_matrix_measure(&m.w, items[i], stream), "measuring");
-    }
     uint16_t *x = malloc(8 * cols * sizeof *x);
     for (uint32_t i = 0; i < 8 * cols; i++)
         x[i] = qm_f32_to_f16(((float)(rnd() >> 8) / 8388608.0f - 1) * 2);
@@ -412,9 +421,8 @@ static void shape(uint32_t rows, uint32_t cols, qm_scale_type type, uint32_t gro
         printf("\n");
         fflush(stdout);
     }
-    for (int i = 0; i < copies; i++)
-        cudaFree(items[i]);
-    cudaFree(dx), cudaFree(dy), free(items), free(x), free(y), free(m.here);
+    free_copies(items, copies);
+    cudaFree(dx), cudaFree(dy), free(x), free(y), free(m.here);
 }
 
 /* All linear layers of a decoder in their order, every one with a matrix of its own. */
