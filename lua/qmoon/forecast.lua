@@ -37,6 +37,15 @@ local function zeros(n)
     return ids
 end
 
+--- A runner that can be changed while `lm` stays as it is.
+local function copy_of(lm)
+    local other = setmetatable({}, getmetatable(lm))
+    for k, v in pairs(lm) do
+        rawset(other, k, v)
+    end
+    return other
+end
+
 --- The figures for a model that was read, but not assembled.
 ---@param lm qmoon.Runner
 ---@param w qmoon.Weights
@@ -46,10 +55,7 @@ function forecast.of(lm, w, list)
     local loading = require "qmoon.loading"
     local device, f = lm.options.device, expected(lm)
     local plan = core.plan_device(device)
-    local shadow = setmetatable({}, getmetatable(lm))
-    for k, v in pairs(lm) do
-        rawset(shadow, k, v)
-    end
+    local shadow = copy_of(lm)
     shadow:assemble(w, list, plan)
     local mapped = 0
     for _, e in ipairs(device and {} or list) do
@@ -80,8 +86,7 @@ end
 function forecast.text(f)
     return ("weights %s%s · keys and values %s (%d tokens) · workspace %s: %s"):format(text.bytes(f.weights),
         f.mapped > 0 and (" and %s in mapped files"):format(text.bytes(f.mapped)) or "", text.bytes(f.kv),
-        f.tokens,
-        text.bytes(f.workspace), text.bytes(f.peak))
+        f.tokens, text.bytes(f.workspace), text.bytes(f.peak))
 end
 
 -- Types that might fit instead, the mildest first.
@@ -89,10 +94,7 @@ local SMALLER = { "int8", "nf4", "nf4:dq" }
 
 --- The forecast with another type.
 local function with_load(lm, w, word)
-    local other = setmetatable({}, getmetatable(lm))
-    for k, v in pairs(lm) do
-        rawset(other, k, v)
-    end
+    local other = copy_of(lm)
     local options = setmetatable({ load = word, expect = lm.forecast }, { __index = lm.options })
     rawset(other, "options", options)
     return forecast.of(other, w, require("qmoon.loading").list(w, options))

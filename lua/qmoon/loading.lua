@@ -140,8 +140,7 @@ local function shower(list, options)
         local e = list[at]
         local name = e.tensor:info().name or ""
         step { index = n > 1 and shards[e.place.path] or at, tensors = n > 1 and n or #list, tensor = name,
-               bytes = bytes,
-               total = total }
+               bytes = bytes, total = total }
     end, finish
 end
 
@@ -181,8 +180,7 @@ function loading.bring(list, options, plan)
         and core.couriers({ device }, threads) or nil }
     for i, e in ipairs(some) do
         job[i] = { tensor = e.tensor, format = e.format, block = e.block, double_quant = e.double_quant,
-                   round = e.round,
-                   prepare = e.prepare }
+                   round = e.round, prepare = e.prepare }
     end
     local finish
     if not plan then
