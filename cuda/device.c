@@ -180,7 +180,9 @@ bool qm_cuda_used(qm_cuda *d, uint64_t *used, uint64_t *most, uint64_t *held, qm
 {
     uint64_t from_now = 0;
     qm_cuda_enter(d);
-    cudaError_t r = cudaMemPoolGetAttribute(d->pool, cudaMemPoolAttrUsedMemCurrent, used);
+    cudaError_t r = cudaStreamSynchronize(d->stream); /* what was freed there counts until it is reached */
+    if (!r)
+        r = cudaMemPoolGetAttribute(d->pool, cudaMemPoolAttrUsedMemCurrent, used);
     if (!r)
         r = cudaMemPoolGetAttribute(d->pool, cudaMemPoolAttrUsedMemHigh, most);
     if (!r)
