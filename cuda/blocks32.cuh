@@ -1,12 +1,12 @@
 /* blocks32.cuh: q8_0 and q4_0, four lanes to a block of 32 values.
  *
- * A block of threads encodes 256 of them; their bytes, which begin anywhere, are put together in shared memory
- * and leave sixteen at a time.  Blocks with NaN or infinities, or so small that the scale has no reciprocal,
- * are given to the format's own code. */
+ * A block of threads encodes 512 of them, with all it reads under way at once; their bytes, which begin anywhere, are put together in shared memory
+ * and leave sixteen at a time.  Blocks with NaN or infinities, or whose scale is beyond 2^100 or 2^-100, are given to the
+ * format's own code. */
 #ifndef QM_BLOCKS32_CUH
 #define QM_BLOCKS32_CUH
 
-enum { BLOCKS_THREADS = 256, BLOCKS_TURNS = 4, BLOCKS_AT_ONCE = BLOCKS_THREADS / 4, BLOCKS = BLOCKS_TURNS * BLOCKS_AT_ONCE };
+enum { BLOCKS_THREADS = 256, BLOCKS_TURNS = 8, BLOCKS_AT_ONCE = BLOCKS_THREADS / 4, BLOCKS = BLOCKS_TURNS * BLOCKS_AT_ONCE };
 
 struct q8_0_code {
     static constexpr int BYTES = sizeof(struct qm_q8_0);
@@ -55,13 +55,15 @@ struct q4_0_code {
     /* Values 0 ... 15 are low nibbles, 16 ... 31 high ones: lanes 0 and 1 take those of 2 and 3. */
     __device__ static void store(const float x[8], float inverse, uint8_t *block, uint32_t lane)
     {
-        uint32_t word[2] = {0, 0};
+        uint32_t whole[8], word[2];
 #pragma unroll
-        for (int i = 7; i >= 0; i--) { /* 0.5 ... 16.5: in a sum with 2^23, rounded down, the low bits are the whole number */
-            float whole = __fadd_rz(fminf(x[i] * inverse + 8.5f, 15), 8388608.0f);
-            word[i / 4] = word[i / 4] * 256 + __float_as_uint(whole);
+        for (int i = 0; i < 8; i++) /* 0.5 ... 16.5: in a sum with 2^23, rounded down, the low bits are the whole number */
+            whole[i] = __float_as_uint(__fadd_rz(x[i] * inverse + 8.5f, 8388608.0f));
+#pragma unroll
+        for (int k = 0; k < 2; k++) { /* sixteen is fifteen as well */
+            const uint32_t *w = whole + 4 * k;
+            word[k] = __vminu2(__byte_perm(w[0], w[2], 0x5410), 0x000f000f) + (__vminu2(__byte_perm(w[1], w[3], 0x5410), 0x000f000f) << 8);
         }
-        word[0] -= 0x4b000000, word[1] -= 0x4b000000; /* the upper bits of the last */
         word[0] |= __shfl_down_sync(~0u, word[0], 2) << 4;
         word[1] |= __shfl_down_sync(~0u, word[1], 2) << 4;
         if (lane < 2) {
@@ -76,6 +78,14 @@ struct q4_0_code {
     __device__ static uint32_t pick(uint32_t w, int u) { return w >> 4 * u & 0x0f0f0f0fu; }
     __device__ static float code(const uint8_t *bytes, uint32_t i) { return (float)((bytes[i % 16] >> (i < 16 ? 0 : 4) & 15) - 8); }
 };
+
+/* 1 / d, rounded to nearest, for d between 2^-100 and 2^100: what the compiler makes of a division, but for its way out. */
+__device__ inline float reciprocal(float d)
+{
+    float r;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(d));
+    return __fmaf_rn(r, __fmaf_rn(-d, r, 1.0f), r);
+}
 
 /* By the format's own code, from where the values lie; one lane does it. */
 template <class F, qm_dtype D> __device__ __noinline__ void encode_plainly(const void *x, uint64_t block, uint8_t *out)
@@ -99,22 +109,25 @@ __global__ void __launch_bounds__(BLOCKS_THREADS, 4)
         v[u] = first * 4 + u * BLOCKS_THREADS + threadIdx.x < blocks * 4
                    ? load_eight<D>(x, first * 4 + u * BLOCKS_THREADS + threadIdx.x)
                    : eight<D>{};
+    uint8_t *const mine = (uint8_t *)staged + threadIdx.x / 4 * F::BYTES;
+    uint32_t plain = 0; /* turns */
 #pragma unroll
     for (int u = 0; u < BLOCKS_TURNS; u++) {
-        uint32_t block = u * BLOCKS_AT_ONCE + threadIdx.x / 4;
-        uint8_t *to = (uint8_t *)staged + block * F::BYTES;
+        uint8_t *to = mine + u * BLOCKS_AT_ONCE * F::BYTES;
         float each[8];
         unpack(v[u], each);
         range<D> r = among_lanes(range<D>::of_eight(v[u]), 4);
-        float high = r.top(), low = r.bottom(), d = F::scale(each, high, low), inverse = d != 0 ? 1.0f / d : 0.0f;
-        bool ordinary = fmaxf(high, -low) < INFINITY && high == high && fabsf(inverse) < INFINITY;
-        F::store(each, inverse, to, lane);
+        const float d = F::scale(each, r.top(), r.bottom()), size = fabsf(d); /* NaN where there is one */
+        if (!(size == 0 || (size >= 0x1p-100f && size <= 0x1p100f)))
+            plain |= 1u << u;
+        F::store(each, size != 0 ? reciprocal(d) : 0, to, lane);
         if (lane == 0)
             *(__half *)to = __float2half_rn(d); /* agrees with half.h on all but NaN, which is done plainly */
-        __syncwarp();
-        if (!ordinary && lane == 0 && block < here)
-            encode_plainly<F, D>(x, first + block, to);
     }
+    if (__any_sync(~0u, plain) && lane == 0)
+        for (uint32_t u = 0, block = threadIdx.x / 4; u < BLOCKS_TURNS; u++, block += BLOCKS_AT_ONCE)
+            if (plain >> u & 1 && block < here)
+                encode_plainly<F, D>(x, first + block, (uint8_t *)staged + block * F::BYTES);
     __syncthreads();
     uint8_t *to = out + first * F::BYTES;
     uint32_t bytes = here * F::BYTES;
