@@ -92,19 +92,11 @@ test-gpu: deps
 	@$(MAKE) --no-print-directory CUDA=1 $(BUILD)/qmoon $(BUILD)/gpu_test
 	$(BUILD)/qmoon tests/run.lua --unit $(BUILD)/gpu_test tests/gpu/*_test.lua
 
-# BNB: a folder with the Python package bitsandbytes, to be measured beside us by PYTHON, which has torch.
-# MODELS: a folder for checkpoints of random weights, 19 GB.
-PYTHON ?= python3
+# See tests/gpu/bench.sh for the peers, BNB, PYTHON and LLAMA, and for MODELS.
 MODELS ?= /dev/shm
 bench-gpu: deps
 	@$(MAKE) --no-print-directory CUDA=1 $(BUILD)/gpu_bench $(BUILD)/matrix_bench $(BUILD)/qmoon
-	$(BUILD)/gpu_bench
-	$(BUILD)/matrix_bench
-	$(BUILD)/qmoon tests/gpu/decode_bench.lua
-	$(BUILD)/qmoon tests/gpu/experts_bench.lua
-	-PYTHONPATH=$(BNB) $(PYTHON) tests/gpu/bnb_bench.py
-	$(BUILD)/qmoon tests/gpu/loading_bench.lua $(MODELS) 1.5b 7b
-	-PYTHONPATH=$(BNB) $(PYTHON) tests/gpu/loading_bench.py $(MODELS)/qwen2-7b
+	@PYTHON='$(PYTHON)' BNB='$(BNB)' LLAMA='$(LLAMA)' MODELS='$(MODELS)' sh tests/gpu/bench.sh $(BUILD)
 
 # ---- to take along -------------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 #!/bin/sh
 # kit.sh BUILD FOLDER [BITSANDBYTES]: adds to FOLDER, made by dist.sh, what a machine with a GPU needs to run the tests
-# and benchmarks: `sh run.sh` there, or `sh run.sh test`, `bench` or `sanitize`.
+# and benchmarks: `sh run.sh` there, or `sh run.sh test`, `bench` or `sanitize`; bench.sh says which peers it takes.
 set -eu
 build=$1 to=$(realpath "$2") bnb=${3:-}
 for program in gpu_test gpu_bench matrix_bench; do
@@ -9,7 +9,7 @@ for program in gpu_test gpu_bench matrix_bench; do
 done
 mkdir -p "$to/tests/gpu"
 cp tests/run.lua "$to/tests/"
-cp tests/gpu/*.lua tests/gpu/*.py "$to/tests/gpu/"
+cp tests/gpu/*.lua tests/gpu/*.py tests/gpu/bench.sh "$to/tests/gpu/"
 mkdir -p "$to/tests/lua" "$to/tests/fixtures"
 cp tests/lua/support.lua "$to/tests/lua/"
 cp README.md "$to/" # a text
@@ -21,7 +21,7 @@ if [ -n "$bnb" ]; then # its Python files and the one library for CUDA 13.0
 fi
 cat >"$to/run.sh" <<'EOF'
 #!/bin/sh
-# Tests, then speed; the last lines say how it went.
+# Tests, then speed, with a table at the end.
 cd "$(dirname "$0")"
 status=0
 if [ "${1:-}" = sanitize ]; then # every tool over small cases; minutes
@@ -35,13 +35,9 @@ if [ "${1:-}" = sanitize ]; then # every tool over small cases; minutes
 fi
 [ "${1:-}" = bench ] || ./qmoon tests/run.lua --unit ./gpu_test tests/gpu/*_test.lua || status=1
 if [ "${1:-}" != test ]; then
-    nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.limit --format=csv,noheader
-    ./gpu_bench || status=1
-    ./matrix_bench || status=1
-    ./qmoon tests/gpu/decode_bench.lua || status=1
-    ./qmoon tests/gpu/experts_bench.lua || status=1
-    nvidia-smi --query-gpu=clocks.sm,clocks.mem,temperature.gpu,power.draw --format=csv,noheader
-    if [ -d bnb ]; then PYTHONPATH=bnb python3 tests/gpu/bnb_bench.py || status=1; fi
+    [ ! -d bnb ] || BNB=${BNB:-$PWD/bnb}
+    export BNB
+    sh tests/gpu/bench.sh . || status=1
 fi
 exit $status
 EOF
