@@ -25,7 +25,7 @@ LIBS = -Wl,-Bstatic -lluajit-5.1 -lpcre2-8 -lutf8proc -ledit -lbsd -lmd -ltinfo 
 AVX2   = -mavx2 -mf16c -mbmi -mbmi2 -mlzcnt -mno-fma
 AVX512 = $(AVX2) -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vbmi -mprefer-vector-width=512
 
-CORE    = $(wildcard core/*.c core/containers/*.c core/tokenizer/*.c)
+CORE    = $(wildcard core/*.c core/containers/*.c core/stream/*.c core/tokenizer/*.c)
 FORMATS = $(wildcard core/formats/*.c)
 FAST2   = $(wildcard core/formats/avx2/*.c)
 FAST512 = $(wildcard core/formats/avx512/*.c)

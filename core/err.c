@@ -96,6 +96,16 @@ int64_t qm_shape_count(const qm_shape *s)
     return count;
 }
 
+int64_t qm_gcd(int64_t a, int64_t b)
+{
+    while (b) {
+        int64_t r = a % b;
+        a = b;
+        b = r;
+    }
+    return a;
+}
+
 char *qm_shape_text(const qm_shape *s, char *buf, size_t size)
 {
     size_t used = (size_t)snprintf(buf, size, "[");

@@ -50,16 +50,7 @@ typedef struct load {
 
 /* ---- cutting --------------------------------------------------------------------------------- */
 
-static int64_t lcm(int64_t a, int64_t b)
-{
-    int64_t x = a, y = b;
-    while (y) {
-        int64_t r = x % y;
-        x = y;
-        y = r;
-    }
-    return x > 0 && a >= x && b > 0 ? a / x * b : 1;
-}
+static int64_t lcm(int64_t a, int64_t b) { return a / qm_gcd(a, b) * b; }
 
 /* Values after which a tensor's planes begin afresh. */
 static int64_t group_of(const qm_tensor *t)

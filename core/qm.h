@@ -106,6 +106,9 @@ typedef struct qm_shape {
 /* Product of the dimensions (1 for a scalar), or -1 when it is more than QM_MAX_VALUES or one is negative. */
 int64_t qm_shape_count(const qm_shape *s);
 
+/* Greatest common divisor of positive numbers: what chunks are cut by. */
+int64_t qm_gcd(int64_t a, int64_t b);
+
 /* "[4096 x 4100]"; "[]" for a scalar.  Returns buf. */
 char *qm_shape_text(const qm_shape *s, char *buf, size_t size);
 
