@@ -4,6 +4,9 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <unistd.h>
+#ifdef __x86_64__
+#include <cpuid.h>
+#endif
 
 #include "cpu.h"
 
@@ -12,13 +15,22 @@ const char *const qm_simd_names[QM_SIMD_COUNT] = {"scalar", "avx2", "avx512"};
 /* The one variable: tests and benchmarks lower it. */
 static atomic_int lid = QM_AVX512;
 
+#ifdef __x86_64__
+/* What not every compiler's run-time tables know: f16c and lzcnt. */
+static bool more_of_avx2(void)
+{
+    unsigned a, b, c, d, extended;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C) != 0
+           && __get_cpuid(0x80000001, &a, &b, &extended, &d) && (extended & bit_LZCNT) != 0;
+}
+#endif
+
 /* The compiler's run-time tables count an instruction set only when the system saves its registers too. */
 static qm_simd usable(void)
 {
 #ifdef __x86_64__
-    bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c")
-                && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi")
-                && __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("lzcnt");
+    bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")
+                && __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") && more_of_avx2();
     bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw")
                   && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")
                   && __builtin_cpu_supports("avx512vbmi");

@@ -9,7 +9,7 @@
 
 static int bin_of(double v)
 {
-    int i = (int)((v + 1) * (QM_FIT_BINS / 2));
+    int i = (int)((v + 1) / 2 * QM_FIT_BINS);
     return i < 0 ? 0 : i >= QM_FIT_BINS ? QM_FIT_BINS - 1 : i;
 }
 

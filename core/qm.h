@@ -45,8 +45,14 @@ bool qm_fail(qm_err *e, qm_code code, const char *fmt, ...) __attribute__((forma
 /* As qm_fail, appending ": " and the text of errno, which it reads first. */
 bool qm_fail_errno(qm_err *e, const char *fmt, ...) __attribute__((format(printf, 2, 3), nonnull));
 
-#ifdef __clang_analyzer__ /* it cannot see into err.c that these are always false */
-static inline bool qm_false(bool always) { return always && false; }
+/* The analyser cannot see into err.c that these are always false; without a branch it follows qm_false from any
+ * depth. */
+#ifdef __clang_analyzer__
+static inline bool qm_false(bool always)
+{
+    (void)always;
+    return false;
+}
 #define qm_fail(...)       qm_false(qm_fail(__VA_ARGS__))
 #define qm_fail_errno(...) qm_false(qm_fail_errno(__VA_ARGS__))
 #endif

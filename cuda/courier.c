@@ -424,8 +424,8 @@ static void courier_free(qm_courier *base)
         cudaStreamSynchronize(l->stream.handle);
     for (size_t i = 0; i < sizeof there / sizeof *there; i++)
         qm_cuda_unscratch(there[i]->at, l->stream.handle);
-    if (l->stream.handle)
-        cudaStreamSynchronize(l->stream.handle); /* the pool has it back, for whoever asks next what is free */
+    if (l->stream.handle) /* the pool has it back, for whoever asks next what is free */
+        cudaStreamSynchronize(l->stream.handle);
     for (size_t i = 0; i < sizeof here / sizeof *here; i++)
         qm_cuda_pinned_free(d, here[i]->at);
     if (l->done)

@@ -25,7 +25,7 @@ static int error_text(lua_State *L)
 }
 
 /* Raises {kind, code, message} from the message on top of the stack. */
-static int raise(lua_State *L, qm_code code)
+__attribute__((noreturn)) static void raise(lua_State *L, qm_code code)
 {
     const char *kind = "fail";
     for (int i = 0; i < NKINDS; i++)
@@ -40,7 +40,7 @@ static int raise(lua_State *L, qm_code code)
     lua_setfield(L, -2, "code");
     luaL_getmetatable(L, "qmoon.error");
     lua_setmetatable(L, -2);
-    return lua_error(L);
+    lua_error(L);
 }
 
 int qml_raise(lua_State *L, const qm_err *e)
@@ -48,7 +48,7 @@ int qml_raise(lua_State *L, const qm_err *e)
     if (e->code == QM_EINTERRUPT) /* this is the answer to it: main.c's hook has nothing left to do */
         lua_sethook(L, NULL, 0, 0);
     lua_pushstring(L, e->msg);
-    return raise(L, e->code);
+    raise(L, e->code);
 }
 
 /* fail(kind, format, ...): raises an error object; kind is one of the table above. */
@@ -63,7 +63,7 @@ static int fail(lua_State *L)
     lua_call(L, n - 1, 1);
     for (int i = 0; i < NKINDS; i++)
         if (strcmp(kinds[i].kind, kind) == 0)
-            return raise(L, kinds[i].code);
+            raise(L, kinds[i].code);
     return luaL_argerror(L, 1, "unknown kind of error");
 }
 

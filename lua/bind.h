@@ -19,6 +19,11 @@
 #include "../core/strided.h"
 #include "../core/tensor.h"
 
+/* LuaJIT's headers do not say so, and then nobody knows that code behind a check is only reached if it passed. */
+int lua_error(lua_State *L) __attribute__((noreturn));
+int luaL_error(lua_State *L, const char *fmt, ...) __attribute__((noreturn));
+int luaL_argerror(lua_State *L, int arg, const char *message) __attribute__((noreturn));
+
 int luaopen_qmoon_core(lua_State *L);
 
 /* What a box is, as memory: the object (NULL once it is closed), and how many jobs that are running use it. A
@@ -30,7 +35,7 @@ typedef struct qml_userdata {
 } qml_userdata;
 
 /* From bind.c */
-int qml_raise(lua_State *L, const qm_err *e); /* never returns */
+int qml_raise(lua_State *L, const qm_err *e) __attribute__((noreturn));
 void **qml_box(lua_State *L, const char *class);
 void *qml_check(lua_State *L, int arg,
                 const char *class); /* an open box of that class, or an argument error */

@@ -264,7 +264,7 @@ static int couriers(lua_State *L)
     if (devices < 1 || !(count >= 1 && count <= 1024))
         return luaL_error(L, "couriers: a list of devices and a number from 1 to 1024 are wanted");
     void **box = qml_box(L, QML_COURIERS);
-    qml_couriers *l = *box = calloc(1, sizeof *l + (size_t)count * sizeof *l->courier);
+    qml_couriers *l = *box = calloc(1, sizeof *l + (size_t)count * sizeof(qm_courier *));
     qm_err e = {0};
     if (!l) {
         qm_fail(&e, QM_ENOFIT, "out of memory for %d couriers", (int)count);

@@ -425,8 +425,8 @@ static int run_streams(lua_State *L)
         return luaL_error(L, "%d couriers for %d threads", couriers->n, qm_pool_threads(pool));
     if (n > MOST_JOBS)
         return luaL_error(L, "%f jobs at once; %d at most", (double)n, MOST_JOBS);
-    job_box **box = lua_newuserdata(L, (n + 1) * sizeof *box);
-    qm_job **job = lua_newuserdata(L, (n + 1) * sizeof *job);
+    job_box **box = lua_newuserdata(L, (n + 1) * sizeof(job_box *));
+    qm_job **job = lua_newuserdata(L, (n + 1) * sizeof(qm_job *));
     lua_createtable(L, (int)n, 0); /* keeps them */
     int kept = lua_gettop(L);
     for (size_t i = 0; i < n; i++) {

@@ -137,6 +137,7 @@ static bool read_storages(reader *r)
     size_t n = 0;
     for (size_t i = 0; i < r->p.count; i++)
         n += r->p.node[i].kind == QM_PICKLE_PERSISTENT;
+    r->nstorage = 0;
     r->storage = calloc(n + 1, sizeof *r->storage);
     if (!r->storage)
         return qm_fail(r->e, QM_EFAIL, "%s: out of memory", r->f->path);
@@ -331,12 +332,12 @@ static int by_name(const void *a, const void *b)
 
 static bool check_names(const reader *r)
 {
-    const qm_torch_tensor **sorted = calloc(r->made.count + 1, sizeof *sorted);
+    const qm_torch_tensor **sorted = calloc(r->made.count + 1, sizeof(qm_torch_tensor *));
     bool ok = sorted || qm_fail(r->e, QM_EFAIL, "%s: out of memory", r->f->path);
     for (size_t i = 0; ok && i < r->made.count; i++)
         sorted[i] = &r->made.tensor[i];
     if (ok)
-        qsort(sorted, r->made.count, sizeof *sorted, by_name);
+        qsort(sorted, r->made.count, sizeof(qm_torch_tensor *), by_name);
     for (size_t i = 1; ok && i < r->made.count; i++)
         if (by_name(&sorted[i], &sorted[i - 1]) == 0)
             ok = bad_tensor(r, sorted[i]->name, "is there twice");
@@ -388,18 +389,16 @@ static bool find_root(const qm_zip *z, size_t *length, const qm_zip_member **pic
                       f->path);
 }
 
-/* The member ROOT/rest, or NULL. */
+/* The member named by the root, a folder and so much of `rest`, or NULL: also where that holds a zero byte. */
 static const qm_zip_member *member(const qm_zip *z, const qm_zip_member *pickle, size_t root,
                                    const char *folder, const char *rest, size_t length)
 {
     char name[512];
-    size_t n = strlen(folder);
-    if (root + n + length > sizeof name)
+    if (root > sizeof name || length > sizeof name)
         return NULL;
-    memcpy(name, pickle->name, root);
-    memcpy(name + root, folder, n);
-    memcpy(name + root + n, rest, length);
-    return qm_zip_find(z, name, root + n + length);
+    int n = snprintf(name, sizeof name, "%.*s%s%.*s", (int)root, pickle->name, folder, (int)length, rest);
+    bool whole = n >= 0 && (size_t)n < sizeof name && (size_t)n == root + strlen(folder) + length;
+    return whole ? qm_zip_find(z, name, (size_t)n) : NULL;
 }
 
 static bool check_order(const qm_zip_member *m, const qm_infile *f, qm_err *e)
@@ -496,8 +495,9 @@ static int by_key(const void *pa, const void *pb)
 static bool locate_one(reader *r, qm_cursor *c, const node *key, storage **sorted)
 {
     storage wanted = {.key = key->text, .length = key->length}, *w = &wanted;
-    storage **found = key->kind == QM_PICKLE_TEXT ? bsearch(&w, sorted, r->nstorage, sizeof *sorted, by_key)
-                                                  : NULL;
+    storage **found = key->kind == QM_PICKLE_TEXT
+                          ? bsearch(&w, sorted, r->nstorage, sizeof(storage *), by_key)
+                          : NULL;
     uint64_t count = qm_cursor_u64(c);
     if (r->e->code)
         return false;
@@ -518,12 +518,12 @@ static bool locate_one(reader *r, qm_cursor *c, const node *key, storage **sorte
 static bool locate_in_order(reader *r, qm_cursor *c, const qm_pickle *keys)
 {
     const node *list = &keys->node[keys->root];
-    storage **sorted = calloc(r->nstorage + 1, sizeof *sorted);
+    storage **sorted = calloc(r->nstorage + 1, sizeof(storage *));
     if (!sorted)
         return qm_fail(r->e, QM_EFAIL, "%s: out of memory", r->f->path);
     for (size_t i = 0; i < r->nstorage; i++)
         sorted[i] = &r->storage[i];
-    qsort(sorted, r->nstorage, sizeof *sorted, by_key);
+    qsort(sorted, r->nstorage, sizeof(storage *), by_key);
     bool ok = list->kind == QM_PICKLE_LIST || corrupt(r, "its list of storages is missing");
     uint32_t cell = list->first;
     for (uint32_t i = 0; ok && i < list->count; i++, cell = keys->cell[cell].next)
