@@ -90,6 +90,9 @@ uint8_t *qm_tensor_plane_new(qm_tensor *t, int i, uint64_t size, qm_device *d, q
 
 void qm_tensor_drop_plane(qm_tensor *t, int i); /* gives its buffer back */
 
+/* Fails: so many bytes for a tensor of this name (or NULL) and shape are not to be had. */
+bool qm_tensor_no_memory(const char *name, const qm_shape *shape, uint64_t bytes, qm_err *e);
+
 /* Bytes of plane i for n values, from the first one on, as a tensor like t holds them. */
 uint64_t qm_tensor_plane_size(const qm_tensor *t, int i, uint64_t n);
 
