@@ -10,6 +10,7 @@ local files = require "qmoon.files"
 local output = require "qmoon.output"
 local reading = require "qmoon.source.reading"
 local text = require "qmoon.text"
+local write_files = require "qmoon.write_files"
 
 local write = {}
 
@@ -297,90 +298,6 @@ local function steps_of(plan, item, group, pool)
     return steps, source
 end
 
--- ---- files ------------------------------------------------------------------------------------------------
-
-local function part_of(out)
-    return out.path .. ".part"
-end
-
-local function open_output(out)
-    core.mkdir(parent(out.path))
-    out.open = {}
-    if out.folder then
-        core.remove_tree(part_of(out)) -- of a run that was killed
-        core.mkdir(part_of(out))
-    end
-    for i, f in ipairs(out.files) do
-        out.open[i] = core.outfile(out.folder and part_of(out) .. "/" .. f.name or f.path or out.path, f.size)
-        for _, w in ipairs(f.writes) do
-            out.open[i]:write(w[1], w[2])
-        end
-        f.writes = nil
-    end
-end
-
-local function write_side(out)
-    for _, s in ipairs(out.side) do
-        local path = part_of(out) .. "/" .. s.name
-        core.mkdir(parent(path))
-        files.write(path, s.bytes or s.late and s.late() or files.read(s.from))
-    end
-end
-
--- Everything but the names: bytes on disk, small files beside them.
-local function complete_output(out)
-    for _, f in ipairs(out.open) do
-        if out.folder then
-            f:finish()
-        else
-            f:sync()
-        end
-    end
-    if out.folder then
-        write_side(out)
-    end
-end
-
--- Where the file system cannot exchange two names, what was there before steps aside for a moment.
-local function step_aside(out)
-    local old = out.path .. ".old"
-    core.remove_tree(old)
-    core.rename(out.path, old)
-    local ok, e = pcall(core.rename, part_of(out), out.path)
-    if not ok then
-        core.rename(old, out.path)
-        error(e, 0)
-    end
-    core.rename(old, part_of(out))
-end
-
---- Gives a finished output its name; what had it before is removed last.
-local function name_output(out)
-    if not out.folder then
-        for _, f in ipairs(out.open) do
-            f:finish()
-        end
-    elseif not core.stat(out.path) then
-        core.rename(part_of(out), out.path)
-    else
-        if not core.exchange(part_of(out), out.path) then
-            step_aside(out)
-        end
-        core.remove_tree(part_of(out))
-    end
-    out.open = nil
-end
-
-local function drop_output(out)
-    for _, f in ipairs(out.open or {}) do
-        f:drop()
-    end
-    if out.folder and out.open then
-        pcall(core.remove_tree, part_of(out))
-    end
-    out.open = nil
-end
-
 -- ---- running -------------------------------------------------------------------------------------------------
 
 --- Errors of what a sink wrote, added to those of the other parts of its tensor.
@@ -537,14 +454,14 @@ function write.run(plan)
     local ok, e = pcall(function()
         couriers = plan.couriers and core.couriers(plan.devices, plan.couriers)
         for _, out in ipairs(plan.outputs) do
-            open_output(out)
+            write_files.open(out)
         end
         run_all(plan, pool, couriers)
         for _, out in ipairs(plan.outputs) do
-            complete_output(out)
+            write_files.complete(out)
         end
         for _, out in ipairs(plan.outputs) do
-            name_output(out)
+            write_files.name(out)
         end
     end)
     pool:close()
@@ -553,7 +470,7 @@ function write.run(plan)
     end
     if not ok then
         for _, out in ipairs(plan.outputs) do
-            drop_output(out)
+            write_files.drop(out)
         end
         error(e, 0)
     end
