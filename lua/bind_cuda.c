@@ -273,6 +273,8 @@ static int couriers(lua_State *L)
     for (; l->n < (int)count; l->n++) {
         lua_rawgeti(L, 1, l->n % devices + 1);
         qm_device *d = qml_check(L, lua_gettop(L), QML_DEVICE);
+        if (!d->courier_new)
+            return luaL_error(L, "couriers: %s has none", d->name);
         if (!(l->courier[l->n] = d->courier_new(d, &e)))
             return qml_raise(L, &e);
         lua_pop(L, 1);

@@ -48,8 +48,8 @@ local step, finish = running.progress "perplexity"
 local ok, results = pcall(perplexity.measure, { lm }, ids, {
     window = o.window, rule = o.rule, bos = (o.bos or llama and adds) and bos or nil, by_position = o.by_position,
     by_layer = o.by_layer, progress = step,
-    reference = o.reference and running.load(o.reference, { kv = o.kv, context = o.context, exact = o.exact, device = o.device })
-        or nil })
+    reference = o.reference and running.load(o.reference,
+        { kv = o.kv, context = o.context, exact = o.exact, threads = o.threads, beside = lm }, { tokens = o.window + 1 }) or nil })
 finish()
 if not ok then
     error(results, 0)

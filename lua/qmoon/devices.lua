@@ -23,16 +23,17 @@ end
 
 --- The GPUs of a word: every one there is for "auto" (none for nil and "cpu"), or those named, separated by commas.
 ---@param word string?
----@return table[]
+---@return table[] list, string? why there are none for "auto"
 function devices.choose(word)
     local list = {}
     if word == nil or word == "cpu" then
         return list
     elseif word == "auto" then
-        for i = 1, core.cuda_count() do
+        local count, why = core.cuda_count()
+        for i = 1, count do
             list[i] = open(i - 1)
         end
-        return list
+        return list, count == 0 and (why or "there is no GPU") or nil
     end
     for each in word:gmatch "[^,]+" do
         list[#list + 1] = gpu(each)

@@ -80,13 +80,14 @@ function forecast.of(lm, w, list)
     return f
 end
 
---- "weights 5.85 GB · keys and values 117 MB (512 tokens) · workspace 0.35 GB: 6.3 GB".
+--- "weights 5.85 GB · keys and values 117 MB (512 tokens) · workspace 0.35 GB · libraries 70 MB: 6.37 GB".
 ---@param f table
 ---@return string
 function forecast.text(f)
-    return ("weights %s%s · keys and values %s (%d tokens) · workspace %s: %s"):format(text.bytes(f.weights),
-        f.mapped > 0 and (" and %s in mapped files"):format(text.bytes(f.mapped)) or "", text.bytes(f.kv),
-        f.tokens, text.bytes(f.workspace), text.bytes(f.peak))
+    return ("weights %s%s · keys and values %s (%d tokens) · workspace %s%s: %s"):format(text.bytes(f.weights),
+        f.mapped > 0 and (" and %s in mapped files"):format(text.bytes(f.mapped)) or "", text.bytes(f.kv), f.tokens,
+        text.bytes(f.workspace), f.libraries > 0 and " · libraries " .. text.bytes(f.libraries) or "",
+        text.bytes(f.peak + f.libraries))
 end
 
 -- Types that might fit instead, the mildest first.

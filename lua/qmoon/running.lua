@@ -43,33 +43,46 @@ local function say(fmt, ...)
     io.stderr:write((" " .. fmt .. "\n"):format(...))
 end
 
+local HERE = "%s; computing on the CPU" -- said after the reason
+
 --- On the GPU, or, where it does not fit and the device was left open, here.
 local function load(path, options, auto)
     local ok, result = pcall(qm.load, path, options)
     if ok or not auto or not options.device or type(result) ~= "table" or result.kind ~= "nofit" then
         return ok and result or error(result, 0)
     end
-    say("%s", tostring(result))
-    say "computing on the CPU instead"
+    say(HERE, tostring(result))
     options.device = nil
     return qm.load(path, options)
 end
 
+--- The GPU that a command's options name, or nil; the second result: whether the choice was left open.
+local function device_of(o)
+    if o.beside then
+        return o.beside.options.device, false
+    end
+    local list, why = devices.choose(o.device)
+    if why then
+        say(HERE, why)
+    end
+    return list[1], o.device == "auto"
+end
+
 --- A model made ready by a command's options.
 ---@param path string
----@param o table parsed options
+---@param o table parsed options, or beside = a runner: computes where that one does
 ---@param expect? table|function of the runner: what is going to be done with it (see qm.load)
 ---@return qmoon.Runner
 function running.load(path, o, expect)
     if o.threads then
         require("qmoon.ops").threads(o.threads)
     end
-    local device = devices.choose(o.device)[1]
+    local device, auto = device_of(o)
     local before, own = device and device:memory(), core.memory().own
     local started = core.now()
     local lm = load(path, { adapter = o.adapter or nil, context = o.context, kv = o.kv, llm_int8 = o.llm_int8,
                             exact = o.exact, device = device, program = o.program, load = o.load or nil, expect = expect,
-                            progress = o.verbose, threads = o.threads }, o.device == "auto")
+                            progress = o.verbose, threads = o.threads }, auto)
     if o.verbose then
         say("forecast  %s", forecast.text(lm.forecast))
         if lm.options.device then

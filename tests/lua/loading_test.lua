@@ -180,4 +180,63 @@ tests["generate --load, with and without words about memory"] = function()
     assert(status == 2 and quiet:find "dqx", quiet)
 end
 
+-- ---- --device auto ---------------------------------------------------------------------------------------
+
+local GENERATE = ('generate %s --prompt "Once upon a time" --tokens 8 --greedy --json'):format(MODEL)
+
+local function ids_of(text)
+    return text:match '"ids":%s*(%b[])' or error(text)
+end
+
+tests["--device auto without a GPU says why in a line, and computes what --device cpu does"] = function()
+    local count, why = core.cuda_count()
+    if count > 0 then
+        return
+    end
+    local status, here = support.run(GENERATE .. " --device cpu")
+    assert(status == 0 and not here:find "computing on", here)
+    local line = (" %s; computing on the CPU\n"):format(why)
+    for _, command in ipairs { GENERATE, GENERATE .. " --load nf4" } do
+        local s, auto = support.run(command .. " --device auto")
+        assert(s == 0 and select(2, auto:gsub("computing on the CPU", "")) == 1 and auto:find(line, 1, true), auto)
+        assert(command ~= GENERATE or ids_of(auto) == ids_of(here), auto)
+    end
+    local text = support.scratch()
+    support.write(text, ("Once upon a time there was a moon. "):rep(8))
+    local measure = ("perplexity %s --reference %s --text %s --window 16 --json --device "):format(MODEL, MODEL, text)
+    local s, both = support.run(measure .. "auto")
+    assert(s == 0 and select(2, both:gsub("computing on the CPU", "")) == 1, "said once for both: " .. both)
+    status, here = support.run(GENERATE .. " --device cuda:0")
+    assert(status == 5 and here:find(why, 1, true), "asked for by name it is an error: " .. here)
+    assert(support.run("quantize " .. MODEL .. " " .. support.scratch() .. " --type nf4 --device auto") == 0)
+end
+
+-- A device that only counts stands for a GPU of so little memory; all else is what a GPU would see.
+tests["--device auto, and the model does not fit the GPU: it is said with what would, and computed here"] = function()
+    local script = support.scratch() .. ".lua"
+    support.write(script, [[
+        local core, devices, running = require "qmoon.core", require "qmoon.devices", require "qmoon.running"
+        local gpu = core.plan_device()
+        debug.getmetatable(gpu).__index.memory = function()
+            return 140e6, 150e6
+        end
+        devices.choose = function()
+            return { gpu }
+        end
+        local lm = running.load(arg[1], { device = arg[2], context = 60000 }, { tokens = tonumber(arg[3]) })
+        local other = running.load(arg[1], { beside = lm }, { tokens = 8 })
+        assert(not lm.options.device and not other.options.device, "a reference computes where the model does")
+        print(table.concat(lm:generate{ ids = { 1, 5, 9, 300 }, tokens = 6, ignore_eos = true }.ids, " "))]])
+    local want = qm.load(MODEL):generate { ids = { 1, 5, 9, 300 }, tokens = 6, ignore_eos = true }.ids
+    local status, out = support.run(("%s %s auto 50000"):format(script, MODEL))
+    assert(status == 0 and out:find(table.concat(want, " ") .. "\n", 1, true), out)
+    local lines = { out:match "([^\n]*does not fit plan[^\n]*)\n" }
+    assert(#lines == 1 and lines[1]:find("these would: --", 1, true)
+        and lines[1]:find "; computing on the CPU$", out)
+    assert(lines[1]:find "libraries 70 MB: 187%.4 MB, and 140 MB are free", "what is added up is too much: " .. out)
+    status, out = support.run(("%s %s cuda:0 50000"):format(script, MODEL))
+    assert(status == 4 and out:find "does not fit plan" and not out:find "computing on", out)
+    os.remove(script)
+end
+
 return tests
