@@ -1,12 +1,13 @@
 /* blocks32.cuh: q8_0 and q4_0, four lanes to a block of 32 values.
  *
- * A block of threads encodes 512 of them, with all it reads under way at once; their bytes, which begin anywhere, are put together in shared memory
+ * A block of threads encodes 512 of them (of f32, 256), with all it reads under way at once; their bytes, which begin anywhere, are put together in shared memory
  * and leave sixteen at a time.  Blocks with NaN or infinities, or whose scale is beyond 2^100 or 2^-100, are given to the
  * format's own code. */
 #ifndef QM_BLOCKS32_CUH
 #define QM_BLOCKS32_CUH
 
-enum { BLOCKS_THREADS = 256, BLOCKS_TURNS = 8, BLOCKS_AT_ONCE = BLOCKS_THREADS / 4, BLOCKS = BLOCKS_TURNS * BLOCKS_AT_ONCE };
+enum { BLOCKS_THREADS = 256, BLOCKS_AT_ONCE = BLOCKS_THREADS / 4 };
+template <qm_dtype D> constexpr int blocks_turns = D == QM_F32 ? 4 : 8; /* 32 registers of values */
 
 struct q8_0_code {
     static constexpr int BYTES = sizeof(struct qm_q8_0);
@@ -100,19 +101,20 @@ template <class F, qm_dtype D>
 __global__ void __launch_bounds__(BLOCKS_THREADS, 4)
     blocks32_encode(const void *__restrict__ x, uint64_t blocks, uint8_t *__restrict__ out)
 {
+    constexpr int TURNS = blocks_turns<D>, BLOCKS = TURNS * BLOCKS_AT_ONCE;
     __shared__ uint4 staged[BLOCKS * F::BYTES / 16];
     const uint64_t first = (uint64_t)blockIdx.x * BLOCKS;
     const uint32_t lane = threadIdx.x % 4, here = blocks - first < BLOCKS ? (uint32_t)(blocks - first) : BLOCKS;
-    eight<D> v[BLOCKS_TURNS];
+    eight<D> v[TURNS];
 #pragma unroll
-    for (int u = 0; u < BLOCKS_TURNS; u++)
+    for (int u = 0; u < TURNS; u++)
         v[u] = first * 4 + u * BLOCKS_THREADS + threadIdx.x < blocks * 4
                    ? load_eight<D>(x, first * 4 + u * BLOCKS_THREADS + threadIdx.x)
                    : eight<D>{};
     uint8_t *const mine = (uint8_t *)staged + threadIdx.x / 4 * F::BYTES;
     uint32_t plain = 0; /* turns */
 #pragma unroll
-    for (int u = 0; u < BLOCKS_TURNS; u++) {
+    for (int u = 0; u < TURNS; u++) {
         uint8_t *to = mine + u * BLOCKS_AT_ONCE * F::BYTES;
         float each[8];
         unpack(v[u], each);
@@ -124,8 +126,9 @@ __global__ void __launch_bounds__(BLOCKS_THREADS, 4)
         if (lane == 0)
             *(__half *)to = __float2half_rn(d); /* agrees with half.h on all but NaN, which is done plainly */
     }
+    __syncwarp(); /* what its other lanes stored, lane 0 writes over */
     if (__any_sync(~0u, plain) && lane == 0)
-        for (uint32_t u = 0, block = threadIdx.x / 4; u < BLOCKS_TURNS; u++, block += BLOCKS_AT_ONCE)
+        for (uint32_t u = 0, block = threadIdx.x / 4; u < TURNS; u++, block += BLOCKS_AT_ONCE)
             if (plain >> u & 1 && block < here)
                 encode_plainly<F, D>(x, first + block, (uint8_t *)staged + block * F::BYTES);
     __syncthreads();
@@ -137,18 +140,22 @@ __global__ void __launch_bounds__(BLOCKS_THREADS, 4)
         to[i] = ((uint8_t *)staged)[i];
 }
 
+template <class F, qm_dtype D> static cudaError_t launch_blocks32_of(const void *x, uint64_t blocks, uint8_t *out, cudaStream_t s)
+{
+    constexpr uint64_t EACH = blocks_turns<D> * BLOCKS_AT_ONCE;
+    blocks32_encode<F, D><<<(unsigned)((blocks + EACH - 1) / EACH), BLOCKS_THREADS, 0, s>>>(x, blocks, out);
+    return cudaGetLastError();
+}
+
 template <class F>
 static cudaError_t launch_blocks32(const void *x, qm_dtype dtype, uint64_t n, uint8_t *out, cudaStream_t s)
 {
-    uint64_t blocks = n / 32;
-    unsigned grid = (unsigned)((blocks + BLOCKS - 1) / BLOCKS);
     switch (dtype) {
-    case QM_F32: blocks32_encode<F, QM_F32><<<grid, BLOCKS_THREADS, 0, s>>>(x, blocks, out); break;
-    case QM_F16: blocks32_encode<F, QM_F16><<<grid, BLOCKS_THREADS, 0, s>>>(x, blocks, out); break;
-    case QM_BF16: blocks32_encode<F, QM_BF16><<<grid, BLOCKS_THREADS, 0, s>>>(x, blocks, out); break;
+    case QM_F32: return launch_blocks32_of<F, QM_F32>(x, n / 32, out, s);
+    case QM_F16: return launch_blocks32_of<F, QM_F16>(x, n / 32, out, s);
+    case QM_BF16: return launch_blocks32_of<F, QM_BF16>(x, n / 32, out, s);
     default: return cudaErrorInvalidValue;
     }
-    return cudaGetLastError();
 }
 
 cudaError_t qm_q8_0_encode(const void *x, qm_dtype dtype, uint64_t n, uint8_t *blocks, cudaStream_t s)
