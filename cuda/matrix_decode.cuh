@@ -11,202 +11,292 @@
  * order of items: the result is the same bits whatever the grid.
  *
  * Each register of codes is loaded again, for the item after, as soon as its unit is done with: 4 KB a warp are under
- * way at any time, which is what the memory needs, at two blocks of 8 warps a multiprocessor.  */
+ * way at any time, which is what the memory needs, at 16 warps a multiprocessor, in one block or two.  All that is
+ * loaded to registers is waited for together, so everything else comes by way of shared memory (item_scales, next_x).
+ *
+ * With several tokens reading x takes as long as looking codes up (4 KB of codes, 1 KB of x a token), so a warp takes
+ * the items of two tiles below each other, half of the units of each at a time, and reads x once for both. */
 #ifndef QM_MATRIX_DECODE_CUH
 #define QM_MATRIX_DECODE_CUH
 
-enum { DECODE_THREADS = 256, DECODE_WARPS = DECODE_THREADS / 32, DECODE_BLOCKS = 2, DECODE_SUMS = 8192 };
+enum { DECODE_WARPS = 16 }; /* a multiprocessor */
 
+/* A launch's parameters come from memory, a line of 64 bytes at a time and only where they are needed: what the first load
+ * of codes takes stands in the first line; what comes after the levels is brought into shared memory meanwhile. */
 struct decode_job {
+    const uint8_t *origin[QM_TOGETHER];   /* where item 0 of all would lie */
+    uint32_t first_tile[QM_TOGETHER - 1]; /* of the second and the third matrix */
+    uint32_t each, rest;                  /* sets of tiles of a block; so many blocks have one more */
+    uint32_t slices, warp_by;             /* 65536 / slices */
+    float level[16];
     decode_part part[QM_TOGETHER];
     qm_half x;
     const float *dynamic;
-    float level[16];
-    uint32_t cols, tiles, slices;
-    uint32_t together; /* tiles whose sums fit into shared memory */
+    uint32_t more_slices, more_sets; /* from a warp's item to its next */
+    uint32_t tiles, cols;
+    uint32_t together; /* sets whose sums fit into shared memory */
     uint32_t never;    /* 0 */
 };
+enum { DECODE_END_WORDS = (sizeof(decode_job) - offsetof(decode_job, part)) / 4, DECODE_END = (DECODE_END_WORDS + 3) / 4 * 16 };
 
-__device__ inline int part_of(const decode_job &j, uint32_t tile)
-{
-    return (tile >= j.part[1].first_tile) + (tile >= j.part[2].first_tile);
-}
+__device__ inline int part_of(const decode_job &j, uint32_t tile) { return (tile >= j.first_tile[0]) + (tile >= j.first_tile[1]); }
 
-template <uint32_t ITEM> __device__ inline const uint8_t *item_at(const decode_job &j, uint32_t tile, uint32_t item)
+template <uint32_t ITEM> __device__ inline const uint8_t *item_at(const decode_job &j, uint32_t tile, uint32_t slice)
 {
-    const uint8_t *origin = tile >= j.part[2].first_tile   ? j.part[2].origin
-                            : tile >= j.part[1].first_tile ? j.part[1].origin
-                                                           : j.part[0].origin;
-    return origin + (uint64_t)item * ITEM;
+    const uint8_t *origin = tile >= j.first_tile[1] ? j.origin[2] : tile >= j.first_tile[0] ? j.origin[1] : j.origin[0];
+    return origin + (uint64_t)(tile * j.slices + slice) * ITEM;
 }
 
 /* ---- x ------------------------------------------------------------------------------------------- */
 
-/* A lane's part of operand B for the four products of a unit: its quarter of each group, GROUP / 4 values in a row.
- * x is NULL for a token that there is not. */
+/* A lane's part of operand B for the four products of a unit: its quarter of each group, GROUP / 4 values in a row. */
 template <int GROUP> struct operand_b {
+    static constexpr int IN_UNIT = GROUP < 64 ? GROUP : 64, RUN = IN_UNIT / 4, PIECE = RUN < 8 ? RUN : 8, PIECES = 16 / PIECE;
     uint32_t word[8];
 
+    /* Where in its token piece i is, of the unit that begins at k. */
+    __device__ static uint32_t piece(int i, uint32_t k, uint32_t t) { return k + i * PIECE / RUN * IN_UNIT + t * RUN + i * PIECE % RUN; }
+
+    /* x is NULL for a token that there is not. */
     __device__ void load(const __half *x, uint32_t k, uint32_t stride, uint32_t t)
     {
-        constexpr int IN_UNIT = GROUP < 64 ? GROUP : 64, RUN = IN_UNIT / 4, RUNS = 16 / RUN;
 #pragma unroll
-        for (int i = 0; i < RUNS; i++) {
-            uint32_t at = k + i * IN_UNIT + t * RUN;
-            bool there = x && at < stride;
-#pragma unroll
-            for (int part = 0; part < (RUN * 2 + 15) / 16; part++) {
-                if constexpr (RUN >= 8) {
-                    uint4 v = there ? load_fresh(x + at + 8 * part) : make_uint4(0, 0, 0, 0);
-                    uint32_t *to = word + i * (RUN / 2) + 4 * part;
-                    to[0] = v.x, to[1] = v.y, to[2] = v.z, to[3] = v.w;
-                } else {
-                    uint2 v = there ? *(const uint2 *)(x + at) : make_uint2(0, 0);
-                    word[2 * i] = v.x, word[2 * i + 1] = v.y;
-                }
-            }
+        for (int i = 0; i < PIECES; i++) {
+            const uint32_t at = piece(i, k, t);
+            const bool there = x && at < stride;
+            if constexpr (PIECE == 8)
+                set(i, there ? load_fresh(x + at) : make_uint4(0, 0, 0, 0));
+            else
+                set(i, there ? *(const uint2 *)(x + at) : make_uint2(0, 0));
         }
     }
+    __device__ void set(int i, const uint4 &v) { word[4 * i] = v.x, word[4 * i + 1] = v.y, word[4 * i + 2] = v.z, word[4 * i + 3] = v.w; }
+    __device__ void set(int i, const uint2 &v) { word[2 * i] = v.x, word[2 * i + 1] = v.y; }
 };
 
-/* What the columns that this lane owns are multiplied with: token 2 t % M and the next, of the unit it
- * owns in load q; of one token, the lane's two units. */
-template <int M> struct x_scales {
-    float by[M][2];
+/* What the columns that this lane owns are multiplied with: token 2 t % M and the next, of the unit that it owns in load q. */
+template <int M> __device__ inline float2 scales_of_x(const float *scale, uint32_t unit0, uint32_t q, uint32_t units, uint32_t t)
+{
+    const uint32_t u = unit0 + 2 * t / M * M + q;
+    return u < units ? *(const float2 *)(scale + u * QM_HALF_TOKENS + 2 * t % M) : make_float2(0, 0);
+}
 
-    __device__ void load(const float *scale, uint32_t unit0, uint32_t units, uint32_t t)
+/* One token's x for a warp's next item, until it is its turn:
+ *
+ *     space  | pieces of 32 lanes, one after the other | powers of two of the 8 units: f32 | */
+template <int GROUP> struct next_x {
+    using operand = operand_b<GROUP>;
+    static constexpr uint32_t VALUES = QM_ITEM_COLS * 2, SPACE = VALUES + QM_ITEM_UNITS * 4;
+
+    __device__ static void ask(const __half *x, const float *scale, uint32_t stride, uint32_t slice, uint8_t *space, uint32_t lane)
+    {
+        const uint32_t to = (uint32_t)__cvta_generic_to_shared(space), unit = slice * QM_ITEM_UNITS, units = stride / QM_UNIT_COLS;
+#pragma unroll
+        for (int i = 0; i < operand::PIECES; i++) {
+            const uint32_t at = operand::piece(i, (unit + lane / 4) * QM_UNIT_COLS, lane % 4);
+            const __half *from = x + (at < stride ? at : 0);
+            if constexpr (operand::PIECE == 8)
+                copy_async_shared(to + (32 * i + lane) * 16, from, at < stride);
+            else
+                copy_async_8(to + (32 * i + lane) * 8, from, at < stride);
+        }
+        if (lane < QM_ITEM_UNITS) {
+            const bool there = unit + lane < units;
+            copy_async_4(to + VALUES + lane * 4, scale + (there ? (unit + lane) * QM_HALF_TOKENS : 0), there);
+        }
+    }
+
+    /* After item_scales::take, which waits.  The lane's two units' powers of two are returned. */
+    __device__ static float2 take(operand &b, const uint8_t *space, uint32_t lane)
     {
 #pragma unroll
-        for (int q = 0; q < M; q++) {
-            if (M == 1) {
-                uint32_t u = unit0 + 2 * t;
-                by[0][0] = u < units ? scale[u * QM_HALF_TOKENS] : 0;
-                by[0][1] = u + 1 < units ? scale[(u + 1) * QM_HALF_TOKENS] : 0;
-            } else {
-                uint32_t u = unit0 + 2 * t / M * M + q;
-                float2 two = u < units ? *(const float2 *)(scale + u * QM_HALF_TOKENS + 2 * t % M) : make_float2(0, 0);
-                by[q][0] = two.x, by[q][1] = two.y;
-            }
-        }
+        for (int i = 0; i < operand::PIECES; i++)
+            if constexpr (operand::PIECE == 8)
+                b.set(i, ((const uint4 *)space)[32 * i + lane]);
+            else
+                b.set(i, ((const uint2 *)space)[32 * i + lane]);
+        return ((const float2 *)(space + VALUES))[lane % 4];
     }
 };
 
 /* ---- the kernel ---------------------------------------------------------------------------------- */
 
 /* A row's sums in the order of slices, and everything else that makes them a result. */
-template <int M>
-__device__ inline void finish_tiles(const decode_job &j, const float *sums, uint32_t first, uint32_t tiles)
+template <int M, int THREADS>
+__device__ inline void finish_tiles(const decode_part *parts, uint32_t slices, uint32_t tokens, const float *sums, uint32_t first, uint32_t tiles)
 {
-    for (uint32_t i = threadIdx.x; i < tiles * M * QM_TILE_ROWS; i += DECODE_THREADS) {
-        uint32_t row = i % QM_TILE_ROWS, token = i / QM_TILE_ROWS % M, tile = i / (QM_TILE_ROWS * M);
-        const decode_part &p = j.part[part_of(j, first + tile)];
-        uint32_t n = (first + tile - p.first_tile) * QM_TILE_ROWS + row;
-        if (n >= p.rows || token >= j.x.tokens)
+    for (uint32_t i = threadIdx.x; i < tiles * M * QM_TILE_ROWS; i += THREADS) {
+        const uint32_t row = i % QM_TILE_ROWS, token = i / QM_TILE_ROWS % M, tile = i / (QM_TILE_ROWS * M);
+        const decode_part &p = parts[(first + tile >= parts[1].first_tile) + (first + tile >= parts[2].first_tile)];
+        const uint32_t n = (first + tile - p.first_tile) * QM_TILE_ROWS + row;
+        if (n >= p.rows || token >= tokens)
             continue;
-        const float *part = sums + (uint64_t)tile * j.slices * M * QM_TILE_ROWS + token * QM_TILE_ROWS + row;
+        const uint64_t at = (uint64_t)token * p.p.y_stride + n;
+        const float bias = p.p.bias ? p.p.bias[n] : 0, add = p.p.add ? p.p.add[at] : 0; /* under way while the rest is added */
+        const float *part = sums + (uint64_t)tile * slices * M * QM_TILE_ROWS + token * QM_TILE_ROWS + row;
         float sum = 0;
-        for (uint32_t k = 0; k < j.slices; k++)
+#pragma unroll 8
+        for (uint32_t k = 0; k < slices; k++)
             sum += part[k * M * QM_TILE_ROWS];
         sum *= p.factor;
         if (p.p.bias)
-            sum += p.p.bias[n];
-        uint64_t at = (uint64_t)token * p.p.y_stride + n;
+            sum += bias;
         p.p.y[at] = sum;
         if (p.p.add)
-            p.p.sum[at] = sum + p.p.add[at];
+            p.p.sum[at] = sum + add;
     }
 }
 
-template <int GROUP, qm_scale_type S> struct next_scales_of {
-    using type = item_scales<GROUP, S>;
+/* What a block has in shared memory:
+ *
+ *     | pairs | END bytes | for each warp, SPACE bytes | nested: the dynamic map | sums: [tile][slice][token][16] |
+ *
+ * END: the end of decode_job.  SPACE: the scales of a warp's next item, and its x. */
+template <uint32_t END, uint32_t SPACE, qm_scale_type S> struct decode_layout {
+    static constexpr uint32_t SPACES = PAIRS_BYTES + END;
+    __host__ __device__ static constexpr uint32_t dynamic(uint32_t warps) { return SPACES + warps * SPACE; }
+    __host__ __device__ static constexpr uint32_t sums(uint32_t warps) { return dynamic(warps) + (S == QM_SCALE_NESTED ? 1024 : 0); }
 };
-template <int GROUP> struct next_scales_of<GROUP, QM_SCALE_NESTED> {
-    using type = item_scales_kept<GROUP>;
-};
-template <int GROUP, qm_scale_type S> using next_scales = typename next_scales_of<GROUP, S>::type;
+template <int M, int TILES, int GROUP, qm_scale_type S>
+constexpr uint32_t decode_space = TILES * item_scales<GROUP, S>::SPACE + (M == 1 ? next_x<GROUP>::SPACE : 0);
+template <int M, int TILES, int GROUP, qm_scale_type S> using decode_memory = decode_layout<DECODE_END, decode_space<M, TILES, GROUP, S>, S>;
 
-template <int M, int GROUP, qm_scale_type S>
-__global__ void __launch_bounds__(DECODE_THREADS, DECODE_BLOCKS) matrix_decode(const __grid_constant__ decode_job j)
+/* TILES: tiles of a set, that an x is read for: 1, or 2 with two or more tokens. */
+template <int M, int TILES, int WARPS, int GROUP, qm_scale_type S>
+__global__ void __launch_bounds__(WARPS * 32, DECODE_WARPS / WARPS) matrix_decode(const __grid_constant__ decode_job j)
 {
     using scales = lane_scales<S, GROUP>;
-    constexpr uint32_t SCALES = QM_ITEM_UNITS * QM_UNIT_BYTES, ITEM = SCALES + 32 * scales::BYTES, STEP = DECODE_WARPS;
-    extern __shared__ uint4 shared[];
-    uint32_t *table = (uint32_t *)shared;
-    uint8_t *space = (uint8_t *)shared + PAIRS_BYTES + threadIdx.x / 32 * next_scales<GROUP, S>::SPACE;
-    float *sums = (float *)((uint8_t *)shared + PAIRS_BYTES + DECODE_WARPS * next_scales<GROUP, S>::SPACE), *dynamic = sums + j.together * j.slices * M * QM_TILE_ROWS;
-    const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    const uint32_t tile0 = (uint32_t)((uint64_t)blockIdx.x * j.tiles / gridDim.x);
-    const uint32_t tiles = (uint32_t)((uint64_t)(blockIdx.x + 1) * j.tiles / gridDim.x) - tile0;
-    const uint32_t items = tiles * j.slices, item0 = tile0 * j.slices;
-    uint32_t item = warp, slice = warp % j.slices, tile = tile0 + warp / j.slices;
+    using next_scales = item_scales<GROUP, S>;
+    using layout = decode_memory<M, TILES, GROUP, S>;
+    constexpr uint32_t SCALES = QM_ITEM_UNITS * QM_UNIT_BYTES, ITEM = SCALES + 32 * scales::BYTES;
+    constexpr int LOADS = M / TILES, EACH = 8 / M; /* loads of x in a turn, and units that one is for, of a tile */
+    static_assert(LOADS > 0);
 
     let_next_begin();
+    const uint32_t warp = threadIdx.x / 32, lane = kept(threadIdx.x % 32), g = kept(lane / 4), t = kept(lane % 4), slices = kept(j.slices);
+    const uint32_t set0 = blockIdx.x * j.each + min(blockIdx.x, j.rest), sets = j.each + (blockIdx.x < j.rest), items = sets * slices;
+    uint32_t item = warp, set = warp * j.warp_by >> 16, slice = warp - set * slices;
     uint4 w[QM_ITEM_UNITS];
-    next_scales<GROUP, S> scale_next;
-    auto ask = [&](const uint8_t *item) {
-        const decode_part &p = j.part[part_of(j, tile)];
-        scale_next.ask(p, j.cols, tile - p.first_tile, slice, item + SCALES, space, lane, g, t);
-    };
-    const uint8_t *at = item_at<ITEM>(j, tile, item0 + item);
-    if (item < items) {
+    const uint8_t *at[TILES]; /* of the item under way, then of the next, where the lane's codes are */
+    bool there[TILES];
+    auto find = [&](bool some) {
 #pragma unroll
-        for (int u = 0; u < QM_ITEM_UNITS; u++)
-            w[u] = load_once(at + u * QM_UNIT_BYTES + lane * 16);
-        ask(at);
-    }
+        for (int i = 0; i < TILES; i++) {
+            const uint32_t tile = (set0 + set) * TILES + i;
+            there[i] = some && (i == 0 || tile < j.tiles);
+            at[i] = item_at<ITEM>(j, tile, slice) + lane * 16;
+        }
+    };
+    find(item < items);
+#pragma unroll
+    for (int i = 0; i < TILES; i++)
+#pragma unroll
+        for (int p = 0; p < EACH; p++)
+#pragma unroll
+            for (int q = 0; q < LOADS; q++)
+                if (there[i])
+                    w[(i * EACH + p) * LOADS + q] = load_once(at[i] + (p * M + q) * QM_UNIT_BYTES);
+
+    extern __shared__ uint4 shared[];
+    uint8_t *memory = (uint8_t *)shared, *space = memory + layout::SPACES + warp * decode_space<M, TILES, GROUP, S>, *space_x = space + TILES * next_scales::SPACE;
+    const decode_part *parts = (const decode_part *)(memory + PAIRS_BYTES);
+    float *dynamic = (float *)(memory + layout::dynamic(WARPS)), *sums = (float *)(memory + layout::sums(WARPS));
+    auto ask = [&]() {
+#pragma unroll
+        for (int i = 0; i < TILES; i++)
+            if (there[i]) {
+                const uint32_t tile = (set0 + set) * TILES + i;
+                const decode_part &p = j.part[part_of(j, tile)];
+                next_scales::ask(p, j.cols, tile - p.first_tile, slice, at[i] - lane * 16 + SCALES, space + i * next_scales::SPACE, lane);
+            }
+    };
+    ask();
     copies_begun();
-    fill_pairs(table, j.level, DECODE_THREADS);
+    fill_pairs((uint32_t *)memory, j.level, WARPS * 32);
+    if (threadIdx.x < DECODE_END_WORDS)
+        ((uint32_t *)(memory + PAIRS_BYTES))[threadIdx.x] = ((const uint32_t *)j.part)[threadIdx.x];
     if (S == QM_SCALE_NESTED)
-        for (uint32_t i = threadIdx.x; i < 256; i += DECODE_THREADS)
+        for (uint32_t i = threadIdx.x; i < 256; i += WARPS * 32)
             dynamic[i] = __ldg(j.dynamic + i);
     __syncthreads();
-    const uint32_t pairs = (uint32_t)__cvta_generic_to_shared(table) + 4 * lane;
+    const uint32_t pairs = (uint32_t)__cvta_generic_to_shared(memory) + 4 * lane;
+    const uint32_t tokens = j.x.tokens, stride = kept(j.x.stride), units = stride / QM_UNIT_COLS, never = kept(j.never), together = j.together;
+    const uint32_t more_slices = kept(j.more_slices), more_sets = kept(j.more_sets);
+    const __half *x = g % M < tokens ? (const __half *)j.x.half + (uint64_t)(g % M) * stride : NULL;
     wait_for_previous();
 
-    const __half *x = g % M < j.x.tokens ? (const __half *)j.x.half + (uint64_t)(g % M) * j.x.stride : NULL;
-    const uint32_t more_slices = STEP % j.slices, more_tiles = STEP / j.slices, units = j.x.stride / QM_UNIT_COLS;
-    for (uint32_t done = 0; done < tiles; done += j.together) {
-        uint32_t now = tiles - done < j.together ? tiles - done : j.together;
-        for (uint32_t end = (done + now) * j.slices; item < end; item += STEP) {
-            float scale[scales::COUNT], sum[2][2] = {{0, 0}, {0, 0}};
-            scale_next.take(scale, space, dynamic, lane);
+    if (M == 1 && item < items)
+        next_x<GROUP>::ask((const __half *)j.x.half, j.x.scale, stride, slice, space_x, lane);
+    copies_begun();
+    for (uint32_t done = 0; done < sets; done += together) {
+        const uint32_t now = sets - done < together ? sets - done : together;
+        for (uint32_t end = (done + now) * slices; item < end; item += WARPS) {
             const uint32_t unit0 = slice * QM_ITEM_UNITS;
-            x_scales<M> by;
-            by.load(j.x.scale, unit0, units, t);
-            const bool more = item + STEP < items;
-            slice += more_slices, tile += more_tiles;
-            if (slice >= j.slices)
-                slice -= j.slices, tile++;
-            at += STEP * ITEM;
-            if (j.part[1].rows) /* there are several: their items are not one after the other */
-                at = item_at<ITEM>(j, tile, item0 + item + STEP);
+            float *part = sums + ((set - done) * TILES * slices + slice) * M * QM_TILE_ROWS;
+            float scale[TILES][scales::COUNT], sum[TILES][2][2] = {}, by[2] = {1, 1};
+            operand_b<GROUP> b;
+#pragma unroll
+            for (int i = 0; i < TILES; i++)
+                next_scales::take(scale[i], space + i * next_scales::SPACE, dynamic, lane);
+            if (M == 1) {
+                const float2 of_x = next_x<GROUP>::take(b, space_x, lane);
+#pragma unroll
+                for (int i = 0; i < scales::COUNT; i++) /* a lane owns two units: groups of the one, then of the other, in a row */
+                    scale[0][i] *= GROUP == 128 ? 1 : i % scales::PER_ROW < scales::PER_ROW / 2 ? of_x.x : of_x.y;
+                by[0] = of_x.x, by[1] = of_x.y;
+            }
+            const uint8_t *const here[2] = {at[0], at[TILES - 1]};
+            const bool both = there[TILES - 1];
+            set += more_sets, slice += more_slices;
+            if (slice >= slices)
+                slice -= slices, set++;
+            find(item + WARPS < items);
             __syncwarp();
-            if (more)
-                ask(at);
+            ask();
+            if (M == 1 && there[0])
+                next_x<GROUP>::ask((const __half *)j.x.half, j.x.scale, stride, slice, space_x, lane);
             copies_begun();
+#pragma unroll 1
+            for (int turn = 0; turn < TILES; turn++) {
+                const bool last = turn == TILES - 1;
+                const uint8_t *const next[2] = {last ? at[0] : here[0] + LOADS * QM_UNIT_BYTES, last ? at[TILES - 1] : here[1] + LOADS * QM_UNIT_BYTES};
+                const bool some[2] = {last ? there[0] : true, last ? there[TILES - 1] : both};
 #pragma unroll
-            for (int q = 0; q < M; q++) {
-                operand_b<GROUP> b;
-                b.load(x, (unit0 + g / M * M + q) * QM_UNIT_COLS, j.x.stride, t);
+                for (int k = 0; k < LOADS; k++) {
+                    const int q = turn * LOADS + k;
+                    if (M > 1) {
+                        const float2 of_x = scales_of_x<M>(j.x.scale, unit0, q, units, t);
+                        by[0] = of_x.x, by[1] = of_x.y;
+                        b.load(x, (unit0 + g / M * M + q) * QM_UNIT_COLS, stride, t);
+                    }
 #pragma unroll
-                for (int p = 0; p < 8 / M; p++) {
-                    constexpr int IN_UNIT = GROUP < 64 ? 64 / GROUP : 1;
-                    const int u = p * M + q;
-                    if (M == 1 && p % 2 == 0) /* with more tokens there is no time for it */
-                        cut(j.never);
-                    bool mine = M == 1 ? (int)t == u / 2 : (int)(2 * t) / M == p;
-                    add_unit<M, GROUP>(sum, w[u], b.word, pairs, mine, u % 2, by.by[q], [&](int r, int i) {
-                        int own = GROUP < 128 ? r * scales::PER_ROW + u % 2 * IN_UNIT + i : r;
-                        return M == 1 ? scale[own] * by.by[0][u % 2] : M == 2 ? scale[own] : __shfl_sync(~0u, scale[own], u / 2, 4);
-                    });
-                    load_if<0>(w[u], at + u * QM_UNIT_BYTES + lane * 16, more);
+                    for (int i = 0; i < TILES; i++)
+#pragma unroll
+                        for (int p = 0; p < EACH; p++) {
+                            constexpr int IN_UNIT = GROUP < 64 ? 64 / GROUP : 1;
+                            const int slot = (i * EACH + p) * LOADS + k, u = p * M + q;
+                            if (M == 1 && p % 2 == 0) /* with more tokens there is no time for it */
+                                cut(never);
+                            const bool mine = M == 1 ? (int)t == u / 2 : (int)(2 * t) / M == p;
+                            add_unit<M, GROUP>(sum[i], w[slot], b.word, pairs, mine, u % 2, by, [&](int r, int group) {
+                                const int of_row = r * scales::PER_ROW + group;
+                                if (M == 1)
+                                    return GROUP == 128 ? scale[i][r] * by[u % 2] : scale[i][of_row + u % 2 * IN_UNIT];
+                                const float own = GROUP == 128 ? scale[i][r] : q % 2 ? scale[i][of_row + IN_UNIT] : scale[i][of_row];
+                                return M == 2 ? own : __shfl_sync(~0u, own, u / 2, 4);
+                            });
+                            load_if<0>(w[slot], next[i] + (p * M + k) * QM_UNIT_BYTES, some[i]);
+                        }
                 }
             }
-            store_item<M>(sums + (uint64_t)(item - done * j.slices) * M * QM_TILE_ROWS, sum, g, t);
+#pragma unroll
+            for (int i = 0; i < TILES; i++)
+                store_item<M>(part + i * slices * M * QM_TILE_ROWS, sum[i], g, t);
         }
         __syncthreads();
-        finish_tiles<M>(j, sums, tile0 + done, now);
-        if (done + now < tiles)
+        const uint32_t first = (set0 + done) * TILES;
+        finish_tiles<M, WARPS * 32>(parts, slices, tokens, sums, first, min(now * TILES, j.tiles - first));
+        if (done + now < sets)
             __syncthreads();
     }
 }
@@ -244,37 +334,62 @@ cudaError_t qm_read_only(const void *p, uint64_t size, float *nothing, cudaStrea
 
 /* ---- launching ----------------------------------------------------------------------------------- */
 
-template <int M, int GROUP, qm_scale_type S> static cudaError_t launch_decode(const decode_job &job, cudaStream_t s)
+static uint32_t of_device(cudaDeviceAttr what)
 {
-    static constexpr auto kernel = matrix_decode<M, GROUP, S>;
-    decode_job j = job;
-    uint32_t each = j.slices * M * QM_TILE_ROWS; /* sums of a tile */
-    int device = 0, multiprocessors = 0;
+    int device = 0, n = 0;
     cudaGetDevice(&device);
-    cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
-    uint32_t slots = (uint32_t)multiprocessors * DECODE_BLOCKS, grid = j.tiles < slots ? j.tiles : slots;
-    uint32_t most = (j.tiles + grid - 1) / grid;
-    constexpr uint32_t TAKEN = PAIRS_BYTES + DECODE_WARPS * next_scales<GROUP, S>::SPACE + (S == QM_SCALE_NESTED ? 256 : 0) * sizeof(float);
-    int most_shared = 0;
-    cudaDeviceGetAttribute(&most_shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-    const uint32_t room = ((uint32_t)most_shared - TAKEN) / sizeof(float), sums = room < DECODE_SUMS ? room : DECODE_SUMS;
-    j.together = sums / each > 0 ? sums / each : 1;
-    if (j.together > most)
-        j.together = most;
-    size_t shared = TAKEN + (size_t)j.together * each * sizeof(float);
-    cudaError_t r = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared);
-    if (r)
-        return r;
-    return launch(kernel, dim3(grid), DECODE_THREADS, shared, s, j);
+    cudaDeviceGetAttribute(&n, what, device);
+    return (uint32_t)n;
 }
 
-template <int GROUP, qm_scale_type S> static cudaError_t decode_tokens(const decode_job &j, cudaStream_t s)
+/* How many sets of `each` sums fit into a block's shared memory beside the `taken` bytes, and beside other blocks. */
+static uint32_t sets_together(uint32_t taken, uint32_t each, uint32_t warps)
 {
-    uint32_t tokens = j.x.tokens;
-    return tokens == 1   ? launch_decode<1, GROUP, S>(j, s)
-           : tokens == 2 ? launch_decode<2, GROUP, S>(j, s)
-           : tokens <= 4 ? launch_decode<4, GROUP, S>(j, s)
-           : tokens <= 8 ? launch_decode<8, GROUP, S>(j, s)
+    const uint32_t most = of_device(cudaDevAttrMaxSharedMemoryPerBlockOptin), room = most > taken ? (most - taken) / sizeof(float) : 0;
+    const uint32_t wanted = 1024 * warps > each ? 1024 * warps : each; /* at 16 warps a multiprocessor, 64 KB of it */
+    return (room < wanted ? room : wanted) / each;
+}
+
+template <int M, int TILES, int WARPS, int GROUP, qm_scale_type S> static uint32_t decode_together(const decode_job &j)
+{
+    return sets_together(decode_memory<M, TILES, GROUP, S>::sums(WARPS), TILES * j.slices * M * QM_TILE_ROWS, WARPS);
+}
+
+template <int M, int TILES, int WARPS, int GROUP, qm_scale_type S> static cudaError_t launch_decode(const decode_job &job, cudaStream_t s)
+{
+    static constexpr auto kernel = matrix_decode<M, TILES, WARPS, GROUP, S>;
+    constexpr uint32_t TAKEN = decode_memory<M, TILES, GROUP, S>::sums(WARPS);
+    decode_job j = job;
+    const uint32_t sets = (j.tiles + TILES - 1) / TILES, slots = of_device(cudaDevAttrMultiProcessorCount) * (DECODE_WARPS / WARPS), grid = sets < slots ? sets : slots;
+    const uint32_t each = TILES * j.slices * M * QM_TILE_ROWS, most = (sets + grid - 1) / grid;
+    j.each = sets / grid, j.rest = sets % grid, j.warp_by = (65535 + j.slices) / j.slices;
+    j.more_slices = WARPS % j.slices, j.more_sets = WARPS / j.slices;
+    const uint32_t room = decode_together<M, TILES, WARPS, GROUP, S>(j);
+    j.together = room < most ? room : most;
+    if (j.together == 0)
+        return cudaErrorInvalidValue;
+    const size_t shared = TAKEN + (size_t)j.together * each * sizeof(float);
+    cudaError_t r = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared);
+    return r ? r : launch(kernel, dim3(grid), WARPS * 32, shared, s, j);
+}
+
+/* One block a multiprocessor needs one table of pairs, and all its warps take part where there are few tiles; two begin and end
+ * one after the other, which is better where each has a tile or two, and need less shared memory, of which older GPUs have
+ * less.  Two tiles at a time: where there are enough for every multiprocessor. */
+template <int M, int GROUP, qm_scale_type S> static cudaError_t decode_some(const decode_job &j, cudaStream_t s)
+{
+    constexpr int TILES = M == 1 ? 1 : 2;
+    const uint32_t here = of_device(cudaDevAttrMultiProcessorCount);
+    const bool one = M == 1 ? j.tiles <= here || j.tiles > 2 * here : 2 * j.tiles > 3 * here;
+    return one && decode_together<M, TILES, 16, GROUP, S>(j) ? launch_decode<M, TILES, 16, GROUP, S>(j, s) : launch_decode<M, 1, 8, GROUP, S>(j, s);
+}
+
+template <int GROUP, qm_scale_type S> static cudaError_t decode_tokens(const decode_job &j, uint32_t tokens, cudaStream_t s)
+{
+    return tokens == 1   ? decode_some<1, GROUP, S>(j, s)
+           : tokens == 2 ? decode_some<2, GROUP, S>(j, s)
+           : tokens <= 4 ? decode_some<4, GROUP, S>(j, s)
+           : tokens <= 8 ? decode_some<8, GROUP, S>(j, s)
                          : cudaErrorInvalidValue;
 }
 
@@ -284,15 +399,19 @@ cudaError_t qm_matrix_decode(const qm_matrix *w, const qm_product *p, int n, con
     j.x = *x, j.cols = w->cols, j.slices = qm_matrix_slices(w->cols), j.dynamic = w->dynamic;
     memcpy(j.level, w->level, sizeof j.level);
     for (int i = 0; i < QM_TOGETHER; i++) {
-        if (i < n)
-            j.part[i] = {w[i].items - (uint64_t)j.tiles * j.slices * qm_item_bytes(w->scale, w->group), w[i].nested, w[i].offset, w[i].rows, j.tiles, w[i].factor, p[i]};
-        else
-            j.part[i].first_tile = UINT32_MAX;
-        j.tiles += i < n ? qm_matrix_tiles(w[i].rows) : 0;
+        const uint32_t first = i < n ? j.tiles : UINT32_MAX;
+        if (i)
+            j.first_tile[i - 1] = first;
+        j.part[i].first_tile = first;
+        if (i >= n)
+            continue;
+        j.origin[i] = w[i].items - (uint64_t)j.tiles * j.slices * qm_item_bytes(w->scale, w->group);
+        j.part[i] = {w[i].nested, w[i].offset, w[i].rows, j.tiles, w[i].factor, p[i]};
+        j.tiles += qm_matrix_tiles(w[i].rows);
     }
 #define KIND(group_size, type)                                                                               \
     if (w->group == group_size && w->scale == type)                                                          \
-        return decode_tokens<group_size, type>(j, s);
+        return decode_tokens<group_size, type>(j, x->tokens, s);
     MATRIX_KINDS
 #undef KIND
     return cudaErrorInvalidValue;

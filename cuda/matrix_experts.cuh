@@ -5,6 +5,8 @@
 #ifndef QM_MATRIX_EXPERTS_CUH
 #define QM_MATRIX_EXPERTS_CUH
 
+enum { EXPERTS_WARPS = DECODE_WARPS / 2, EXPERTS_THREADS = EXPERTS_WARPS * 32 };
+
 struct experts_job {
     const qm_expert *experts[2];
     float *y[2];
@@ -35,7 +37,7 @@ struct experts_place {
 
 template <int M> __device__ inline void finish_experts(const experts_job &j, const float *sums, uint32_t first, uint32_t tiles)
 {
-    for (uint32_t i = threadIdx.x; i < tiles * M * QM_TILE_ROWS; i += DECODE_THREADS) {
+    for (uint32_t i = threadIdx.x; i < tiles * M * QM_TILE_ROWS; i += EXPERTS_THREADS) {
         uint32_t row = i % QM_TILE_ROWS, token = i / QM_TILE_ROWS % M, tile = i / (QM_TILE_ROWS * M);
         const experts_place p(j, first + tile);
         uint32_t n = p.tile * QM_TILE_ROWS + row;
@@ -50,37 +52,37 @@ template <int M> __device__ inline void finish_experts(const experts_job &j, con
 }
 
 template <int M, int GROUP, qm_scale_type S>
-__global__ void __launch_bounds__(DECODE_THREADS, DECODE_BLOCKS) matrix_experts(const __grid_constant__ experts_job j)
+__global__ void __launch_bounds__(EXPERTS_THREADS, DECODE_WARPS / EXPERTS_WARPS) matrix_experts(const __grid_constant__ experts_job j)
 {
     using scales = lane_scales<S, GROUP>;
     constexpr uint32_t SCALES = QM_ITEM_UNITS * QM_UNIT_BYTES, ITEM = SCALES + 32 * scales::BYTES;
+    using next_scales = item_scales<GROUP, S>;
+    using layout = decode_layout<0, next_scales::SPACE, S>;
     extern __shared__ uint4 shared[];
-    uint32_t *table = (uint32_t *)shared;
-    float *sums = (float *)(table + PAIRS_BYTES / 4), *dynamic = sums + j.together * j.slices * M * QM_TILE_ROWS;
+    uint8_t *memory = (uint8_t *)shared, *space = memory + layout::SPACES + threadIdx.x / 32 * next_scales::SPACE;
+    float *dynamic = (float *)(memory + layout::dynamic(EXPERTS_WARPS)), *sums = (float *)(memory + layout::sums(EXPERTS_WARPS));
     const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     let_next_begin();
-    fill_pairs(table, j.level, DECODE_THREADS);
+    fill_pairs((uint32_t *)memory, j.level, EXPERTS_THREADS);
     if (S == QM_SCALE_NESTED)
-        for (uint32_t i = threadIdx.x; i < 256; i += DECODE_THREADS)
+        for (uint32_t i = threadIdx.x; i < 256; i += EXPERTS_THREADS)
             dynamic[i] = __ldg(j.dynamic + i);
     __syncthreads();
-    const uint32_t pairs = (uint32_t)__cvta_generic_to_shared(table) + 4 * lane;
+    const uint32_t pairs = (uint32_t)__cvta_generic_to_shared(memory) + 4 * lane;
     wait_for_previous();
 
     const uint64_t all = (uint64_t)*j.slots.count * j.products * j.tiles;
     const uint32_t tile0 = (uint32_t)(blockIdx.x * all / gridDim.x), tiles = (uint32_t)((blockIdx.x + 1) * all / gridDim.x) - tile0;
     const uint32_t items = tiles * j.slices, units = j.x.stride / QM_UNIT_COLS;
     uint4 w[QM_ITEM_UNITS];
-    scales raw;
-    auto begin = [&](uint32_t item, bool codes) { /* loads an item's scales; gives where its codes are */
+    auto begin = [&](uint32_t item, bool codes) { /* asks for an item's scales; gives where its codes are */
         const experts_place p(j, tile0 + item / j.slices);
         const qm_expert e = p.expert(j);
         const uint32_t slice = item % j.slices;
         const uint8_t *at = (const uint8_t *)e.values + ((uint64_t)p.tile * j.slices + slice) * ITEM;
         decode_part part = {};
         part.nested = e.nested, part.offset = e.offset, part.rows = j.rows;
-        raw.load(at + SCALES + lane * scales::BYTES);
-        raw.load_nested(part, j.cols, p.tile, slice, g, t);
+        next_scales::ask(part, j.cols, p.tile, slice, at + SCALES, space, lane);
         if (codes)
 #pragma unroll
             for (int u = 0; u < QM_ITEM_UNITS; u++)
@@ -90,27 +92,31 @@ __global__ void __launch_bounds__(DECODE_THREADS, DECODE_BLOCKS) matrix_experts(
     uint32_t item = warp;
     if (item < items)
         begin(item, true);
+    copies_begun();
     for (uint32_t done = 0; done < tiles; done += j.together) {
         const uint32_t now = tiles - done < j.together ? tiles - done : j.together;
-        for (uint32_t end = (done + now) * j.slices; item < end; item += DECODE_WARPS) {
+        for (uint32_t end = (done + now) * j.slices; item < end; item += EXPERTS_WARPS) {
             float scale[scales::COUNT], sum[2][2] = {{0, 0}, {0, 0}};
-            raw.decode(scale, dynamic);
+            next_scales::take(scale, space, dynamic, lane);
             const uint32_t unit0 = item % j.slices * QM_ITEM_UNITS;
             const uint32_t row0 = j.shared ? 0 : experts_place(j, tile0 + item / j.slices).slot * M;
             const __half *x = !j.shared || g % M == 0 ? (const __half *)j.x.half + (uint64_t)(row0 + g % M) * j.x.stride : NULL;
-            x_scales<M> by;
-            by.load(j.x.scale + (uint64_t)(row0 / QM_HALF_TOKENS) * units * QM_HALF_TOKENS + row0 % QM_HALF_TOKENS, unit0, units, t);
-            const bool more = item + DECODE_WARPS < items;
-            const uint8_t *next = more ? begin(item + DECODE_WARPS, false) : NULL;
+            const float *of_x = j.x.scale + (uint64_t)(row0 / QM_HALF_TOKENS) * units * QM_HALF_TOKENS + row0 % QM_HALF_TOKENS;
+            const bool more = item + EXPERTS_WARPS < items;
+            __syncwarp(); /* all have taken those of this item */
+            const uint8_t *next = more ? begin(item + EXPERTS_WARPS, false) : NULL;
+            copies_begun();
 #pragma unroll
             for (int q = 0; q < M; q++) {
                 operand_b<GROUP> b;
+                const float2 two = scales_of_x<M>(of_x, unit0, q, units, t);
+                const float by[2] = {two.x, two.y};
                 b.load(x, (unit0 + g / M * M + q) * QM_UNIT_COLS, j.x.stride, t);
 #pragma unroll
                 for (int p = 0; p < 8 / M; p++) {
                     constexpr int IN_UNIT = GROUP < 64 ? 64 / GROUP : 1;
                     const int u = p * M + q;
-                    add_unit<M, GROUP>(sum, w[u], b.word, pairs, (int)(2 * t) / M == p, u % 2, by.by[q], [&](int r, int i) {
+                    add_unit<M, GROUP>(sum, w[u], b.word, pairs, (int)(2 * t) / M == p, u % 2, by, [&](int r, int i) {
                         int own = GROUP < 128 ? r * scales::PER_ROW + u % 2 * IN_UNIT + i : r;
                         return M == 2 ? scale[own] : __shfl_sync(~0u, scale[own], u / 2, 4);
                     });
@@ -130,18 +136,17 @@ template <int M, int GROUP, qm_scale_type S> static cudaError_t launch_experts(c
 {
     static constexpr auto kernel = matrix_experts<M, GROUP, S>;
     experts_job j = job;
-    int device = 0, multiprocessors = 0;
-    cudaGetDevice(&device);
-    cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
-    const uint64_t all = (uint64_t)j.slots.most * j.products * j.tiles, slots = (uint64_t)multiprocessors * DECODE_BLOCKS;
+    constexpr uint32_t TAKEN = decode_layout<0, item_scales<GROUP, S>::SPACE, S>::sums(EXPERTS_WARPS);
+    const uint64_t all = (uint64_t)j.slots.most * j.products * j.tiles, slots = of_device(cudaDevAttrMultiProcessorCount) * (DECODE_WARPS / EXPERTS_WARPS);
     const uint64_t grid = all < slots ? all : slots, most = grid ? (all + grid - 1) / grid : 1;
     const uint32_t each = j.slices * M * QM_TILE_ROWS; /* sums of a tile */
-    j.together = DECODE_SUMS / each > 0 ? DECODE_SUMS / each : 1;
-    if (j.together > most)
-        j.together = (uint32_t)most;
-    size_t shared = PAIRS_BYTES + ((size_t)j.together * each + (S == QM_SCALE_NESTED ? 256 : 0)) * sizeof(float);
+    const uint32_t room = sets_together(TAKEN, each, EXPERTS_WARPS);
+    j.together = room < most ? room : (uint32_t)most;
+    if (most && !room)
+        return cudaErrorInvalidValue;
+    const size_t shared = TAKEN + (size_t)j.together * each * sizeof(float);
     cudaError_t r = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared);
-    return r ? r : launch(kernel, dim3((unsigned)grid), DECODE_THREADS, shared, s, j);
+    return r ? r : launch(kernel, dim3((unsigned)grid), EXPERTS_THREADS, shared, s, j);
 }
 
 template <int GROUP, qm_scale_type S> static cudaError_t experts_tokens(const experts_job &j, cudaStream_t s)

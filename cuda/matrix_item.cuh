@@ -4,7 +4,6 @@
 
 /* Matrices that are multiplied together have their tiles numbered through. */
 struct decode_part {
-    const uint8_t *origin; /* where item 0 of all would lie */
     const float *nested;
     float offset;
     uint32_t rows, first_tile;
@@ -26,52 +25,13 @@ struct decode_part {
 
 /* ---- scales -------------------------------------------------------------------------------------- */
 
-/* What a lane reads of an item's scales, and what becomes of it. */
+/* What a lane has of an item's scales. */
 template <qm_scale_type S, int GROUP> struct lane_scales {
     static constexpr int PER_ROW = 128 / GROUP, COUNT = 2 * PER_ROW;
     static constexpr int BYTES = COUNT * (S == QM_SCALE_F32 ? 4 : S == QM_SCALE_F16 ? 2 : 1);
     static constexpr int WORDS = BYTES / 4 > 0 ? BYTES / 4 : 1;
-    uint32_t word[WORDS];
-    float super[2][2], offset; /* nested absmax of both rows' groups; QM_SCALE_NESTED */
 
-    __device__ void load(const uint8_t *at)
-    {
-        if constexpr (BYTES >= 16) {
-#pragma unroll
-            for (int i = 0; i < BYTES / 16; i++) {
-                uint4 v = load_once(at + 16 * i);
-                word[4 * i] = v.x, word[4 * i + 1] = v.y, word[4 * i + 2] = v.z, word[4 * i + 3] = v.w;
-            }
-        } else if constexpr (BYTES == 8) {
-            uint2 v = __ldg((const uint2 *)at);
-            word[0] = v.x, word[1] = v.y;
-        } else if constexpr (BYTES == 4) {
-            word[0] = __ldg((const uint32_t *)at);
-        } else {
-            word[0] = __ldg((const uint16_t *)at);
-        }
-    }
-
-    /* tile: of the part; cols: of the matrix */
-    template <class P> __device__ void load_nested(const P &p, uint32_t cols, uint32_t tile, uint32_t slice, uint32_t g, uint32_t t)
-    {
-        if constexpr (S == QM_SCALE_NESTED) {
-            constexpr int EACH = GROUP >= 128 ? 1 : 2; /* a row's groups may lie in two blocks of 256 */
-            const uint32_t groups = cols / GROUP, at = slice * (QM_ITEM_COLS / GROUP) + t * PER_ROW;
-            offset = p.offset;
-#pragma unroll
-            for (int r = 0; r < 2; r++) {
-                uint32_t row = tile * QM_TILE_ROWS + g + 8 * r;
-                bool there = row < p.rows;
-                uint64_t k = (uint64_t)row * groups + at;
-                super[r][0] = there && at < groups ? __ldg(p.nested + (k >> 8)) : 0;
-                if (EACH == 2) /* only where a block of 256 ends between two */
-                    super[r][1] = (k & 255) == 255 && there && at + 1 < groups ? __ldg(p.nested + (k >> 8) + 1) : super[r][0];
-            }
-        }
-    }
-
-    __device__ void decode(float scale[COUNT], const float *dynamic) const
+    __device__ static void decode(float scale[COUNT], const uint32_t word[WORDS])
     {
 #pragma unroll
         for (int i = 0; i < COUNT; i++) {
@@ -82,10 +42,7 @@ template <qm_scale_type S, int GROUP> struct lane_scales {
                 scale[i] = i % 2 ? __high2float(two) : __low2float(two);
             } else {
                 uint32_t e = word[i / 4] >> 8 * (i % 4) & 255;
-                if constexpr (S == QM_SCALE_E8M0)
-                    scale[i] = __uint_as_float(e < 2 ? 0x00200000u << e : (e - 1) << 23);
-                else
-                    scale[i] = __fadd_rn(__fmul_rn(dynamic[e], super[i / PER_ROW][i % PER_ROW / ((PER_ROW + 1) / 2)]), offset);
+                scale[i] = __uint_as_float(e < 2 ? 0x00200000u << e : (e - 1) << 23);
             }
         }
     }
@@ -94,16 +51,18 @@ template <qm_scale_type S, int GROUP> struct lane_scales {
 /* The scales of a warp's next item, in shared memory until it is their turn: the compiler moves what it has loaded into
  * registers, and a move waits for memory.
  *
- *     space  | scales of the item | nested absmax: 32 lanes x 4 f32 | offset: 32 lanes x f32 |   */
+ *     space  | scales of the item |
+ *            nested: | absmax of 16 rows, of the block of 256 groups that the slice begins in and of the next: 2 f32 each
+ *                    | how many groups of the slice lie in the first, of 16 rows | offset | */
 template <int GROUP, qm_scale_type S> struct item_scales {
     using scales = lane_scales<S, GROUP>;
     static constexpr bool NESTED = S == QM_SCALE_NESTED;
-    static constexpr uint32_t OWN = 32 * scales::BYTES, SPACE = OWN + (NESTED ? 32 * 20 : 0);
+    static constexpr uint32_t OWN = 32 * scales::BYTES, FIRST = OWN + QM_TILE_ROWS * 8, OFFSET = FIRST + QM_TILE_ROWS * 4,
+                              SPACE = NESTED ? OFFSET + 16 : OWN;
 
     /* from: the item's; tile: of the part P; cols: of the matrix.  All lanes, after all have taken those before. */
     template <class P>
-    __device__ static void ask(const P &part, uint32_t cols, uint32_t tile, uint32_t slice, const uint8_t *from, uint8_t *space, uint32_t lane,
-                               uint32_t g, uint32_t t)
+    __device__ static void ask(const P &part, uint32_t cols, uint32_t tile, uint32_t slice, const uint8_t *from, uint8_t *space, uint32_t lane)
     {
         const uint32_t to = (uint32_t)__cvta_generic_to_shared(space);
         if constexpr (scales::BYTES >= 16) {
@@ -114,56 +73,47 @@ template <int GROUP, qm_scale_type S> struct item_scales {
             copy_async(to + lane * 16, from + lane * 16, true);
         }
         if constexpr (NESTED) {
-            constexpr uint32_t EACH = GROUP >= 128 ? 1 : 2; /* a row's groups may lie in two blocks of 256 */
-            const uint32_t groups = cols / GROUP, first = slice * (QM_ITEM_COLS / GROUP) + t * scales::PER_ROW;
-#pragma unroll
-            for (uint32_t i = 0; i < 2 * EACH; i++) {
-                const uint32_t row = tile * QM_TILE_ROWS + g + 8 * (i / EACH), group = first + i % EACH * (scales::PER_ROW / EACH);
-                const bool there = row < part.rows && group < groups;
-                copy_async_4(to + OWN + lane * 16 + (i / EACH * 2 + i % EACH) * 4,
-                             part.nested + ((uint64_t)(there ? row : 0) * groups + (there ? group : 0)) / 256, there);
-            }
-            *(float *)(space + OWN + 512 + lane * 4) = part.offset;
+            constexpr uint32_t EACH = QM_ITEM_COLS / GROUP;
+            const uint32_t groups = cols / GROUP, row = tile * QM_TILE_ROWS + lane / 2, next = lane % 2;
+            const uint64_t k = (uint64_t)row * groups + slice * EACH;
+            const uint32_t first = 256 - ((uint32_t)k & 255);
+            const bool there = row < part.rows && (!next || (first < EACH && slice * EACH + first < groups));
+            copy_async_4(to + OWN + lane * 4, part.nested + (there ? (k >> 8) + next : 0), there);
+            ((uint32_t *)(space + FIRST))[lane / 2] = first;
+            *(float *)(space + OFFSET) = part.offset;
         }
     }
 
     /* Waits for all that this thread has asked for. */
     __device__ static void take(float scale[scales::COUNT], const uint8_t *space, const float *dynamic, uint32_t lane)
     {
-        scales raw;
+        uint32_t word[scales::WORDS];
         copies_done<0>();
         __syncwarp();
         if constexpr (scales::BYTES >= 4) {
 #pragma unroll
             for (int i = 0; i < scales::WORDS; i++)
-                raw.word[i] = *(const uint32_t *)(space + lane * scales::BYTES + 4 * i);
+                word[i] = *(const uint32_t *)(space + lane * scales::BYTES + 4 * i);
         } else {
-            raw.word[0] = *(const uint16_t *)(space + lane * scales::BYTES);
+            word[0] = *(const uint16_t *)(space + lane * scales::BYTES);
         }
         if constexpr (NESTED) {
+            const uint32_t g = lane / 4, t = lane % 4;
+            const float offset = *(const float *)(space + OFFSET);
 #pragma unroll
-            for (int i = 0; i < 4; i++)
-                raw.super[i / 2][i % 2] = *(const float *)(space + OWN + lane * 16 + (GROUP >= 128 ? i / 2 * 2 : i) * 4);
-            raw.offset = *(const float *)(space + OWN + 512 + lane * 4);
+            for (uint32_t r = 0; r < 2; r++) {
+                const float2 absmax = ((const float2 *)(space + OWN))[g + 8 * r];
+                const uint32_t first = ((const uint32_t *)(space + FIRST))[g + 8 * r];
+#pragma unroll
+                for (uint32_t i = 0; i < scales::PER_ROW; i++) {
+                    const uint32_t n = r * scales::PER_ROW + i, e = word[n / 4] >> 8 * (n % 4) & 255;
+                    scale[n] = __fadd_rn(__fmul_rn(dynamic[e], t * scales::PER_ROW + i < first ? absmax.x : absmax.y), offset);
+                }
+            }
+        } else {
+            scales::decode(scale, word);
         }
-        raw.decode(scale, dynamic);
     }
-};
-
-/* The same in registers, for nested scales in launches of their own: with their small copies 14336 x 4096 took 14.0 us,
- * with these 11.3. */
-template <int GROUP> struct item_scales_kept {
-    using scales = lane_scales<QM_SCALE_NESTED, GROUP>;
-    static constexpr uint32_t SPACE = 0;
-    scales raw;
-
-    template <class P>
-    __device__ void ask(const P &part, uint32_t cols, uint32_t tile, uint32_t slice, const uint8_t *from, uint8_t *, uint32_t lane, uint32_t g, uint32_t t)
-    {
-        raw.load(from + lane * scales::BYTES);
-        raw.load_nested(part, cols, tile, slice, g, t);
-    }
-    __device__ void take(float scale[scales::COUNT], const uint8_t *, const float *dynamic, uint32_t) const { raw.decode(scale, dynamic); }
 };
 
 /* ---- one unit ------------------------------------------------------------------------------------ */

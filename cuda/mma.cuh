@@ -25,6 +25,13 @@ __device__ inline void mma(float c[4], uint32_t a0, uint32_t a1, uint32_t a2, ui
 #endif
 }
 
+/* A number that stays in its register instead of being found anew where it is used. */
+__device__ inline uint32_t kept(uint32_t v)
+{
+    asm volatile("" : "+r"(v));
+    return v;
+}
+
 /* Sixteen bytes that are read once and never written while kernels run. */
 __device__ inline uint4 load_once(const void *p)
 {
@@ -51,7 +58,25 @@ __device__ inline void copy_async(uint32_t to, const void *from, bool there)
     asm volatile("st.shared.v4.u32 [%0], {%1,%2,%3,%4};" ::"r"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
 #endif
 }
-/* The same with 4. */
+/* The same by way of the first-level cache, for what others on the multiprocessor read as well. */
+__device__ inline void copy_async_shared(uint32_t to, const void *from, bool there)
+{
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(there ? 16 : 0) : "memory");
+#else
+    copy_async(to, from, there);
+#endif
+}
+/* The same with 8, and with 4. */
+__device__ inline void copy_async_8(uint32_t to, const void *from, bool there)
+{
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(to), "l"(from), "r"(there ? 8 : 0) : "memory");
+#else
+    uint2 v = there ? *(const uint2 *)from : make_uint2(0, 0);
+    asm volatile("st.shared.v2.u32 [%0], {%1,%2};" ::"r"(to), "r"(v.x), "r"(v.y) : "memory");
+#endif
+}
 __device__ inline void copy_async_4(uint32_t to, const void *from, bool there)
 {
 #if __CUDA_ARCH__ >= 800
@@ -91,12 +116,13 @@ __device__ inline void load_matrices_turned(uint32_t v[4], uint32_t at)
 
 enum { PAIRS_BYTES = 256 * 32 * 4 };
 
+/* threads: a multiple of 128.  A thread writes four lanes' copies at once, always with the same second level. */
 __device__ inline void fill_pairs(uint32_t *pairs, const float *level, uint32_t threads)
 {
-    for (uint32_t i = threadIdx.x; i < 256 * 32 / 4; i += threads) { /* four lanes' copies at once */
-        uint32_t byte = i / 8;
-        __half2 pair = __floats2half2_rn(level[byte >> 4], level[byte & 15]);
-        uint32_t p = *(uint32_t *)&pair;
+    const float second = level[threadIdx.x / 8 % 16];
+    for (uint32_t i = threadIdx.x; i < 256 * 32 / 4; i += threads) {
+        const __half2 pair = __floats2half2_rn(level[i / 128], second);
+        const uint32_t p = *(const uint32_t *)&pair;
         ((uint4 *)pairs)[i] = make_uint4(p, p, p, p);
     }
 }

@@ -111,7 +111,7 @@ template <int GROUP, qm_scale_type S> struct walk_item {
             const qm_phase_part &part = f.part[part_of(f, p.tile)];
             const uint32_t in = tile_in_part(f, p.tile);
             at = part.items + ((uint64_t)in * f.slices + p.slice) * BYTES;
-            item_scales<GROUP, S>::ask(part, f.cols, in, p.slice, at + SCALES, space, lane, g, t);
+            item_scales<GROUP, S>::ask(part, f.cols, in, p.slice, at + SCALES, space, lane);
             at += lane * 16;
         }
         copies_begun();
@@ -185,13 +185,6 @@ __device__ inline void finish_rows(const qm_product_phase &f, const float *sums,
 }
 
 /* ---- products ------------------------------------------------------------------------------------ */
-
-/* A number that stays in its register instead of being found anew where it is used. */
-__device__ inline uint32_t kept(uint32_t v)
-{
-    asm volatile("" : "+r"(v));
-    return v;
-}
 
 template <int N> struct number {
     static constexpr int value = N;
