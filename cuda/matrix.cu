@@ -1,5 +1,6 @@
 /* matrix.cu: multiplying by 4-bit matrices; see matrix.h. */
 #include <cuda_fp16.h>
+#include <stddef.h>
 #include <string.h>
 
 #include "matrix.h"

@@ -477,7 +477,7 @@ static void whole(const char *name, int layers, const uint32_t (*shapes)[2], int
     cudaFree(c.x), cudaFree(c.y), free(c.w), free(big.here);
 }
 
-/* wide: only the products with many tokens; wide ROWS COLUMNS TOKENS: only that one. */
+/* few, wide: only the products with few or with many tokens; wide ROWS COLUMNS TOKENS: only that one. */
 int main(int count, char **args)
 {
     float dyn[256];
@@ -501,20 +501,22 @@ int main(int count, char **args)
         wide_shape((uint32_t)atoi(args[2]), (uint32_t)atoi(args[3]), QM_SCALE_F32, 64, &d);
         return 0;
     }
-    if (!open_dense(&d))
+    if (count < 2 || strcmp(args[1], "few") != 0) {
+        if (!open_dense(&d))
+            d.handle = NULL;
+        for (unsigned i = 0; i < sizeof shapes / sizeof *shapes; i++)
+            wide_shape(shapes[i][0], shapes[i][1], QM_SCALE_F32, 64, &d);
         d.handle = NULL;
-    for (unsigned i = 0; i < sizeof shapes / sizeof *shapes; i++)
-        wide_shape(shapes[i][0], shapes[i][1], QM_SCALE_F32, 64, &d);
-    d.handle = NULL;
-    wide_shape(4096, 4096, QM_SCALE_NESTED, 64, &d);
-    wide_shape(4096, 4096, QM_SCALE_F16, 32, &d);
-    wide_shape(4096, 4096, QM_SCALE_F32, 16, &d);
-    if (count > 1)
-        return 0;
+        wide_shape(4096, 4096, QM_SCALE_NESTED, 64, &d);
+        wide_shape(4096, 4096, QM_SCALE_F16, 32, &d);
+        wide_shape(4096, 4096, QM_SCALE_F32, 16, &d);
+        if (count > 1)
+            return 0;
+    }
     for (unsigned i = 0; i < sizeof shapes / sizeof *shapes; i++)
         shape(shapes[i][0], shapes[i][1], QM_SCALE_F32, 64, 8);
     for (unsigned i = 0; i < 4; i++)
-        shape(shapes[i][0], shapes[i][1], QM_SCALE_NESTED, 64, 2);
+        shape(shapes[i][0], shapes[i][1], QM_SCALE_NESTED, 64, 8);
     for (unsigned i = 1; i < 3; i++) {
         shape(shapes[i][0], shapes[i][1], QM_SCALE_F16, 32, 2);
         shape(shapes[i][0], shapes[i][1], QM_SCALE_E8M0, 32, 2);
