@@ -20,6 +20,8 @@ local o = cli.parse({
         { "runs", kind = "integer", value = "N", default = 3, doc = "runs of each command" },
         { "threads", kind = "list", value = "LIST", doc = "numbers of threads, of both (default: 1 and all processors)" },
         { "types", kind = "list", value = "LIST", doc = "types for quantize or inference (default: several)" },
+        { "load", kind = "list", value = "LIST",
+          doc = "inference: the checkpoint itself, quantised while it is loaded (nf4, nf4:dq, q4_0 …): seconds, memory, speed" },
         { "round", kind = "text", value = "DTYPE", default = "f16", choices = { "f16", "bf16" }, doc = "of the file quantised" },
         { "llama", kind = "text", value = "DIR", doc = "folder with llama-quantize and llama-bench" },
         { "json", doc = "for machines" },
@@ -215,7 +217,15 @@ function benchmarks.inference()
     local f = synth.sizes.qwen2[o.like]
     ops.threads(threads[#threads])
     local f16 = o.dir .. "/" .. o.like .. "-f16.gguf"
-    for _, t in ipairs(o.types or { "q4_0", "q8_0", "f16", "nf4", "q4_k", "q6_k" }) do
+    local options = { runs = o.runs, tokens = 64, prompt = 512 }
+    for _, word in ipairs(o.load or {}) do
+        local row = inference.loaded(model, word, options)
+        results[#results + 1] = row
+        if not o.json then
+            print(inference.loaded_text(row))
+        end
+    end
+    for _, t in ipairs(o.types or o.load and {} or { "q4_0", "q8_0", "f16", "nf4", "q4_k", "q6_k" }) do
         local peer, file = o.llama and o.llama .. "/llama-bench", nil
         local there = peer and core.stat(peer) and (t == "f16" or t:find "^q")
         if there then
@@ -224,7 +234,7 @@ function benchmarks.inference()
                 timed(("%s quantize %s %s --type %s"):format(quote(program), quote(model), quote(file), t == "q4_k" and "q4_k_s" or t))
             end
         end
-        local row = inference.row(f, t, { runs = o.runs, tokens = 64, prompt = 512, program = peer, file = file })
+        local row = inference.row(f, t, options, file and { program = peer, file = file })
         results[#results + 1] = row
         if not o.json then
             print((" %-6s %8s  decode %6.2f tokens/s, %5.1f GB/s, %3.0f %% of %5.1f GB/s  prompt %7.1f tokens/s"):format(t,
@@ -237,14 +247,18 @@ function benchmarks.inference()
     end
 end
 
-prepare()
 local NAMES = { "pipeline", "convert", "quantize", "inference" }
-local chosen = #o > 0 and o or NAMES
+local chosen, loads = #o > 0 and o or NAMES, false
 for _, name in ipairs(chosen) do
     if not benchmarks[name] then
         core.fail("usage", "bench: no benchmark '%s'; there are %s", name, table.concat(NAMES, ", "))
     end
+    loads = loads or name == "inference"
 end
+if o.load and not loads then
+    core.fail("usage", "bench: --load goes with inference")
+end
+prepare()
 if not o.json then
     print((" %s, %s, %d processors"):format(core.simd(), jit.version, core.cpus()))
 end

@@ -3,12 +3,34 @@
 -- A token's cost is reading every weight once, so decoding is set against the rate at which this machine reads memory,
 -- measured beside it; a prompt's cost is arithmetic. llama.cpp's llama-bench, where it is given, runs a file of the same
 -- shapes on as many threads, in turns with ours.
+--
+-- Or of a whole checkpoint that is quantised while it is loaded, with the seconds and the memory that takes.
 
 local core = require "qmoon.core"
 local ops = require "qmoon.ops"
 local tensor = require "qmoon.tensor"
+local text = require "qmoon.text"
 
 local bench = {}
+
+-- ---- a forward pass ----------------------------------------------------------------------------------------------
+
+--- Logits of the last of the tokens whose embeddings are x.
+local function forward(model, x, cache)
+    local f, first = model.f, cache:length()
+    local rope = { head_dim = model.head_dim, base = f.rope_theta or 10000 }
+    local shape = { heads = f.num_attention_heads, kv_heads = f.num_key_value_heads }
+    for i, w in ipairs(model.layers) do
+        local h = ops.rmsnorm(x, model.norm, 1e-6)
+        local q, k = ops.rope(ops.linear(h, w.q), first, rope), ops.rope(ops.linear(h, w.k), first, rope)
+        local y = ops.attention(q, k, ops.linear(h, w.v), cache, i - 1, shape)
+        x = ops.add(x, ops.linear(y, w.o))
+        h = ops.rmsnorm(x, model.norm, 1e-6)
+        x = ops.add(x, ops.linear(ops.swiglu(ops.linear(h, w.gate), ops.linear(h, w.up)), w.down))
+    end
+    local rows = x:info().shape[1]
+    return ops.linear(ops.rmsnorm(ops.embedding(x, { rows - 1 }), model.norm, 1e-6), model.head)
+end
 
 -- ---- the model ------------------------------------------------------------------------------------------------
 
@@ -20,10 +42,11 @@ local function matrix(rows, cols, seed, format)
     return quantised
 end
 
---- Weights of every linear layer in a format.
+--- Weights of every linear layer in a format. What is measured has input(tokens), cache(context) and
+--- run(input, cache), which makes the logits of the last token.
 ---@param f table fields of config.json
 ---@param format string
----@return table model {layers, head, norm, bytes, values, f}
+---@return table model {layers, head, norm, bytes, values, f, input, cache, run}
 function bench.model(f, format)
     local head = f.head_dim or f.hidden_size / f.num_attention_heads
     local q, kv = f.num_attention_heads * head, f.num_key_value_heads * head
@@ -52,6 +75,16 @@ function bench.model(f, format)
     local w = matrix(f.vocab_size, f.hidden_size, 99, format)
     model.head = prepare(w)
     w:close()
+    function model.input(tokens)
+        return tensor.uniform { tokens, f.hidden_size, seed = 7 }
+    end
+    function model.cache(context)
+        return core.kv_cache { layers = f.num_hidden_layers, kv_heads = f.num_key_value_heads, head_dim = head,
+                               context = context, dtype = "f16" }
+    end
+    function model.run(x, cache)
+        return forward(model, x, cache)
+    end
     return model
 end
 
@@ -65,38 +98,21 @@ function bench.close(model)
     collectgarbage()
 end
 
--- ---- a forward pass ----------------------------------------------------------------------------------------------
+-- ---- measuring ------------------------------------------------------------------------------------------------
 
---- Logits of the last of the tokens whose embeddings are x.
-local function forward(model, x, cache)
-    local f, first = model.f, cache:length()
-    local rope = { head_dim = model.head_dim, base = f.rope_theta or 10000 }
-    local shape = { heads = f.num_attention_heads, kv_heads = f.num_key_value_heads }
-    for i, w in ipairs(model.layers) do
-        local h = ops.rmsnorm(x, model.norm, 1e-6)
-        local q, k = ops.rope(ops.linear(h, w.q), first, rope), ops.rope(ops.linear(h, w.k), first, rope)
-        local y = ops.attention(q, k, ops.linear(h, w.v), cache, i - 1, shape)
-        x = ops.add(x, ops.linear(y, w.o))
-        h = ops.rmsnorm(x, model.norm, 1e-6)
-        x = ops.add(x, ops.linear(ops.swiglu(ops.linear(h, w.gate), ops.linear(h, w.up)), w.down))
-    end
-    local rows = x:info().shape[1]
-    return ops.linear(ops.rmsnorm(ops.embedding(x, { rows - 1 }), model.norm, 1e-6), model.head)
-end
-
-local function new_cache(model, context)
-    return core.kv_cache { layers = model.f.num_hidden_layers, kv_heads = model.f.num_key_value_heads,
-                           head_dim = model.head_dim, context = context, dtype = "f16" }
+local function median(list)
+    table.sort(list)
+    return list[math.ceil(#list / 2)]
 end
 
 --- Median seconds of `tokens` one after another.
 function bench.decode(model, tokens)
-    local cache, x = new_cache(model, tokens + 1), tensor.uniform { 1, model.f.hidden_size, seed = 7 }
-    forward(model, x, cache)
+    local cache, x = model.cache(tokens + 1), model.input(1)
+    model.run(x, cache)
     local seconds = {}
     for i = 1, tokens do
         local started = core.now()
-        forward(model, x, cache)
+        model.run(x, cache)
         seconds[i] = core.now() - started
     end
     cache:close()
@@ -106,12 +122,75 @@ end
 
 --- Seconds for a prompt.
 function bench.prompt(model, tokens)
-    local cache, x = new_cache(model, tokens), tensor.uniform { tokens, model.f.hidden_size, seed = 7 }
+    local cache, x = model.cache(tokens), model.input(tokens)
     local started = core.now()
-    forward(model, x, cache)
+    model.run(x, cache)
     local seconds = core.now() - started
     cache:close()
     return seconds
+end
+
+-- ---- a checkpoint, loaded ----------------------------------------------------------------------------------------
+
+local function collect()
+    collectgarbage()
+    collectgarbage() -- what finalizers kept for the first
+end
+
+local function load(path, word, options)
+    local started = core.now()
+    local lm = require("qmoon").load(path, { load = word, kv = "f16", threads = ops.threads(),
+                                             expect = { tokens = math.max(options.prompt, options.tokens + 1),
+                                                        decode = true } })
+    local model = { seconds = core.now() - started, lm = lm }
+    function model.input(tokens)
+        local ids = {}
+        for i = 1, tokens do
+            ids[i] = (i * 7) % lm.vocab_size
+        end
+        return ids
+    end
+    function model.cache(context)
+        return lm:cache(context)
+    end
+    function model.run(ids, cache)
+        return lm:forward(ids, cache)
+    end
+    return model
+end
+
+--- One row of figures for a checkpoint that is quantised to a type while it is loaded: medians of runs, and
+--- the memory of its weights, which is what lm:memory() tells.
+---@param path string
+---@param word string nf4, nf4:dq, q4_0 …
+---@param options {runs: integer, tokens: integer, prompt: integer}
+---@return table
+function bench.loaded(path, word, options)
+    local row = { name = "inference --load " .. word, load = word, runs = options.runs,
+                  threads = ops.threads(), prompt_tokens = options.prompt }
+    local seconds, decodes, prompts = {}, {}, {}
+    for i = 1, options.runs do
+        local model = load(path, word, options)
+        row.source = select(2, model.lm.model:size())
+        row.mapped, row.weights = model.lm:memory()
+        seconds[i], decodes[i], prompts[i] = model.seconds, bench.decode(model, options.tokens),
+            bench.prompt(model, options.prompt)
+        model = nil
+        collect()
+    end
+    row.seconds = median(seconds)
+    row.decode, row.prompt = 1 / median(decodes), options.prompt / median(prompts)
+    return row
+end
+
+--- The row as a line.
+---@param row table
+---@return string
+function bench.loaded_text(row)
+    local mapped = row.mapped > 0 and (" and %s in mapped files"):format(text.bytes(row.mapped)) or ""
+    return (" %-6s loaded in %.2f s (%s/s)  weights %s%s  decode %.2f tokens/s  prompt %.1f tokens/s"):format(
+        row.load, row.seconds, text.bytes(row.source / row.seconds), text.bytes(row.weights), mapped,
+        row.decode, row.prompt)
 end
 
 -- ---- the peer ----------------------------------------------------------------------------------------------------
@@ -120,34 +199,30 @@ end
 ---@return number prompt, number decode
 function bench.peer(program, file, threads, prompt, tokens)
     local pipe = io.popen(("'%s' -m '%s' -t %d -p %d -n %d -r 2 -o json 2>/dev/null"):format(program, file, threads, prompt, tokens))
-    local text = pipe:read "*a"
+    local printed = pipe:read "*a"
     pipe:close()
     local speed = {}
-    for _, row in ipairs(core.json_decode(text, program)) do
+    for _, row in ipairs(core.json_decode(printed, program)) do
         speed[row.n_prompt > 0 and "prompt" or "decode"] = row.avg_ts
     end
     return speed.prompt, speed.decode
 end
 
-local function median(list)
-    table.sort(list)
-    return list[math.ceil(#list / 2)]
-end
-
 --- One row of figures for a format: medians of runs, ours and the peer's in turns.
 ---@param f table fields of config.json
 ---@param format string
----@param options {runs: integer, tokens: integer, prompt: integer, program: string?, file: string?}
+---@param options {runs: integer, tokens: integer, prompt: integer}
+---@param peer? {program: string, file: string}
 ---@return table
-function bench.row(f, format, options)
+function bench.row(f, format, options, peer)
     local model = bench.model(f, format)
     local roofs, decodes, prompts, peer_decodes, peer_prompts = {}, {}, {}, {}, {}
     for i = 1, options.runs do
         roofs[i] = core.read_speed(768 * 2 ^ 20)
         decodes[i] = bench.decode(model, options.tokens)
         prompts[i] = bench.prompt(model, options.prompt)
-        if options.file then
-            peer_prompts[i], peer_decodes[i] = bench.peer(options.program, options.file, ops.threads(), options.prompt,
+        if peer then
+            peer_prompts[i], peer_decodes[i] = bench.peer(peer.program, peer.file, ops.threads(), options.prompt,
                 options.tokens)
         end
     end
