@@ -289,6 +289,8 @@ static bool has_codes(const qm_tensor *t, qm_err *e)
     if (qm_tensor_device(t))
         return qm_fail(e, QM_EUNSUPPORTED, "the tensor is on %s; bring it here first: t:to(qm.cpu)",
                        qm_tensor_device(t)->name);
+    if (!qm_tensor_has_planes(t, e))
+        return false;
     if (f && qm_format_planes(f) > 1 && f->plane[0].bits >= 1 && f->plane[0].bits <= 8
         && f->plane[0].bytes == 0 && (f->over_rows || f->any_block || f->plane[0].bits == 8))
         return true;

@@ -1,6 +1,9 @@
 /* load.c: see load.h. */
 #include "load.h"
 
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -8,6 +11,7 @@
 #include <time.h>
 
 #include "double_quant.h"
+#include "pack.h"
 
 /* Values of a piece: here they stay in the processor's cache; what goes to a device is long enough for a copy
  * to run at full speed, and short enough that little is under way. */
@@ -283,14 +287,18 @@ static bool finish(load *l, int index, qm_err *e)
     if (w->format && w->options.double_quant
         && !(d ? d->nest(d, w->out, &w->options, e) : qm_tensor_nest(w->out, &w->options, e)))
         return false;
-    if (!d || !w->lay_out || !d->prepare)
+    if (!w->lay_out || (d ? !d->prepare : !w->format))
         return true;
-    bool ok = d->prepare(d, w->out, &laid_out, e);
+    bool ok = d ? d->prepare(d, w->out, &laid_out, e)
+                : (laid_out = qm_tensor_prepare(w->out, NULL, e)) != NULL;
     if (laid_out) {
+        if (w->format && (!d || d->prepared_beside))
+            ok = qm_tensor_give_back(laid_out, w->from, e);
         qm_tensor_free(w->out);
         w->out = laid_out;
     }
-    leave_room(l, index);
+    if (d)
+        leave_room(l, index);
     return ok;
 }
 
@@ -443,6 +451,14 @@ static int64_t cut(load *l)
     return pieces;
 }
 
+/* Planes that were given back lie between packs that stay: their pages are the system's again. */
+static void trim(void)
+{
+#ifdef __GLIBC__
+    malloc_trim(0);
+#endif
+}
+
 bool qm_load(qm_pool *pool, qm_device *d, qm_courier *const *courier, qm_loading *w, int n,
              void (*progress)(void *arg, uint64_t bytes), void *arg, qm_err *e)
 {
@@ -462,6 +478,8 @@ bool qm_load(qm_pool *pool, qm_device *d, qm_courier *const *courier, qm_loading
     qm_tensor_free(l.room);
     free(l.inside);
     memory_free(l.memory, threads);
+    if (!d)
+        trim();
     pthread_cond_destroy(&l.freed);
     pthread_mutex_destroy(&l.lock);
     free(l.weight);

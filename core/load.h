@@ -1,7 +1,7 @@
 /* load.h: many weights into memory at once, as when a model is loaded: in pieces that follow one another as
  * they lie in the files, on all threads.
  *
- *     file -> values -> encoded                                            a new tensor here
+ *     file -> values -> encoded -> laid out                                a new tensor here
  *     file -> pinned memory -> a device: values -> encoded -> laid out     a new tensor there
  *
  * A weight takes memory from its first piece on and is laid out after its last one.  Until then its planes
@@ -20,7 +20,7 @@ typedef struct qm_loading {
     const qm_format *format; /* what it becomes; NULL: what it is */
     qm_quantize_options options;
     qm_round round; /* of what it becomes: as qm_tensor has it */
-    bool lay_out;   /* as the device multiplies by it best */
+    bool lay_out;   /* as the device multiplies by it best; here what is encoded, and its planes given back */
     qm_tensor *out; /* the caller's, when all went well */
 } qm_loading;
 

@@ -494,7 +494,9 @@ static bool fill(qm_pack *p, const qm_tensor *t, qm_pool *pool, qm_err *e)
                           own);
         j.scale = (const uint8_t *)own;
     }
-    bool ok = qm_pool_run(pool, panels, pack_panel, NULL, &j, e);
+    bool ok = !pool || qm_pool_run(pool, panels, pack_panel, NULL, &j, e);
+    for (int64_t i = 0; !pool && ok && i < panels; i++)
+        ok = pack_panel(&j, i, 0, e);
     free(own);
     return ok;
 }
@@ -549,4 +551,24 @@ qm_tensor *qm_tensor_prepare(const qm_tensor *t, qm_pool *pool, qm_err *e)
     free(p);
     qm_tensor_free(out);
     return NULL;
+}
+
+bool qm_tensor_give_back(qm_tensor *t, const qm_tensor *origin, qm_err *e)
+{
+    qm_slice *stands = &t->plane[QM_MAX_PLANES];
+    const bool planned = qm_tensor_device(t) && stands->buf;
+    if (!origin->plane[0].buf || !origin->plane[0].buf->file || !(t->pack || planned))
+        return true;
+    if (!planned && !(t->origin = qm_tensor_again(origin, e)))
+        return false;
+    for (int i = 0; i < QM_MAX_PLANES; i++) {
+        uint64_t size = t->plane[i].size;
+        qm_tensor_drop_plane(t, i);
+        t->plane[i].size = planned ? 0 : size;
+    }
+    if (planned) {
+        t->plane[0] = *stands;
+        *stands = (qm_slice){0};
+    }
+    return true;
 }

@@ -93,7 +93,7 @@ static qm_tensor *quantize(qm_device *d, const qm_tensor *t, const qm_format *f,
     return NULL;
 }
 
-/* Here the planes stay beside what is laid out for speed. */
+/* Here the planes stay beside what is laid out for speed, unless qm_tensor_give_back comes next. */
 static bool prepare(qm_device *d, const qm_tensor *t, qm_tensor **out, qm_err *e)
 {
     const plan *p = (plan *)d;

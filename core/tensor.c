@@ -89,6 +89,7 @@ void qm_tensor_free(qm_tensor *t)
         buf_unref(t->plane[i].buf);
     qm_format_unref(t->format);
     qm_pack_unref(t->pack);
+    qm_tensor_free(t->origin);
     free(t->name);
     free(t);
 }
@@ -121,7 +122,10 @@ qm_tensor *qm_tensor_again(const qm_tensor *t, qm_err *e)
             t->plane[i].buf->refs++;
     if (t->pack)
         t->pack->refs++;
-    return out;
+    if (!t->origin || (out->origin = qm_tensor_again(t->origin, e)))
+        return out;
+    qm_tensor_free(out);
+    return NULL;
 }
 
 qm_tensor *qm_tensor_view(const char *name, qm_infile *f, uint64_t at, uint64_t size, const qm_shape *shape,
@@ -307,9 +311,40 @@ static bool plane_copy(qm_tensor *to, const qm_tensor *from, int i, qm_device *d
     return true;
 }
 
+bool qm_tensor_has_planes(const qm_tensor *t, qm_err *e)
+{
+    return !t->origin
+           || qm_fail(e, QM_EUNSUPPORTED,
+                      "tensor '%s' is laid out for speed, and its codes were given back; t:to(qm.cpu) makes "
+                      "them again",
+                      t->name ? t->name : "");
+}
+
+/* As it was before it gave its planes back: quantised again. */
+static qm_tensor *restored(const qm_tensor *t, qm_err *e)
+{
+    const qm_quantize_options o = {.block = t->format->block == 0 ? 0 : t->codec.block,
+                                   .double_quant = t->double_quant,
+                                   .exact_zero = t->codec.exact_zero,
+                                   .nearest = t->codec.nearest,
+                                   .offset_given = true,
+                                   .offset = t->offset};
+    qm_tensor *out = qm_tensor_quantize(t->origin, t->format, &o, e);
+    if (out)
+        out->round = t->round;
+    return out;
+}
+
 qm_tensor *qm_tensor_to(const qm_tensor *t, qm_device *d, qm_err *e)
 {
     qm_device *source = qm_tensor_device(t);
+    if (t->origin) {
+        qm_tensor *whole = restored(t, e), *there = whole && d ? qm_tensor_to(whole, d, e) : NULL;
+        if (!d)
+            return whole;
+        qm_tensor_free(whole);
+        return there;
+    }
     if (source && d) {
         qm_fail(e, QM_EUNSUPPORTED, "tensor '%s' is on %s; bring it here first: t:to(qm.cpu)",
                 t->name ? t->name : "", source->name);

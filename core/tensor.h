@@ -39,6 +39,9 @@ typedef struct qm_tensor {
     float offset;
     qm_round round;       /* values are rounded to this as they are decoded (quant_state's dtype) */
     struct qm_pack *pack; /* its codes once more, laid out for speed (pack.h), or NULL; one reference */
+    /* Its planes were given back (qm_tensor_give_back): they have sizes and no bytes, and are made again of this
+     * when somebody asks for them.  Owned, or NULL. */
+    struct qm_tensor *origin;
     /* For the device alone: planes lie as it multiplies by them; the values are there as f16 besides. */
     bool laid_out, with_half;
 } qm_tensor;
@@ -79,7 +82,8 @@ qm_tensor *qm_tensor_again(const qm_tensor *t, qm_err *e);
 /* Where its bytes are; NULL: in this machine's memory. */
 qm_device *qm_tensor_device(const qm_tensor *t);
 
-/* A copy of all planes in the device's memory, or in this machine's when d is NULL. */
+/* A copy of all planes in the device's memory, or in this machine's when d is NULL; of a tensor that has given
+ * its planes back, with them. */
 qm_tensor *qm_tensor_to(const qm_tensor *t, qm_device *d, qm_err *e);
 
 /* For backends: a tensor without planes yet, one that is like t in all else, and a fresh buffer for plane i,
@@ -92,6 +96,9 @@ void qm_tensor_drop_plane(qm_tensor *t, int i); /* gives its buffer back */
 
 /* Fails: so many bytes for a tensor of this name (or NULL) and shape are not to be had. */
 bool qm_tensor_no_memory(const char *name, const qm_shape *shape, uint64_t bytes, qm_err *e);
+
+/* Fails where the planes were given back: for those who read them as they lie. */
+bool qm_tensor_has_planes(const qm_tensor *t, qm_err *e);
 
 /* Bytes of plane i for n values, from the first one on, as a tensor like t holds them. */
 uint64_t qm_tensor_plane_size(const qm_tensor *t, int i, uint64_t n);

@@ -9,7 +9,7 @@
 
 /* ---- reading values --------------------------------------------------------------------- */
 
-/* Values of a tensor on a device: its bytes are fetched, and decoded here. */
+/* Values of a tensor on a device, or one that has no planes now: its bytes are brought here and decoded. */
 static bool fetch_values(const qm_tensor *t, float *dst, qm_err *e)
 {
     qm_tensor *here = qm_tensor_to(t, NULL, e);
@@ -52,7 +52,7 @@ static bool plain_values(const qm_tensor *t, float *dst, qm_err *e)
 
 bool qm_tensor_values(const qm_tensor *t, float *dst, qm_err *e)
 {
-    if (qm_tensor_device(t))
+    if (qm_tensor_device(t) || t->origin)
         return fetch_values(t, dst, e);
     if (!t->format)
         return plain_values(t, dst, e);
@@ -102,7 +102,8 @@ bool qm_tensor_range(const qm_tensor *t, int64_t first, int64_t n, float *dst, q
         return qm_tensor_values(t, dst, e);
     if (n == 0)
         return true;
-    if (qm_tensor_device(t) || (t->format && (!t->format->decode || t->format->tensor_range != 0)))
+    if (qm_tensor_device(t) || t->origin
+        || (t->format && (!t->format->decode || t->format->tensor_range != 0)))
         return range_of_all(t, first, n, dst, e);
     if (t->double_quant)
         group *= QM_DOUBLE_QUANT_BLOCK;

@@ -78,6 +78,8 @@ const float *qm_weight_rows(const qm_weight *w, int64_t from, int64_t n, qm_scra
 {
     const qm_tensor *t = w->tensor;
     size_t first = (size_t)((w->first + from) * w->cols), count = (size_t)(n * w->cols);
+    if (!qm_tensor_has_planes(t, e))
+        return NULL;
     const uint8_t *plain = t->plane[0].data + first * sizeof(float);
     if (t->dtype == QM_F32 && t->codec.block == 1 && (uintptr_t)plain % sizeof(float) == 0)
         return (const float *)(const void *)plain;

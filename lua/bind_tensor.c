@@ -334,7 +334,7 @@ static int plane(lua_State *L)
     int i = luaL_checkint(L, 2);
     if (i < 1 || i > QM_MAX_PLANES + 1)
         return luaL_argerror(L, 2, "must be from 1 to 4");
-    if (qm_tensor_device(t)) {
+    if (qm_tensor_device(t) || t->origin) {
         qm_err e = {0};
         void **box = qml_box(L, QML_TENSOR);
         *box = t = qm_tensor_to(t, NULL, &e);

@@ -42,7 +42,7 @@ static bool check(qm_call *c, qm_err *e)
     const qm_tensor *w = c->arg[WEIGHT].tensor;
     if (qm_tensor_cols(w) > MOST_COLS)
         return qm_call_fail(c, e, "rows of %lld values overflow a 32-bit sum", (long long)qm_tensor_cols(w));
-    return (w->format && strcmp(w->format->name, "int8") == 0)
+    return (w->format && strcmp(w->format->name, "int8") == 0 && qm_tensor_has_planes(w, e))
            || qm_call_fail(c, e, "weight must be int8, and is %s; give t:quantize \"int8\"",
                            w->format ? w->format->name : "of no format");
 }

@@ -203,7 +203,7 @@ function loading.bring(list, options, plan)
     end
     for _, e in ipairs(device and {} or list) do
         local t = loaded[e.tensor] or e.tensor
-        loaded[e.tensor] = e.prepare and ops.prepare(t) or t
+        loaded[e.tensor] = e.prepare and ops.prepare(t) or t -- what core.load laid out stays as it is
     end
     return loaded
 end
