@@ -279,6 +279,17 @@ static void leave_room(load *l, int index)
     pthread_cond_broadcast(&l->freed);
 }
 
+/* Several threads at once, but for what counts references. */
+static bool lay_out_here(load *l, qm_loading *w, qm_err *e)
+{
+    if (!qm_tensor_lay_out(w->out, NULL, e))
+        return false;
+    pthread_mutex_lock(&l->lock);
+    bool ok = qm_tensor_give_back(w->out, w->from, e);
+    pthread_mutex_unlock(&l->lock);
+    return ok;
+}
+
 static bool finish(load *l, int index, qm_err *e)
 {
     qm_loading *w = &l->w[index];
@@ -287,18 +298,18 @@ static bool finish(load *l, int index, qm_err *e)
     if (w->format && w->options.double_quant
         && !(d ? d->nest(d, w->out, &w->options, e) : qm_tensor_nest(w->out, &w->options, e)))
         return false;
-    if (!w->lay_out || (d ? !d->prepare : !w->format))
+    if (!w->lay_out || (d && !d->prepare))
         return true;
-    bool ok = d ? d->prepare(d, w->out, &laid_out, e)
-                : (laid_out = qm_tensor_prepare(w->out, NULL, e)) != NULL;
+    if (!d)
+        return !w->format || lay_out_here(l, w, e);
+    bool ok = d->prepare(d, w->out, &laid_out, e);
     if (laid_out) {
-        if (w->format && (!d || d->prepared_beside))
+        if (w->format && d->prepared_beside)
             ok = qm_tensor_give_back(laid_out, w->from, e);
         qm_tensor_free(w->out);
         w->out = laid_out;
     }
-    if (d)
-        leave_room(l, index);
+    leave_room(l, index);
     return ok;
 }
 

@@ -533,22 +533,29 @@ uint64_t qm_pack_bytes(const qm_tensor *t)
     return shape_of(&p, t) ? in_pages(data_size(&p)) : 0;
 }
 
-qm_tensor *qm_tensor_prepare(const qm_tensor *t, qm_pool *pool, qm_err *e)
+bool qm_tensor_lay_out(qm_tensor *t, qm_pool *pool, qm_err *e)
 {
-    qm_tensor *out = qm_tensor_again(t, e);
     qm_pack shape;
-    if (!out || out->pack || qm_tensor_device(t) || !shape_of(&shape, t))
-        return out;
+    if (t->pack || qm_tensor_device(t) || !shape_of(&shape, t))
+        return true;
     qm_pack *p = malloc(sizeof *p);
     if (p)
         *p = shape;
     if ((p || qm_fail(e, QM_ENOFIT, "out of memory")) && fill(p, t, pool, e)) {
-        out->pack = p;
-        return out;
+        t->pack = p;
+        return true;
     }
     if (p)
         free(p->data);
     free(p);
+    return false;
+}
+
+qm_tensor *qm_tensor_prepare(const qm_tensor *t, qm_pool *pool, qm_err *e)
+{
+    qm_tensor *out = qm_tensor_again(t, e);
+    if (!out || qm_tensor_lay_out(out, pool, e))
+        return out;
     qm_tensor_free(out);
     return NULL;
 }

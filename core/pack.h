@@ -58,14 +58,17 @@ typedef struct qm_pack {
     int refs;
 } qm_pack;
 
-/* A tensor with the same planes and a pack beside them; a second reference to the same planes alone where no
- * pack is of use on this CPU, or for this format or shape.  pool: NULL on a thread that is one's already. */
+/* Puts a pack beside the planes of a tensor that nobody else uses yet; nothing where none is of use on this
+ * CPU, or for this format or shape.  pool: NULL on a thread that is one's already. */
+bool qm_tensor_lay_out(qm_tensor *t, qm_pool *pool, qm_err *e);
+
+/* A second reference to t's planes, laid out. */
 qm_tensor *qm_tensor_prepare(const qm_tensor *t, qm_pool *pool, qm_err *e);
 
-/* Gives the planes of a tensor back that qm_tensor_prepare has made, so that the pack is all it takes: they are
- * what quantising `origin` makes, and are made so again when they are asked for.  Nothing is done where there
- * is no pack, or where origin would have to be kept in memory, because it lies in no file.  Of a plan what
- * stands for the pack stays. */
+/* Gives the planes of a tensor back that is laid out and that nobody else uses yet, so that the pack is all it
+ * takes: they are what quantising `origin` makes, and are made so again when they are asked for.  Nothing is
+ * done where there is no pack, or where origin would have to be kept in memory, because it lies in no file.
+ * Of a plan what stands for the pack stays. */
 bool qm_tensor_give_back(qm_tensor *t, const qm_tensor *origin, qm_err *e);
 
 /* Bytes of the pack that this makes; 0: none.  Planes are not looked at. */
