@@ -19,9 +19,15 @@ static atomic_int lid = QM_AVX512;
 /* What not every compiler's run-time tables know: f16c and lzcnt. */
 static bool more_of_avx2(void)
 {
+    static atomic_int known = -1; /* a virtual machine takes tens of microseconds for each of these */
     unsigned a, b, c, d, extended;
-    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C) != 0
-           && __get_cpuid(0x80000001, &a, &b, &extended, &d) && (extended & bit_LZCNT) != 0;
+    int has = atomic_load_explicit(&known, memory_order_relaxed);
+    if (has < 0) {
+        has = __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C) != 0
+              && __get_cpuid(0x80000001, &a, &b, &extended, &d) && (extended & bit_LZCNT) != 0;
+        atomic_store_explicit(&known, has, memory_order_relaxed);
+    }
+    return has;
 }
 #endif
 
