@@ -7,11 +7,12 @@
 #include "linear.h"
 
 #include <stdatomic.h>
+#include <string.h>
 
 #include "lanes.h"
 #include "packed.h"
 
-enum { MOST_STREAMS = 64 };
+enum { MOST_STREAMS = 64, MOST_PRODUCTS = 8 };
 
 /* Panels that lie one behind the other, taken from the front: a large piece first, then small ones. */
 typedef struct stream {
@@ -19,16 +20,24 @@ typedef struct stream {
     int64_t from, small, end;        /* small: where small pieces begin */
 } stream;
 
-typedef struct job {
-    const float *x, *bias;
-    float *y;
-    int64_t tokens;
-    const qm_weight *w;
-    int64_t step; /* rows, or panels, of one piece of work */
-    const qm_packed *with;
-    qm_ints q;
-    qm_packed_job packed;
+/* A product by a weight that is laid out for speed. */
+typedef struct product {
+    const qm_product *of;
+    qm_ints ints; /* its own, or another's; then that has them */
+    bool own;
+    qm_packed_job job;
     qm_panel_fn *panel;
+    int64_t from, to; /* its panels among those of all */
+} product;
+
+typedef struct job {
+    const float *x;
+    int64_t tokens;
+    int64_t step; /* rows, or panels, of one piece of work */
+    const qm_product *plain;
+    const qm_packed *with;
+    product *product;
+    int products;
     stream *stream;
     int streams;
 } job;
@@ -39,17 +48,25 @@ static bool some_rows(void *arg, int64_t index, int thread, qm_err *e)
 {
     (void)thread;
     const job *j = arg;
-    const int64_t cols = j->w->cols, all = j->w->rows, from = index * j->step;
+    const qm_product *p = j->plain;
+    const int64_t cols = p->w.cols, all = p->w.rows, from = index * j->step;
     const int64_t n = all - from < j->step ? all - from : j->step;
     const qm_lanes *lanes = qm_lanes_get();
     qm_scratch s = {0};
-    const float *rows = qm_weight_rows(j->w, from, n, &s, e);
+    const float *rows = qm_weight_rows(&p->w, from, n, &s, e);
     for (int64_t t = 0; rows && t < j->tokens; t++)
         for (int64_t i = 0; i < n; i++)
-            j->y[t * all + from + i] = lanes->dot(j->x + t * cols, rows + i * cols, (size_t)cols)
-                                       + (j->bias ? j->bias[from + i] : 0);
+            p->y[t * all + from + i] = lanes->dot(j->x + t * cols, rows + i * cols, (size_t)cols)
+                                       + (p->bias ? p->bias[from + i] : 0);
     qm_scratch_free(&s);
     return rows != NULL;
+}
+
+static bool plain(qm_pool *pool, const float *x, int64_t tokens, const qm_product *p, qm_err *e)
+{
+    job j = {.x = x, .tokens = tokens, .plain = p};
+    j.step = p->w.cols < 16384 ? 16384 / (p->w.cols ? p->w.cols : 1) : 1; /* some 64 KB of f32 */
+    return qm_pool_run(pool, (p->w.rows + j.step - 1) / j.step, some_rows, NULL, &j, e);
 }
 
 /* ---- packed ---------------------------------------------------------------------------------------- */
@@ -59,24 +76,40 @@ static bool some_tokens(void *arg, int64_t index, int thread, qm_err *e)
     (void)thread, (void)e;
     job *j = arg;
     int64_t end = 8 * index + 8 < j->tokens ? 8 * index + 8 : j->tokens;
-    for (int64_t t = 8 * index; t < end; t++)
-        j->with->set(&j->q, j->packed.pack, t, j->x + t * j->w->cols);
+    for (int i = 0; i < j->products; i++) {
+        product *p = &j->product[i];
+        for (int64_t t = 8 * index; p->own && t < end; t++)
+            j->with->set(&p->ints, p->job.pack, t, j->x + t * p->job.pack->cols);
+    }
     return true;
 }
 
-/* Some panels times some tokens, as much of both as a core's own cache holds at once; then the next tokens. */
-static void some_panels(const job *j, int64_t from, int64_t to)
+/* Some panels of a product times some tokens, as much of both as a core's own cache holds at once; then the
+ * next tokens. */
+static void some_panels(const job *j, const product *p, int64_t from, int64_t to)
 {
-    const int64_t tile = j->w->cols <= 4096 ? 48 : 32;
-    qm_packed_job piece = j->packed;
+    const qm_weight *w = &p->of->w;
+    const int64_t tile = w->cols <= 4096 ? 48 : 32;
+    qm_packed_job piece = p->job;
     for (piece.from = 0; piece.from < j->tokens; piece.from = piece.to) {
         piece.to = piece.from + tile < j->tokens ? piece.from + tile : j->tokens;
         for (int64_t i = from; i < to; i++) {
-            int64_t row = i * QM_PACK_ROWS, left = j->w->rows - row;
-            const uint8_t *panel = qm_pack_panel(piece.pack, j->w->first / QM_PACK_ROWS + i);
-            j->panel(&piece, panel, left < QM_PACK_ROWS ? (int)left : QM_PACK_ROWS,
-                     j->bias ? j->bias + row : NULL, j->y + row);
+            int64_t row = i * QM_PACK_ROWS, left = w->rows - row;
+            const uint8_t *panel = qm_pack_panel(piece.pack, w->first / QM_PACK_ROWS + i);
+            p->panel(&piece, panel, left < QM_PACK_ROWS ? (int)left : QM_PACK_ROWS,
+                     p->of->bias ? p->of->bias + row : NULL, p->of->y + row);
         }
+    }
+}
+
+/* Panels from … to - 1 of all products. */
+static void some_of_all(const job *j, int64_t from, int64_t to)
+{
+    for (int i = 0; i < j->products; i++) {
+        const product *p = &j->product[i];
+        int64_t first = from > p->from ? from : p->from, end = to < p->to ? to : p->to;
+        if (first < end)
+            some_panels(j, p, first - p->from, end - p->from);
     }
 }
 
@@ -88,7 +121,7 @@ static bool drain(void *arg, int64_t index, int thread, qm_err *e)
     job *j = arg;
     for (int i = 0; i < j->streams; i++) {
         stream *s = &j->stream[(index + i) % j->streams];
-        for (int64_t from = 0, to = 0; to < s->end; some_panels(j, from, to)) {
+        for (int64_t from = 0, to = 0; to < s->end; some_of_all(j, from, to)) {
             int64_t piece = atomic_fetch_add_explicit(&s->taken, 1, memory_order_relaxed);
             from = piece ? s->small + (piece - 1) * j->step : s->from;
             to = piece ? from + j->step : s->small;
@@ -98,16 +131,49 @@ static bool drain(void *arg, int64_t index, int thread, qm_err *e)
     return true;
 }
 
-static bool packed(qm_pool *pool, job *j, qm_err *e)
+/* Whether activations are the same integers for both packs. */
+static bool same_ints(const qm_pack *a, const qm_pack *b)
 {
-    const qm_pack *p = j->w->tensor->pack;
-    const int64_t panels = (j->w->rows + QM_PACK_ROWS - 1) / QM_PACK_ROWS;
-    const bool ints = p->scales != QM_SCALES_NONE;
+    return a->scales != QM_SCALES_NONE && b->scales != QM_SCALES_NONE && a->cols == b->cols
+           && a->steps * a->span == b->steps * b->span && (a->group == 16) == (b->group == 16)
+           && (a->codes == QM_CODES_LEVEL16) == (b->codes == QM_CODES_LEVEL16) && a->zero == b->zero
+           && memcmp(&a->unit, &b->unit, sizeof a->unit) == 0;
+}
+
+/* A product's place among all, and its activations; false: out of memory. */
+static bool join(job *j, const qm_product *of, qm_err *e)
+{
+    product *p = &j->product[j->products];
+    const qm_pack *pack = of->w.tensor->pack;
+    *p = (product){.of = of, .own = pack->scales != QM_SCALES_NONE, .panel = j->with->find(pack)};
+    p->from = j->products ? p[-1].to : 0;
+    p->to = p->from + (of->w.rows + QM_PACK_ROWS - 1) / QM_PACK_ROWS;
+    const qm_ints *q = &p->ints;
+    for (int i = 0; p->own && i < j->products; i++)
+        if (j->product[i].own && same_ints(j->product[i].job.pack, pack)) {
+            p->own = false;
+            q = &j->product[i].ints;
+        }
+    p->job = (qm_packed_job){pack, q, j->x, 0, 0, of->w.rows};
+    if (p->own && !qm_ints_new(&p->ints, j->with, pack, j->tokens, e))
+        return false;
+    j->products++;
+    return true;
+}
+
+static bool run_packed(qm_pool *pool, job *j, qm_err *e)
+{
     const int threads = qm_pool_threads(pool);
+    const int64_t panels = j->product[j->products - 1].to;
+    size_t largest = 0;
+    bool ints = false;
+    for (int i = 0; i < j->products; i++) {
+        const product *p = &j->product[i];
+        largest = p->job.pack->panel > largest ? p->job.pack->panel : largest;
+        ints = ints || p->own;
+    }
     stream streams[MOST_STREAMS];
-    j->packed = (qm_packed_job){p, &j->q, j->x, 0, 0, j->w->rows};
-    j->panel = j->with->find(p);
-    j->step = 1 + (int64_t)(((size_t)1 << (j->tokens <= 8 ? 15 : 17)) / p->panel);
+    j->step = 1 + (int64_t)(((size_t)1 << (j->tokens <= 8 ? 15 : 17)) / largest);
     j->stream = streams;
     j->streams = threads < MOST_STREAMS ? threads : MOST_STREAMS;
     for (int i = 0; i < j->streams; i++) {
@@ -117,26 +183,44 @@ static bool packed(qm_pool *pool, job *j, qm_err *e)
         s->end = panels * (i + 1) / j->streams;
         s->small = s->from + (j->tokens <= 8 ? (s->end - s->from) / 2 : 0);
     }
-    if (ints && !qm_ints_new(&j->q, j->with, p, j->tokens, e))
-        return false;
     bool ok = true;
     if (ints && j->tokens <= 8)
         ok = some_tokens(j, 0, 0, e);
     else if (ints)
         ok = qm_pool_run(pool, (j->tokens + 7) / 8, some_tokens, NULL, j, e);
-    ok = ok && qm_pool_run(pool, j->streams, drain, NULL, j, e);
-    qm_ints_free(&j->q);
+    return ok && qm_pool_run(pool, j->streams, drain, NULL, j, e);
+}
+
+static bool packed(qm_pool *pool, job *j, const qm_product *const *of, int n, qm_err *e)
+{
+    product products[MOST_PRODUCTS];
+    bool ok = true;
+    j->product = products;
+    for (int i = 0; ok && i < n; i++)
+        ok = join(j, of[i], e);
+    ok = ok && run_packed(pool, j, e);
+    for (int i = 0; i < j->products; i++)
+        if (products[i].own)
+            qm_ints_free(&products[i].ints);
     return ok;
 }
 
-bool qm_linear(qm_pool *pool, const float *x, int64_t tokens, const qm_weight *w, const float *bias, float *y,
-               qm_err *e)
+bool qm_linear(qm_pool *pool, const float *x, int64_t tokens, const qm_product *p, int n, qm_err *e)
 {
-    job j = {.x = x, .bias = bias, .y = y, .tokens = tokens, .w = w};
-    if (tokens == 0)
-        return true;
-    if (w->tensor->pack && w->first % QM_PACK_ROWS == 0 && (j.with = qm_packed_get()))
-        return packed(pool, &j, e);
-    j.step = w->cols < 16384 ? 16384 / (w->cols ? w->cols : 1) : 1; /* some 64 KB of f32 */
-    return qm_pool_run(pool, (w->rows + j.step - 1) / j.step, some_rows, NULL, &j, e);
+    const qm_product *laid_out[MOST_PRODUCTS];
+    const qm_packed *with = qm_packed_get();
+    bool ok = true;
+    int found = 0;
+    for (int i = 0; ok && tokens && i < n; i++) {
+        if (with && p[i].w.tensor->pack && p[i].w.first % QM_PACK_ROWS == 0)
+            laid_out[found++] = &p[i];
+        else
+            ok = plain(pool, x, tokens, &p[i], e);
+        if (ok && found && (found == MOST_PRODUCTS || i + 1 == n)) {
+            job j = {.x = x, .tokens = tokens, .with = with};
+            ok = packed(pool, &j, laid_out, found, e);
+            found = 0;
+        }
+    }
+    return ok;
 }

@@ -1,4 +1,4 @@
-/* linear.h: activations times a weight, for the ops that need it. */
+/* linear.h: activations times weights, for the ops that need it. */
 #ifndef QM_LINEAR_H
 #define QM_LINEAR_H
 
@@ -6,7 +6,14 @@
 #include "weight.h"
 
 /* y[t][n] = sum over k of x[t][k] w[n][k] (+ bias[n]); x [T, K], y [T, N]; bias may be NULL. */
-bool qm_linear(qm_pool *pool, const float *x, int64_t tokens, const qm_weight *w, const float *bias, float *y,
-               qm_err *e);
+typedef struct qm_product {
+    qm_weight w;
+    const float *bias;
+    float *y;
+} qm_product;
+
+/* Several weights times the same x.  Those that are laid out for speed are one run of the pool, so that no
+ * thread waits between them; the sums are those of one after another. */
+bool qm_linear(qm_pool *pool, const float *x, int64_t tokens, const qm_product *p, int n, qm_err *e);
 
 #endif

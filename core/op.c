@@ -287,27 +287,49 @@ static bool make_result(qm_call *c, qm_err *e)
            != NULL;
 }
 
-bool qm_op_call(qm_call *c, qm_err *e)
+/* Everything but running. */
+static bool check_call(qm_call *c, qm_device **device, qm_err *e)
 {
     words w = {0};
-    qm_device *device;
     for (int i = 0; i < qm_op_params(c->op); i++)
         if (!check_arg(c, &w, &c->op->param[i], &c->arg[i], e))
             return false;
-    if (!result_shape(c, &w, e) || (c->op->check && !c->op->check(c, e)) || !find_device(c, &device, e))
+    if (!result_shape(c, &w, e) || (c->op->check && !c->op->check(c, e)) || !find_device(c, device, e))
         return false;
-    if (device && !device->op)
-        return qm_fail(e, QM_EUNSUPPORTED,
-                       "%s: %s cannot run ops; bring the tensors here first: t:to(qm.cpu)", c->op->name,
-                       device->name);
-    if (device)
-        return device->op(device, c, e);
-    if (make_result(c, e) && c->op->run(c, e))
+    return !*device || (*device)->op
+           || qm_fail(e, QM_EUNSUPPORTED, "%s: %s cannot run ops; bring the tensors here first: t:to(qm.cpu)",
+                      c->op->name, (*device)->name);
+}
+
+static bool run_calls(qm_call *c, int n, qm_device *const *device, qm_err *e)
+{
+    bool ok = true, here = c->op->run_all != NULL;
+    for (int i = 0; i < n; i++)
+        here = here && !device[i];
+    for (int i = 0; ok && i < n; i++)
+        ok = device[i] ? device[i]->op(device[i], &c[i], e)
+                       : make_result(&c[i], e) && (here || c->op->run(&c[i], e));
+    return ok && (!here || c->op->run_all(c, n, e));
+}
+
+bool qm_op_calls(qm_call *c, int n, qm_err *e)
+{
+    qm_device *device[QM_MAX_CALLS];
+    if (n > QM_MAX_CALLS)
+        return qm_call_fail(c, e, "%d calls at once; %d at most", n, QM_MAX_CALLS);
+    for (int i = 0; i < n; i++)
+        if (!check_call(&c[i], &device[i], e))
+            return false;
+    if (n == 0 || run_calls(c, n, device, e))
         return true;
-    qm_tensor_free(c->out);
-    c->out = NULL;
+    for (int i = 0; i < n; i++) {
+        qm_tensor_free(c[i].out);
+        c[i].out = NULL;
+    }
     return false;
 }
+
+bool qm_op_call(qm_call *c, qm_err *e) { return qm_op_calls(c, 1, e); }
 
 typedef struct slices {
     int64_t n, step;

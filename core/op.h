@@ -20,6 +20,7 @@
 #include "tensor.h"
 
 #define QM_MAX_PARAMS 16
+#define QM_MAX_CALLS  8 /* at once */
 
 typedef enum {
     QM_ARG_TENSOR,  /* f32, here or on a device */
@@ -79,7 +80,9 @@ typedef struct qm_op {
     double tolerance;
     /* What the descriptor cannot say; may set c->shape. */
     bool (*check)(qm_call *c, qm_err *e);
+    /* One of them: for one call; or for several at once, with the results that one after another would have. */
     bool (*run)(qm_call *c, qm_err *e);
+    bool (*run_all)(qm_call *c, int n, qm_err *e);
 } qm_op;
 
 /* NULL-terminated, in order of name; written by core/ops/registry.sh. */
@@ -90,6 +93,9 @@ int qm_op_params(const qm_op *op);
 /* Checks every argument, makes the result and runs.  On failure nothing is returned and the cache is as it
  * was. */
 bool qm_op_call(qm_call *c, qm_err *e);
+
+/* Several calls of one op, which do not wait for each other; on a device they run one after another. */
+bool qm_op_calls(qm_call *c, int n, qm_err *e);
 
 /* For run functions. */
 static inline const float *qm_arg_values(const qm_call *c, int i)

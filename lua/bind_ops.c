@@ -338,6 +338,61 @@ static int call_op(lua_State *L)
     return 1;
 }
 
+static const qm_op *find_op(lua_State *L, int arg)
+{
+    const char *name = luaL_checkstring(L, arg);
+    int i = 0;
+    while (qm_ops[i] && strcmp(qm_ops[i]->name, name) != 0)
+        i++;
+    if (!qm_ops[i] || qm_ops[i]->result != QM_RESULT_TENSOR)
+        luaL_error(L, "there is no op '%s' that makes a tensor", name);
+    return qm_ops[i];
+}
+
+/* The arguments of a call, in a list at `list`, those that are named left out; the stack keeps what they refer to. */
+static void list_args(lua_State *L, int list, qm_call *c)
+{
+    luaL_checktype(L, list, LUA_TTABLE);
+    luaL_checkstack(L, 4 * QM_MAX_PARAMS, "too many arguments");
+    for (int i = 0; i < qm_op_params(c->op); i++) {
+        if (c->op->param[i].named)
+            continue;
+        lua_rawgeti(L, list, i + 1);
+        to_arg(L, c->op, &c->op->param[i], &c->arg[i]);
+    }
+}
+
+/* at_once(name, {argument, …}, …) -> the results of several calls of one op, which do not wait for each other. */
+static int at_once(lua_State *L)
+{
+    qm_call c[QM_MAX_CALLS] = {{0}};
+    int n = lua_gettop(L) - 1;
+    qm_err e = {0};
+    const qm_op *op = find_op(L, 1);
+    if (n > QM_MAX_CALLS)
+        return luaL_error(L, "%s: %d calls at once; %d at most", op->name, n, QM_MAX_CALLS);
+    for (int i = 0; i < n; i++) {
+        c[i].op = op;
+        c[i].pool = ops_pool(L);
+        list_args(L, i + 2, &c[i]);
+    }
+    luaL_checkstack(L, n + 8, "too many results");
+    void **box[QM_MAX_CALLS];
+    for (int i = 0; i < n; i++)
+        box[i] = qml_box(L, QML_TENSOR);
+    if (!qm_op_calls(c, n, &e))
+        return qml_raise(L, &e);
+    for (int i = 0; i < n; i++)
+        *box[i] = c[i].out;
+    for (int i = 0, first = lua_gettop(L) - n + 1; i < n; i++) {
+        lua_pushvalue(L, first + i);
+        qml_count_bytes(L, -1, qm_tensor_bytes(c[i].out));
+        remember_made(L);
+        lua_pop(L, 1);
+    }
+    return n;
+}
+
 /* prepare(weight) -> the same weight with a copy of its codes beside it, laid out for speed; on a device, as
  * that multiplies by it best, which may be what it is. */
 static int prepare(lua_State *L)
@@ -545,6 +600,7 @@ void qml_open_ops(lua_State *L)
                                        {NULL, NULL}};
     static const luaL_Reg functions[] = {{"ops", ops},
                                          {"prepare", prepare},
+                                         {"at_once", at_once},
                                          {"tidy", tidy},
                                          {"read_speed", read_speed},
                                          {"ops_threads", ops_threads},

@@ -16,8 +16,9 @@ static bool run(qm_call *c, qm_err *e)
     if (!inner)
         return qm_call_fail(c, e, "out of memory for %zu values", count);
     float *delta = inner + tokens * a.rows, *out = qm_call_out(c);
-    bool ok = qm_linear(c->pool, qm_arg_values(c, X), tokens, &a, NULL, inner, e)
-              && qm_linear(c->pool, inner, tokens, &b, NULL, delta, e);
+    const qm_product down = {a, NULL, inner}, up = {b, NULL, delta};
+    bool ok = qm_linear(c->pool, qm_arg_values(c, X), tokens, &down, 1, e)
+              && qm_linear(c->pool, inner, tokens, &up, 1, e);
     if (ok) {
         qm_lanes_get()->scale(delta, (float)c->arg[SCALE].number, delta, count);
         qm_lanes_get()->add(qm_arg_values(c, Y), delta, out, count);

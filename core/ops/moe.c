@@ -68,15 +68,15 @@ static bool add_expert(qm_call *c, plan *p, int64_t expert, float *y, qm_err *e)
         memcpy(p->in + n * p->dim, x + t * p->dim, row);
         p->token[n++] = t;
     }
-    qm_weight gate = expert_of(&c->arg[GATE], expert), up = expert_of(&c->arg[UP], expert),
-              down = expert_of(&c->arg[DOWN], expert);
+    const qm_product in[] = {{expert_of(&c->arg[GATE], expert), NULL, p->gate},
+                             {expert_of(&c->arg[UP], expert), NULL, p->up}},
+                     out = {expert_of(&c->arg[DOWN], expert), NULL, p->out};
     if (n == 0)
         return true;
-    if (!qm_linear(c->pool, p->in, n, &gate, NULL, p->gate, e)
-        || !qm_linear(c->pool, p->in, n, &up, NULL, p->up, e))
+    if (!qm_linear(c->pool, p->in, n, in, 2, e))
         return false;
     lanes->silu_mul(p->gate, p->up, p->gate, (size_t)(n * p->hidden));
-    if (!qm_linear(c->pool, p->gate, n, &down, NULL, p->out, e))
+    if (!qm_linear(c->pool, p->gate, n, &out, 1, e))
         return false;
     for (int64_t i = 0; i < n; i++)
         lanes->axpy(y + p->token[i] * p->dim, p->part[p->token[i] * p->experts + expert], p->out + i * p->dim,

@@ -22,11 +22,11 @@ local function forward(model, x, cache)
     local shape = { heads = f.num_attention_heads, kv_heads = f.num_key_value_heads }
     for i, w in ipairs(model.layers) do
         local h = ops.rmsnorm(x, model.norm, 1e-6)
-        local q, k = ops.rope(ops.linear(h, w.q), first, rope), ops.rope(ops.linear(h, w.k), first, rope)
-        local y = ops.attention(q, k, ops.linear(h, w.v), cache, i - 1, shape)
+        local q, k, v = ops.at_once("linear", { h, w.q }, { h, w.k }, { h, w.v })
+        local y = ops.attention(ops.rope(q, first, rope), ops.rope(k, first, rope), v, cache, i - 1, shape)
         x = ops.add(x, ops.linear(y, w.o))
         h = ops.rmsnorm(x, model.norm, 1e-6)
-        x = ops.add(x, ops.linear(ops.swiglu(ops.linear(h, w.gate), ops.linear(h, w.up)), w.down))
+        x = ops.add(x, ops.linear(ops.swiglu(ops.at_once("linear", { h, w.gate }, { h, w.up })), w.down))
     end
     local rows = x:info().shape[1]
     return ops.linear(ops.rmsnorm(ops.embedding(x, { rows - 1 }), model.norm, 1e-6), model.head)

@@ -68,6 +68,18 @@ function ops.threads(n)
     return core.ops_threads(n)
 end
 
+--- Several calls of one op, each a list of its arguments, and their results: the same as one after another. Linear
+--- layers of the same x are computed together, so that no thread waits between them.
+---
+---     local q, k, v = qm.ops.at_once("linear", { x, wq }, { x, wk }, { x, wv, bias })
+---
+---@param name string
+---@param ... table
+---@return qmoon.Tensor ...
+function ops.at_once(name, ...)
+    return core.at_once(name, ...)
+end
+
 --- A weight laid out for speed, once, when a model is loaded: the same tensor, with a copy of its codes beside it in the
 --- order that this CPU multiplies fastest.  `linear` and `moe` use that, everything else what was there before.
 ---@param weight qmoon.Tensor

@@ -219,6 +219,49 @@ T["prepared weights: stacks of experts, twice, without rows, with NaN, of huge a
     end
 end
 
+T["calls at once give what they give one after another"] = function()
+    local before, weights = ops.threads(), {}
+    for i, word in ipairs { "q4_0", "q8_0", "nf4", "nf4:dq", "q6_k", "q4_k", "f16", "f32", "int8", "int4" } do
+        for j, rows in ipairs { 300, 16, 7 } do
+            local w = qm.randn { rows, 256, seed = 10 * i + j }:quantize(word)
+            weights[#weights + 1] = { w, nil }
+            weights[#weights + 1] = { ops.prepare(w), v(i, rows) }
+        end
+    end
+    local other = v(9, 5, 256)
+    for _, threads in ipairs { 1, 2, 5 } do
+        ops.threads(threads)
+        for _, t in ipairs { 1, 5, 70 } do
+            local x = v(5, t, 256)
+            for at = 1, #weights do
+                local calls, want = {}, {}
+                for n = 1, 1 + at % 8 do -- up to 8 calls, of changing company
+                    local w = weights[(at + 7 * n) % #weights + 1]
+                    calls[n] = { n == 5 and other or x, w[1], w[2] }
+                    want[n] = ops.linear(calls[n][1], w[1], w[2])
+                end
+                local got = { ops.at_once("linear", unpack(calls)) }
+                equal(#got, #calls)
+                for n, y in ipairs(got) do
+                    assert(y:plane(1) == want[n]:plane(1), ("call %d of %d, %d tokens"):format(n, #calls, t))
+                end
+            end
+        end
+    end
+    ops.threads(before)
+    local x, w = v(1, 2, 64), v(2, 3, 64)
+    local a, b = ops.at_once("add", { x, x }, { w, w })
+    assert(a:plane(1) == ops.add(x, x):plane(1) and b:plane(1) == ops.add(w, w):plane(1), "an op without a way of its own")
+    equal(select("#", ops.at_once "linear"), 0)
+    raises(function() ops.at_once("linear", { x, w }, { x, v(1, 3, 65) }) end, "its K is 65")
+    raises(function() ops.at_once("linear", { x, w }, { x }) end, "weight is missing")
+    raises(function() ops.at_once("linear", { x, w }, { x, 5 }) end, "weight must be a tensor")
+    raises(function() ops.at_once("linear", { x, w }, x) end, "table expected")
+    raises(function() ops.at_once("argmax", { x }) end, "no op 'argmax' that makes a tensor")
+    raises(function() ops.at_once("linear", { x, w }, { x, w }, { x, w }, { x, w }, { x, w }, { x, w }, { x, w }, { x, w },
+        { x, w }) end, "8 at most")
+end
+
 -- ---- the cache ---------------------------------------------------------------------------------------------------
 
 -- Types of cached numbers, and how far attention over them may be from that over f32.

@@ -29,19 +29,38 @@ function Step:norm(x, name)
     return ops.rmsnorm(x, m.weight, self.fields.rms_norm_eps, m.add or 0)
 end
 
---- x W^T + b, and what adapters add to it.
-function Step:linear(x, name)
-    local m = self.modules[name]
-    local y = (m.llm_int8 and ops.linear_int8 or ops.linear)(x, m.weight, m.bias)
+--- What adapters add to a module's result.
+local function adapted(m, x, y)
     for _, l in ipairs(m.lora or {}) do
         y = ops.lora(y, x, l.A, l.B, l.scale)
     end
     return y
 end
 
+--- x W^T + b, and what adapters add to it.
+function Step:linear(x, name)
+    local m = self.modules[name]
+    return adapted(m, x, (m.llm_int8 and ops.linear_int8 or ops.linear)(x, m.weight, m.bias))
+end
+
+--- The same for several weights, computed at once.
+---@return qmoon.Tensor ...
+function Step:linears(x, ...)
+    local names, calls = { ... }, {}
+    for _, name in ipairs(names) do
+        local m = self.modules[name]
+        calls[#calls + 1] = not m.llm_int8 and { x, m.weight, m.bias } or nil
+    end
+    local y = #calls == #names and { ops.at_once("linear", unpack(calls)) } or {}
+    for i, name in ipairs(names) do
+        y[i] = y[i] and adapted(self.modules[name], x, y[i]) or self:linear(x, name)
+    end
+    return unpack(y)
+end
+
 local function queries_keys_values(s, x)
     if not s.modules.attn_qkv then
-        return s:linear(x, "attn_q"), s:linear(x, "attn_k"), s:linear(x, "attn_v")
+        return s:linears(x, "attn_q", "attn_k", "attn_v")
     end
     local qkv, q, kv = s:linear(x, "attn_qkv"), s.heads * s.head_dim, s.kv_heads * s.head_dim
     return ops.columns(qkv, 0, q), ops.columns(qkv, q, kv), ops.columns(qkv, q + kv, kv)
@@ -62,7 +81,7 @@ function Step:feed(x, suffix)
     suffix = suffix or ""
     local gate, up
     if self.modules["ffn_gate" .. suffix] then
-        gate, up = self:linear(x, "ffn_gate" .. suffix), self:linear(x, "ffn_up" .. suffix)
+        gate, up = self:linears(x, "ffn_gate" .. suffix, "ffn_up" .. suffix)
     else
         local both, n = self:linear(x, "ffn_up"), self.fields.intermediate_size
         gate, up = ops.columns(both, 0, n), ops.columns(both, n, n)
