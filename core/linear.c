@@ -7,7 +7,6 @@
 #include "linear.h"
 
 #include <stdatomic.h>
-#include <string.h>
 
 #include "lanes.h"
 #include "packed.h"
@@ -137,7 +136,7 @@ static bool same_ints(const qm_pack *a, const qm_pack *b)
     return a->scales != QM_SCALES_NONE && b->scales != QM_SCALES_NONE && a->cols == b->cols
            && a->steps * a->span == b->steps * b->span && (a->group == 16) == (b->group == 16)
            && (a->codes == QM_CODES_LEVEL16) == (b->codes == QM_CODES_LEVEL16) && a->zero == b->zero
-           && memcmp(&a->unit, &b->unit, sizeof a->unit) == 0;
+           && a->unit == b->unit;
 }
 
 /* A product's place among all, and its activations; false: out of memory. */
@@ -165,16 +164,14 @@ static bool run_packed(qm_pool *pool, job *j, qm_err *e)
 {
     const int threads = qm_pool_threads(pool);
     const int64_t panels = j->product[j->products - 1].to;
-    size_t largest = 0;
+    size_t largest = 1;
     bool ints = false;
     for (int i = 0; i < j->products; i++) {
         const product *p = &j->product[i];
         largest = p->job.pack->panel > largest ? p->job.pack->panel : largest;
         ints = ints || p->own;
     }
-    stream streams[MOST_STREAMS];
     j->step = 1 + (int64_t)(((size_t)1 << (j->tokens <= 8 ? 15 : 17)) / largest);
-    j->stream = streams;
     j->streams = threads < MOST_STREAMS ? threads : MOST_STREAMS;
     for (int i = 0; i < j->streams; i++) {
         stream *s = &j->stream[i];
@@ -191,15 +188,17 @@ static bool run_packed(qm_pool *pool, job *j, qm_err *e)
     return ok && qm_pool_run(pool, j->streams, drain, NULL, j, e);
 }
 
-static bool packed(qm_pool *pool, job *j, const qm_product *const *of, int n, qm_err *e)
+static bool packed(qm_pool *pool, const float *x, int64_t tokens, const qm_product *const *of, int n,
+                   qm_err *e)
 {
     product products[MOST_PRODUCTS];
+    stream streams[MOST_STREAMS];
+    job j = {.x = x, .tokens = tokens, .with = qm_packed_get(), .product = products, .stream = streams};
     bool ok = true;
-    j->product = products;
     for (int i = 0; ok && i < n; i++)
-        ok = join(j, of[i], e);
-    ok = ok && run_packed(pool, j, e);
-    for (int i = 0; i < j->products; i++)
+        ok = join(&j, of[i], e);
+    ok = ok && run_packed(pool, &j, e);
+    for (int i = 0; i < j.products; i++)
         if (products[i].own)
             qm_ints_free(&products[i].ints);
     return ok;
@@ -208,17 +207,16 @@ static bool packed(qm_pool *pool, job *j, const qm_product *const *of, int n, qm
 bool qm_linear(qm_pool *pool, const float *x, int64_t tokens, const qm_product *p, int n, qm_err *e)
 {
     const qm_product *laid_out[MOST_PRODUCTS];
-    const qm_packed *with = qm_packed_get();
+    const bool fast = qm_packed_get() != NULL;
     bool ok = true;
     int found = 0;
     for (int i = 0; ok && tokens && i < n; i++) {
-        if (with && p[i].w.tensor->pack && p[i].w.first % QM_PACK_ROWS == 0)
+        if (fast && p[i].w.tensor->pack && p[i].w.first % QM_PACK_ROWS == 0)
             laid_out[found++] = &p[i];
         else
             ok = plain(pool, x, tokens, &p[i], e);
         if (ok && found && (found == MOST_PRODUCTS || i + 1 == n)) {
-            job j = {.x = x, .tokens = tokens, .with = with};
-            ok = packed(pool, &j, laid_out, found, e);
+            ok = packed(pool, x, tokens, laid_out, found, e);
             found = 0;
         }
     }

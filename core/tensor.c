@@ -9,13 +9,6 @@
 #include "double_quant.h"
 #include "pack.h"
 
-bool qm_tensor_no_memory(const char *name, const qm_shape *shape, uint64_t bytes, qm_err *e)
-{
-    char text[160];
-    return qm_fail(e, QM_ENOFIT, "%s %s: out of memory for %" PRIu64 " bytes", name ? name : "tensor",
-                   qm_shape_text(shape, text, sizeof text), bytes);
-}
-
 static qm_buf *buf_new(uint64_t size, qm_device *d, qm_err *e)
 {
     qm_buf *b = calloc(1, sizeof *b);

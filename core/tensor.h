@@ -95,7 +95,12 @@ uint8_t *qm_tensor_plane_new(qm_tensor *t, int i, uint64_t size, qm_device *d, q
 void qm_tensor_drop_plane(qm_tensor *t, int i); /* gives its buffer back */
 
 /* Fails: so many bytes for a tensor of this name (or NULL) and shape are not to be had. */
-bool qm_tensor_no_memory(const char *name, const qm_shape *shape, uint64_t bytes, qm_err *e);
+static inline bool qm_tensor_no_memory(const char *name, const qm_shape *shape, uint64_t bytes, qm_err *e)
+{
+    char text[160];
+    return qm_fail(e, QM_ENOFIT, "%s %s: out of memory for %llu bytes", name ? name : "tensor",
+                   qm_shape_text(shape, text, sizeof text), (unsigned long long)bytes);
+}
 
 /* Fails where the planes were given back: for those who read them as they lie. */
 bool qm_tensor_has_planes(const qm_tensor *t, qm_err *e);
