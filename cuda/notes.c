@@ -212,6 +212,19 @@ static qm_product_phase *maker_of(builder *b, const float *x, uint32_t cols)
 
 typedef enum verdict { TAKEN, REFUSED, FAILED } verdict;
 
+/* x, when it is what the phase before attends to: the product puts its parts together. */
+static bool take_open(builder *b, const float *x, qm_open *open)
+{
+    qm_phase *f = b->phases ? &b->phase[b->phases - 1] : NULL;
+    if (!f || f->kind != QM_PHASE_ATTEND || f->attend.a.y != x)
+        return false;
+    const qm_attention *a = &f->attend.a;
+    f->attend.open = true;
+    *open = (qm_open){f->attend.half, f->attend.stats,           a->y,      a->heads,
+                      a->kv_heads,    a->head_dim == 64 ? 6 : 7, a->window, a->at};
+    return true;
+}
+
 /* The norm in front of a product, or x as it is. */
 static verdict take_x(builder *b, const float *x, uint32_t cols, qm_norm *before, qm_sixteens *half,
                       qm_err *e)
@@ -273,11 +286,14 @@ static verdict take_product(builder *b, const qm_note *n, qm_err *e)
     if (!f) {
         qm_norm before = {0};
         qm_sixteens half = {0};
-        verdict v = take_x(b, n->product.x, w->cols, &before, &half, e);
+        qm_open open = {0};
+        verdict v = take_open(b, n->product.x, &open) ? TAKEN
+                                                      : take_x(b, n->product.x, w->cols, &before, &half, e);
         if (v != TAKEN)
             return v;
         f = &new_phase(b, QM_PHASE_PRODUCT, n->product.x)->product;
-        f->cols = w->cols, f->slices = qm_matrix_slices(w->cols), f->x = half, f->before = before;
+        f->cols = w->cols, f->slices = qm_matrix_slices(w->cols);
+        f->x = half, f->open = open, f->before = before;
         for (int i = 0; i < QM_TOGETHER; i++)
             f->part[i].first_tile = UINT32_MAX;
     }
@@ -294,7 +310,7 @@ static verdict take_add(builder *b, const qm_note *n)
         return REFUSED;
     qm_phase_part *p = &f->part[parts_of(f) - 1];
     const float *x = n->values.x, *y = n->values.y, *other = x == p->p.y ? y : x;
-    bool here = !p->p.add && (x == p->p.y) != (y == p->p.y) && p->rows == n->values.n;
+    bool here = !p->p.add && other != f->open.y && (x == p->p.y) != (y == p->p.y) && p->rows == n->values.n;
     for (int i = 0; i < parts_of(f); i++)
         here = here && other != f->part[i].p.y;
     if (!here)
@@ -345,7 +361,8 @@ static verdict take_attend(builder *b, const qm_note *n, qm_err *e)
     b->ropes = 0;
     b->head_dim = a->head_dim;
     f->a.partial = qm_cuda_take(b->d, qm_program_partial(b->blocks, a->head_dim), e);
-    if (!f->a.partial || !take_sixteens(b, a->heads * a->head_dim, &f->half, e))
+    f->stats = qm_cuda_take(b->d, (uint64_t)QM_OPEN_PARTS * a->heads * 2 * sizeof *f->stats, e);
+    if (!f->a.partial || !f->stats || !take_sixteens(b, QM_OPEN_PARTS * a->heads * a->head_dim, &f->half, e))
         return FAILED;
     learn(b, a->y, f->half);
     return TAKEN;

@@ -6,7 +6,18 @@
  *
  * Between phases x is f16 with a power of two for 16 values, which a tile's 16 rows can have at once.  A norm is spread
  * over the phases at its two sides: the one that makes x leaves x * weight and the sums of squares of 16 values each, and
- * the product that follows has its results multiplied, at last, by 1 / sqrt(mean of squares + eps). */
+ * the product that follows has its results multiplied, at last, by 1 / sqrt(mean of squares + eps).
+ *
+ * Who may read what:
+ *
+ * - Everything a phase reads of another block was written in a phase before it.  The block that wrote met in a barrier, one of its
+ *   threads counted it with red.release.gpu; one thread of the block that reads saw all counted with ld.acquire.gpu, and met the
+ *   others in a barrier.  Barriers order a block's threads, and release and acquire are cumulative.
+ * - Before a block waits it reads what no phase writes: matrices, weights of norms, biases, and of a cache the positions before
+ *   this one, which a step before has written.  No result lies where another one was: a step's memory is given out once.
+ * - Inside a phase blocks meet only in attention to many positions: who is last of a unit, by atom.acq_rel.gpu, joins its parts.
+ * - All blocks are there at once (a cooperative launch, one of each multiprocessor), so waiting ends.
+ * - Sums have one order, which shapes and positions fix: the bits are the same every time. */
 #ifndef QM_CUDA_PROGRAM_H
 #define QM_CUDA_PROGRAM_H
 
@@ -43,6 +54,18 @@ typedef struct qm_phase_part {
     qm_product p;
 } qm_phase_part;
 
+/* Attention's result in two or three parts, each of some of the positions, which the product that follows puts together:
+ * [part][head][dimension], each part of weight 1, and [part][head] the largest score and the sum of weights.  Where the
+ * positions are few, or many, it is whole: the first part. */
+enum { QM_OPEN_PARTS = 3 };
+typedef struct qm_open {
+    qm_sixteens half; /* .half NULL: x is no such thing */
+    const float *stats;
+    float *y;                                   /* the whole goes here */
+    uint32_t heads, kv_heads, dim_bits, window; /* 2^dim_bits: a head's dimensions */
+    qm_position at;
+} qm_open;
+
 /* x W^T of up to QM_TOGETHER matrices, their tiles numbered through or, under a gate, by turns. */
 typedef struct qm_product_phase {
     qm_phase_part part[QM_TOGETHER];
@@ -51,6 +74,7 @@ typedef struct qm_product_phase {
     uint32_t warp_by, more_tiles,
         more_slices; /* 65536 / slices, rounded up; from one item of a warp to its next */
     qm_sixteens x;
+    qm_open open;          /* or this */
     qm_norm before, after; /* of x; and of the last part's sum or, where nothing is added, result */
     qm_gate gate;          /* of two parts with as many rows: gate(first) * second goes into */
     float *gated;
@@ -67,8 +91,10 @@ typedef struct qm_half_phase {
 
 /* Attention of one token to an f16 cache, after the turn of q and k. */
 typedef struct qm_attend_phase {
-    qm_attention a; /* tokens is 1 */
-    qm_sixteens half;
+    qm_attention a;   /* tokens is 1 */
+    qm_sixteens half; /* as in qm_open: room for QM_OPEN_PARTS */
+    float *stats;
+    bool open;            /* a product takes it in parts, and writes a.y then */
     const float *inverse; /* frequencies of all pairs, or NULL: no turn */
     float turn;           /* what sine and cosine are multiplied with */
     bool neox;

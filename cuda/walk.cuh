@@ -4,8 +4,8 @@
 
 enum { WALK_THREADS = 512, WALK_WARPS = WALK_THREADS / 32, WALK_SLOTS = 4, WALK_GROUP = 8, WALK_KEYS = 16 };
 
-/* Shared memory: pairs, the map of nested scales, phases, and what a phase has for itself. */
-static constexpr uint32_t WALK_MAP = PAIRS_BYTES, WALK_PHASES = WALK_MAP + 1024, WALK_OWN = WALK_PHASES + (uint32_t)WALK_SLOTS * QM_PHASE_BYTES;
+/* Shared memory: pairs, the map of nested scales, phases, a norm's factor, and what a phase has for itself. */
+static constexpr uint32_t WALK_MAP = PAIRS_BYTES, WALK_PHASES = WALK_MAP + 1024, WALK_FACTOR = WALK_PHASES + (uint32_t)WALK_SLOTS * QM_PHASE_BYTES, WALK_OWN = WALK_FACTOR + 16;
 
 static_assert(sizeof(qm_phase) <= QM_PHASE_BYTES && QM_PHASE_BYTES % 16 == 0, "a phase has its place");
 
@@ -52,6 +52,9 @@ __device__ inline void wait_for_all(const uint32_t *counter)
 
 /* ---- halves -------------------------------------------------------------------------------------- */
 
+/* The inverse of a power of two. */
+__device__ inline float inverse_power(float v) { return __uint_as_float(0x7f000000u - __float_as_uint(v)); }
+
 /* Of 16 lanes, each with one of 16 values in a row: as f16, with their power of two. */
 __device__ inline void store_sixteen(const qm_sixteens &h, uint32_t n, float v, bool there)
 {
@@ -63,7 +66,20 @@ __device__ inline void store_sixteen(const qm_sixteens &h, uint32_t n, float v, 
     if (there)
         ((__half *)h.half)[n] = __float2half_rn(v * by);
     if (there && n % 16 == 0)
-        h.scale[n / 16] = 1 / by;
+        h.scale[n / 16] = inverse_power(by);
+}
+
+/* Of 8 lanes, each with two of them. */
+__device__ inline void store_pairs(const qm_sixteens &h, uint32_t n, float2 v)
+{
+    float most = fmaxf(fabsf(v.x), fabsf(v.y));
+#pragma unroll
+    for (int i = 4; i; i /= 2)
+        most = fmaxf(most, __shfl_xor_sync(~0u, most, i));
+    const float by = to_half_range(most);
+    *(__half2 *)((__half *)h.half + n) = __floats2half2_rn(v.x * by, v.y * by);
+    if (n % 16 == 0)
+        h.scale[n / 16] = inverse_power(by);
 }
 
 /* Of 16 lanes as well: the first part of a norm. */
@@ -138,13 +154,15 @@ template <int GROUP, qm_scale_type S, int DIM> __global__ void __launch_bounds__
             const walk_turn turn(f.product, product_from(p + 1, program.count));
             if (p)
                 wait_for_all(program.arrived + p - 1);
-            walk_product<GROUP, S>(p, turn, item, space, (float *)own, pairs, dynamic, lane, g, t, never);
+            walk_product<GROUP, S>(p, turn, item, space, (float *)own, (float *)(memory + WALK_FACTOR), pairs, dynamic, lane, g, t, never);
         } else if (f.kind == QM_PHASE_ATTEND) {
-            const int32_t passed = f.attend.a.at.passed ? __ldcg(f.attend.a.at.passed) : 0;
-            begin_attend<DIM>(f.attend, passed, own, lane);
+            const attend_range range(position_of(f.attend.a.at), f.attend.a.window, f.attend.a.heads, f.attend.a.kv_heads);
+            begin_attend<DIM>(f.attend, range, own, lane);
             if (p)
                 wait_for_all(program.arrived + p - 1);
-            walk_attend<DIM>(f.attend, passed, own, lane);
+            else
+                __syncthreads(); /* for the sines */
+            walk_attend<DIM>(f.attend, range, own, lane);
         } else {
             if (p)
                 wait_for_all(program.arrived + p - 1);

@@ -11,8 +11,8 @@
 
 
 template <int DIM> struct attend_space {
-    static constexpr uint32_t ROWS = WALK_KEYS * DIM * 2, QUERIES = DIM / 2 * 8, KEYS = QUERIES + 16 * DIM * 2,
-                              STATE = KEYS + WALK_WARPS * 2 * ROWS, END = STATE + 3 * WALK_WARPS * WALK_GROUP * 4 + 16;
+    static constexpr uint32_t ROWS = WALK_KEYS * DIM * 2, QUERIES = DIM / 2 * 8, LAST = QUERIES + 16 * DIM * 2, KEYS = LAST + 2 * DIM * 2,
+                              STATE = KEYS + WALK_WARPS * 2 * ROWS, END = STATE + 2 * WALK_WARPS * WALK_GROUP * 4 + 16;
 };
 
 /* Address of 16 bytes: rows of DIM f16, whose eighths are exchanged so that eight rows lie in different banks. */
@@ -30,18 +30,24 @@ struct attend_range {
     int32_t position, from;
     uint32_t rounds, units, first, end, parts, each;
 
-    __device__ attend_range(const qm_attention &a, int32_t passed)
+    __device__ attend_range(int32_t position, uint32_t window, uint32_t heads, uint32_t kv_heads) : position(position)
     {
-        position = a.at.first + passed;
-        from = a.window && position >= (int32_t)a.window ? position + 1 - (int32_t)a.window : 0;
-        rounds = (a.heads / a.kv_heads + WALK_GROUP - 1) / WALK_GROUP, units = a.kv_heads * rounds;
+        from = window && position >= (int32_t)window ? position + 1 - (int32_t)window : 0;
+        rounds = (heads / kv_heads + WALK_GROUP - 1) / WALK_GROUP, units = kv_heads * rounds;
         first = (uint32_t)from / WALK_KEYS, end = (uint32_t)position / WALK_KEYS + 1;
         const uint32_t wanted = (end - first + WALK_WARPS - 1) / WALK_WARPS, most = gridDim.x / units ? gridDim.x / units : 1;
         parts = wanted < most ? wanted : most, each = (end - first + parts - 1) / parts;
+        parts = (end - first + each - 1) / each; /* none is empty */
     }
 };
 
-/* Asks for 16 positions of keys and values that were there before. */
+__device__ inline int32_t position_of(const qm_position &at) { return at.first + (at.passed ? __ldcg(at.passed) : 0); }
+
+/* How many parts the product after it puts together; 0: it is whole. */
+__device__ inline uint32_t open_parts(const attend_range &r) { return r.parts > 1 && r.parts <= QM_OPEN_PARTS ? r.parts : 0; }
+__device__ inline uint32_t open_parts(const qm_open &x) { return x.half.half ? open_parts(attend_range(position_of(x.at), x.window, x.heads, x.kv_heads)) : 0; }
+
+/* Asks for 16 positions of keys and values that were there before; the token's own are left out, zeros are behind. */
 template <int DIM> __device__ inline void load_keys(const qm_attention &a, const attend_range &r, uint32_t kv, uint32_t group, uint32_t to, uint32_t lane)
 {
 #pragma unroll 2
@@ -49,6 +55,8 @@ template <int DIM> __device__ inline void load_keys(const qm_attention &a, const
         const uint32_t row = (i * 32 + lane) / (DIM / 8), eighth = (i * 32 + lane) % (DIM / 8);
         const int32_t p = (int32_t)(group * WALK_KEYS + row);
         const bool there = p < r.position;
+        if (p == r.position)
+            continue;
         const uint64_t from = ((uint64_t)kv * a.context + (there ? (uint32_t)p : 0)) * DIM + eighth * 8;
         copy_async(row_at<DIM>(to, row, eighth), (const __half *)a.keys + from, there);
         copy_async(row_at<DIM>(to + WALK_KEYS * DIM * 2, row, eighth), (const __half *)a.values + from, there);
@@ -62,66 +70,60 @@ __device__ inline void pair_places(const qm_attend_phase &f, uint32_t dim, uint3
     a = f.neox || !f.inverse ? i : 2 * i, b = f.neox || !f.inverse ? i + dim / 2 : 2 * i + 1;
 }
 
-/* The token's own key and value: into the cache, and among the 16 in shared memory. */
+/* The queries, turned; and, where `last`, the token's own key and value, into the cache and shared memory. */
 template <int DIM>
-__device__ inline void append_own(const qm_attend_phase &f, const attend_range &r, uint32_t kv, uint8_t *keys, const float2 *turns, bool keep, uint32_t lane)
+__device__ inline void take_inputs(const qm_attend_phase &f, const attend_range &r, uint32_t kv, uint32_t head0, uint32_t here, uint8_t *own, bool first, bool last)
 {
+    using space = attend_space<DIM>;
     const qm_attention &a = f.a;
-    const uint32_t row = (uint32_t)r.position % WALK_KEYS;
-    const uint64_t to = ((uint64_t)kv * a.context + (uint32_t)r.position) * DIM;
-    float read[DIM / 64][4];
-#pragma unroll
-    for (int n = 0; n < DIM / 64; n++) {
-        uint32_t p, q;
-        const uint32_t i = lane + 32 * n;
-        pair_places(f, DIM, i, p, q);
-        read[n][0] = a.k[kv * DIM + p], read[n][1] = a.k[kv * DIM + q];
-        read[n][2] = a.v[kv * DIM + i], read[n][3] = a.v[kv * DIM + i + DIM / 2];
-    }
-#pragma unroll
-    for (int n = 0; n < DIM / 64; n++) {
-        uint32_t p, q;
-        const uint32_t i = lane + 32 * n;
-        pair_places(f, DIM, i, p, q);
-        const float x = read[n][0], y = read[n][1], u = x * turns[i].x - y * turns[i].y, v = x * turns[i].y + y * turns[i].x;
-        const __half first = __float2half_rn(u), second = __float2half_rn(v);
-        const __half value[2] = {__float2half_rn(read[n][2]), __float2half_rn(read[n][3])};
-        *value_at<DIM>(keys, row, p) = first, *value_at<DIM>(keys, row, q) = second;
-        *value_at<DIM>(keys + WALK_KEYS * DIM * 2, row, i) = value[0], *value_at<DIM>(keys + WALK_KEYS * DIM * 2, row, i + DIM / 2) = value[1];
-        if (!keep)
-            continue;
-        ((__half *)a.keys)[to + p] = first, ((__half *)a.keys)[to + q] = second;
-        ((__half *)a.values)[to + i] = value[0], ((__half *)a.values)[to + i + DIM / 2] = value[1];
-        if (f.k)
-            f.k[kv * DIM + p] = u, f.k[kv * DIM + q] = v;
-    }
-    __syncwarp();
-}
-
-template <int DIM>
-__device__ inline void take_queries(const qm_attend_phase &f, uint32_t head0, uint32_t here, uint8_t *queries, const float2 *turns, bool keep)
-{
+    const float2 *turns = (const float2 *)own;
+    const uint32_t i = thread() % (DIM / 2);
+    const bool key = last && thread() < DIM / 2, value = last && thread() - DIM / 2 < DIM / 2;
+    uint32_t at[2];
+    pair_places(f, DIM, i, at[0], at[1]);
+    const uint32_t p = kv * DIM + (key ? at[0] : i), q = kv * DIM + (key ? at[1] : i + DIM / 2);
+    float2 mine;
+    if (key || value)
+        mine = make_float2((key ? a.k : a.v)[p], (key ? a.k : a.v)[q]);
 #pragma unroll 1
-    for (uint32_t i = thread(); i < WALK_GROUP * DIM / 2; i += WALK_THREADS) {
-        const uint32_t q = i / (DIM / 2), pair = i % (DIM / 2);
-        uint32_t at[2];
-        pair_places(f, DIM, pair, at[0], at[1]);
+    for (uint32_t n = thread(); n < WALK_GROUP * DIM / 2; n += WALK_THREADS) {
+        const uint32_t query = n / (DIM / 2), x = (head0 + query) * DIM + at[0], y = (head0 + query) * DIM + at[1];
         float v[2] = {0, 0};
-        if (q < here) {
-            const float *from = f.a.q + (head0 + q) * DIM;
-            const float x = from[at[0]], y = from[at[1]];
-            v[0] = x * turns[pair].x - y * turns[pair].y, v[1] = x * turns[pair].y + y * turns[pair].x;
-            if (keep && f.q)
-                f.q[(head0 + q) * DIM + at[0]] = v[0], f.q[(head0 + q) * DIM + at[1]] = v[1];
+        if (query < here) {
+            const float2 u = make_float2(a.q[x], a.q[y]);
+            v[0] = u.x * turns[i].x - u.y * turns[i].y, v[1] = u.x * turns[i].y + u.y * turns[i].x;
+            if (first && f.q)
+                f.q[x] = v[0], f.q[y] = v[1];
         }
 #pragma unroll
         for (int k = 0; k < 2; k++) {
-            const float s = v[k] * f.a.scale;
+            const float s = v[k] * a.scale;
             const __half high = __float2half_rn(s);
-            *value_at<DIM>(queries, q, at[k]) = high;
-            *value_at<DIM>(queries, q + WALK_GROUP, at[k]) = __float2half_rn(s - __half2float(high));
+            *value_at<DIM>(own + space::QUERIES, query, at[k]) = high;
+            *value_at<DIM>(own + space::QUERIES, query + WALK_GROUP, at[k]) = __float2half_rn(s - __half2float(high));
         }
     }
+    if (!key && !value)
+        return;
+    const float2 turned = key ? make_float2(mine.x * turns[i].x - mine.y * turns[i].y, mine.x * turns[i].y + mine.y * turns[i].x) : mine;
+    const __half x = __float2half_rn(turned.x), y = __float2half_rn(turned.y);
+    __half *to = (__half *)(own + space::LAST) + (key ? 0 : DIM);
+    to[p - kv * DIM] = x, to[q - kv * DIM] = y;
+    if (head0 % (a.heads / a.kv_heads)) /* another block has the first queries of this key */
+        return;
+    to = (__half *)(key ? a.keys : a.values) + ((uint64_t)kv * a.context + (uint32_t)r.position) * DIM;
+    to[p - kv * DIM] = x, to[q - kv * DIM] = y;
+    if (key && f.k)
+        f.k[p] = turned.x, f.k[q] = turned.y;
+}
+
+/* The token's own among the 16 of the warp that has them. */
+template <int DIM> __device__ inline void place_own(uint8_t *own, uint8_t *keys, uint32_t row, uint32_t lane)
+{
+    constexpr uint32_t EIGHTHS = DIM / 8;
+    if (lane < 2 * EIGHTHS)
+        *(uint4 *)(keys + lane / EIGHTHS * attend_space<DIM>::ROWS + row_at<DIM>(0, row, lane % EIGHTHS)) = *(const uint4 *)(own + attend_space<DIM>::LAST + lane * 16);
+    __syncwarp();
 }
 
 /* A warp's sums over its positions: out[i] of dimensions 16 i + g and + 8, queries 2 t and 2 t + 1; most and total of
@@ -182,10 +184,9 @@ template <int DIM> struct attend_sums {
 
 /* What there is before the queries are known: sines, and the first keys and values.  Only in a captured step, where the
  * cache was written by steps before. */
-template <int DIM> __device__ inline void begin_attend(const qm_attend_phase &f, int32_t passed, uint8_t *own, uint32_t lane)
+template <int DIM> __device__ inline void begin_attend(const qm_attend_phase &f, const attend_range &r, uint8_t *own, uint32_t lane)
 {
     using space = attend_space<DIM>;
-    const attend_range r(f.a, passed);
     if (blockIdx.x >= r.units * r.parts)
         return;
     float2 *turns = (float2 *)own;
@@ -239,106 +240,106 @@ __device__ inline void join_parts(const qm_attend_phase &f, const attend_range &
     }
 }
 
-template <int DIM> __device__ inline void walk_attend(const qm_attend_phase &f, int32_t passed, uint8_t *own, uint32_t lane)
+/* A block has one part of one unit, or nothing. */
+template <int DIM> __device__ inline void walk_attend(const qm_attend_phase &f, const attend_range &r, uint8_t *own, uint32_t lane)
 {
     using space = attend_space<DIM>;
-    const attend_range r(f.a, passed);
+    if (blockIdx.x >= r.units * r.parts)
+        return;
     const uint32_t warp = thread() / 32, base = (uint32_t)__cvta_generic_to_shared(own), group_heads = f.a.heads / f.a.kv_heads;
-    const float2 *turns = (const float2 *)own;
     uint8_t *keys = own + space::KEYS + warp * 2 * space::ROWS;
-    float *most = (float *)(own + space::STATE), *total = most + WALK_WARPS * WALK_GROUP, *factor = total + WALK_WARPS * WALK_GROUP;
-    uint32_t *last = (uint32_t *)(factor + WALK_WARPS * WALK_GROUP);
-    for (uint32_t work = blockIdx.x; work < r.units * r.parts; work += gridDim.x) {
-        const uint32_t unit = work % r.units, part = work / r.units, kv = unit / r.rounds, round = unit % r.rounds;
-        const uint32_t head0 = kv * group_heads + round * WALK_GROUP, here = min(group_heads - round * WALK_GROUP, (uint32_t)WALK_GROUP);
-        const uint32_t begin = r.first + part * r.each, end = min(begin + r.each, r.end);
-        attend_sums<DIM> sums = {};
-        sums.most = -INFINITY;
-        auto take_keys = [&](uint32_t group, bool begun) {
-            if (!begun)
-                load_keys<DIM>(f.a, r, kv, group, base + space::KEYS + warp * 2 * space::ROWS, lane);
+    float *most = (float *)(own + space::STATE), *total = most + WALK_WARPS * WALK_GROUP;
+    uint32_t *last = (uint32_t *)(total + WALK_WARPS * WALK_GROUP);
+    const uint32_t unit = blockIdx.x % r.units, part = blockIdx.x / r.units, kv = unit / r.rounds, round = unit % r.rounds;
+    const uint32_t head0 = kv * group_heads + round * WALK_GROUP, here = min(group_heads - round * WALK_GROUP, (uint32_t)WALK_GROUP);
+    const uint32_t begin = r.first + part * r.each, end = min(begin + r.each, r.end);
+    take_inputs<DIM>(f, r, kv, head0, here, own, part == 0, end == r.end);
+    copies_done<0>();
+    __syncthreads();
+    attend_sums<DIM> sums = {};
+    sums.most = -INFINITY;
+    for (uint32_t group = begin + warp; group < end; group += WALK_WARPS) {
+        if (group != begin + warp) {
+            load_keys<DIM>(f.a, r, kv, group, base + space::KEYS + warp * 2 * space::ROWS, lane);
             copies_done<0>();
             __syncwarp();
-            if (group == r.end - 1)
-                append_own<DIM>(f, r, kv, keys, turns, round == 0, lane);
-        };
-        take_queries<DIM>(f, head0, here, own + space::QUERIES, turns, part == 0);
-        if (begin + warp < end)
-            take_keys(begin + warp, work == blockIdx.x);
-        __syncthreads();
-        for (uint32_t group = begin + warp; group < end; group += WALK_WARPS) {
-            if (group != begin + warp)
-                take_keys(group, false);
-            sums.add(f.a, r, group, base + space::QUERIES, base + space::KEYS + warp * 2 * space::ROWS, lane);
-            __syncwarp();
         }
-        const uint32_t g = lane / 4, t = lane % 4;
-        if (begin + warp < end) {
-            float all = sums.total;
-            all += __shfl_xor_sync(~0u, all, 1);
-            all += __shfl_xor_sync(~0u, all, 2);
-            float *out = (float *)keys; /* [query][dimension]; the warp's keys are done with */
-#pragma unroll
-            for (int i = 0; i < DIM / 16; i++)
-#pragma unroll
-                for (int k = 0; k < 4; k++)
-                    out[(2 * t + k % 2) * DIM + 16 * i + g + k / 2 * 8] = sums.out[i][k];
-            if (t == 0)
-                most[warp * WALK_GROUP + g] = sums.most, total[warp * WALK_GROUP + g] = all;
-        }
-        __syncthreads();
-        const uint32_t warps = min(end - begin, (uint32_t)WALK_WARPS);
-        if (thread() < WALK_WARPS * WALK_GROUP) {
-            const uint32_t q = thread() % WALK_GROUP;
-            float m = -INFINITY;
-#pragma unroll
-            for (uint32_t k = 0; k < WALK_WARPS; k++)
-                m = fmaxf(m, k < warps ? most[k * WALK_GROUP + q] : -INFINITY);
-            factor[thread()] = thread() / WALK_GROUP < warps ? expf(most[thread()] - m) : 0;
-        }
-        __syncthreads();
-        const uint32_t slot = unit * r.parts + part;
-#pragma unroll 1
-        for (uint32_t i = thread(); i < WALK_GROUP * DIM; i += WALK_THREADS) {
-            const uint32_t q = i / DIM, d = i % DIM;
-            float v = 0, sum = 0, m = -INFINITY;
-#pragma unroll 4
-            for (uint32_t k = 0; k < warps; k++) {
-                const float by = factor[k * WALK_GROUP + q];
-                v += by * ((const float *)(own + space::KEYS + k * 2 * space::ROWS))[i];
-                sum += by * total[k * WALK_GROUP + q];
-                m = fmaxf(m, most[k * WALK_GROUP + q]);
-            }
-            if (r.parts == 1) {
-                if (f.a.sinks && q < here)
-                    sum += expf(f.a.sinks[head0 + q] - m);
-                v /= sum;
-                if (q < here)
-                    f.a.y[(head0 + q) * DIM + d] = v;
-                store_sixteen(f.half, (head0 + q) * DIM + d, v, q < here);
-            } else {
-                float *p = f.a.partial + ((uint64_t)slot * WALK_GROUP + q) * (DIM + 2);
-                p[2 + d] = v;
-                if (d == 0)
-                    p[0] = m, p[1] = sum;
-            }
-        }
-        if (r.parts > 1) {
-            __syncthreads();
-            if (thread() == 0) {
-                uint32_t before;
-                asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(before) : "l"(f.a.counters + unit) : "memory");
-                *last = before + 1 == r.parts;
-            }
-            __syncthreads();
-            if (*last) {
-                join_parts<DIM>(f, r, unit, head0, here);
-                if (thread() == 0)
-                    f.a.counters[unit] = 0;
-            }
-        }
-        __syncthreads();
+        if (group == r.end - 1)
+            place_own<DIM>(own, keys, (uint32_t)r.position % WALK_KEYS, lane);
+        sums.add(f.a, r, group, base + space::QUERIES, base + space::KEYS + warp * 2 * space::ROWS, lane);
+        __syncwarp();
     }
+    const uint32_t g = lane / 4, t = lane % 4, warps = min(end - begin, (uint32_t)WALK_WARPS);
+    if (warp < warps) {
+        float all = sums.total;
+        all += __shfl_xor_sync(~0u, all, 1);
+        all += __shfl_xor_sync(~0u, all, 2);
+        float *out = (float *)keys; /* [query][dimension]; the warp's keys are done with */
+#pragma unroll
+        for (int i = 0; i < DIM / 16; i++)
+#pragma unroll
+            for (int k = 0; k < 4; k++)
+                out[(2 * t + k % 2) * DIM + 16 * i + g + k / 2 * 8] = sums.out[i][k];
+        if (t == 0)
+            most[warp * WALK_GROUP + g] = sums.most, total[warp * WALK_GROUP + g] = all;
+    }
+    __syncthreads();
+
+    /* A warp has one query; a lane two dimensions, and what warp lane % 16 counts. */
+    const bool open = f.open && open_parts(r);
+    if (thread() < WALK_GROUP * DIM / 2) {
+        const uint32_t q = thread() / (DIM / 2), d = thread() % (DIM / 2) * 2, k = lane % 16, head = head0 + q;
+        const bool whole = r.parts == 1 || (open && part == 0);
+        const float sink = f.a.sinks && q < here && whole ? f.a.sinks[head] : -INFINITY, own_most = k < warps ? most[k * WALK_GROUP + q] : -INFINITY;
+        float m = fmaxf(own_most, sink);
+#pragma unroll
+        for (int i = 8; i; i /= 2)
+            m = fmaxf(m, __shfl_xor_sync(~0u, m, i));
+        const float factor = k < warps ? expf(own_most - m) : 0;
+        float sum = k < warps ? factor * total[k * WALK_GROUP + q] : 0;
+#pragma unroll
+        for (int i = 8; i; i /= 2)
+            sum += __shfl_xor_sync(~0u, sum, i);
+        sum += expf(sink - m);
+        float2 v = make_float2(0, 0);
+#pragma unroll 4
+        for (uint32_t i = 0; i < warps; i++) {
+            const float by = __shfl_sync(~0u, factor, i);
+            const float2 two = *(const float2 *)(own + space::KEYS + i * 2 * space::ROWS + (q * DIM + d) * 4);
+            v.x = __fmaf_rn(by, two.x, v.x), v.y = __fmaf_rn(by, two.y, v.y);
+        }
+        if (open || r.parts == 1) {
+            v.x /= sum, v.y /= sum;
+            if (q < here) {
+                const uint32_t cols = f.a.heads * DIM;
+                store_pairs({(__half *)f.half.half + part * cols, f.half.scale + part * (cols / 16)}, head * DIM + d, v);
+                if (d == 0)
+                    ((float2 *)f.stats)[part * f.a.heads + head] = make_float2(m, sum);
+            }
+            if (q < here && !open)
+                *(float2 *)(f.a.y + head * DIM + d) = v;
+        } else {
+            float *p = f.a.partial + ((uint64_t)(unit * r.parts + part) * WALK_GROUP + q) * (DIM + 2);
+            p[2 + d] = v.x, p[3 + d] = v.y;
+            if (d == 0)
+                p[0] = m, p[1] = sum;
+        }
+    }
+    if (!open && r.parts > 1) {
+        __syncthreads();
+        if (thread() == 0) {
+            uint32_t before;
+            asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(before) : "l"(f.a.counters + unit) : "memory");
+            *last = before + 1 == r.parts;
+        }
+        __syncthreads();
+        if (*last) {
+            join_parts<DIM>(f, r, unit, head0, here);
+            if (thread() == 0)
+                f.a.counters[unit] = 0;
+        }
+    }
+    __syncthreads();
 }
 
 #endif
