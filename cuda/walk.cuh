@@ -146,7 +146,7 @@ template <int GROUP, qm_scale_type S, int DIM> __global__ void __launch_bounds__
     __syncthreads();
     const uint32_t pairs = (uint32_t)__cvta_generic_to_shared(memory) + 4 * lane;
     walk_item<GROUP, S> item;
-    item.load_all(item.next(first_place(product_from(0, program.count)), space, lane, g, t));
+    item.load_all(item.next(first_place(product_from(0, program.count)), space, lane));
     for (uint32_t p = 0; p < program.count; p++) {
         const qm_phase &f = phase_at(p);
         fetch_phase(program, p + WALK_SLOTS - 1, slots);

@@ -158,7 +158,7 @@ template <int GROUP, qm_scale_type S> struct walk_item {
     uint4 w[QM_ITEM_UNITS];
 
     /* Asks for an item's scales, and returns where this lane has its codes, or NULL when there is none. */
-    __device__ const uint8_t *next(const walk_place &p, uint8_t *space, uint32_t lane, uint32_t g, uint32_t t)
+    __device__ const uint8_t *next(const walk_place &p, uint8_t *space, uint32_t lane)
     {
         const uint8_t *at = NULL;
         __syncwarp(); /* all have taken those of the item before */
@@ -326,7 +326,7 @@ __device__ inline void walk_product(uint32_t phase, const walk_turn &turn, walk_
             *factor = by;
     }
     if (item >= items)
-        now.load_all(now.next(turn.then, space, lane, g, t));
+        now.load_all(now.next(turn.then, space, lane));
     for (; item < items; item += STEP) {
         float scale[scales::COUNT], sum[2][2] = {{0, 0}, {0, 0}};
         const float ones[2] = {1, 1};
@@ -335,7 +335,7 @@ __device__ inline void walk_product(uint32_t phase, const walk_turn &turn, walk_
         slice += f.more_slices, tile += f.more_tiles;
         if (slice >= f.slices)
             slice -= f.slices, tile++;
-        const uint8_t *at = now.next(more ? walk_place{phase, tile, slice} : turn.then, space, lane, g, t);
+        const uint8_t *at = now.next(more ? walk_place{phase, tile, slice} : turn.then, space, lane);
         const float of_x = b.level_out();
 #pragma unroll
         for (int i = 0; i < scales::COUNT; i++)
