@@ -10,33 +10,18 @@ static bool begins_early()
     return generation >= 9;
 }
 
-/* Blocks in clusters of so many, which divides the grid's x; more than one needs Hopper. */
-template <class... P, class... A>
-static cudaError_t launch_clusters(void (*kernel)(P...), unsigned cluster, dim3 grid, unsigned threads, size_t shared, cudaStream_t s, A &&...args)
-{
-    if (grid.x == 0 || grid.y == 0 || grid.z == 0)
-        return cudaSuccess;
-    cudaLaunchAttribute a[2] = {};
-    unsigned n = 0;
-    if (begins_early()) {
-        a[n].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-        a[n++].val.programmaticStreamSerializationAllowed = 1;
-    }
-    if (cluster > 1) {
-        a[n].id = cudaLaunchAttributeClusterDimension;
-        a[n].val.clusterDim.x = cluster, a[n].val.clusterDim.y = a[n].val.clusterDim.z = 1;
-        n++;
-    }
-    cudaLaunchConfig_t c = {};
-    c.gridDim = grid, c.blockDim = dim3(threads), c.dynamicSmemBytes = shared, c.stream = s;
-    c.attrs = a, c.numAttrs = n;
-    return cudaLaunchKernelEx(&c, kernel, P(args)...);
-}
-
 template <class... P, class... A>
 static cudaError_t launch(void (*kernel)(P...), dim3 grid, unsigned threads, size_t shared, cudaStream_t s, A &&...args)
 {
-    return launch_clusters(kernel, 1, grid, threads, shared, s, args...);
+    if (grid.x == 0 || grid.y == 0 || grid.z == 0)
+        return cudaSuccess;
+    cudaLaunchAttribute early = {};
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t c = {};
+    c.gridDim = grid, c.blockDim = dim3(threads), c.dynamicSmemBytes = shared, c.stream = s;
+    c.attrs = &early, c.numAttrs = begins_early() ? 1 : 0;
+    return cudaLaunchKernelEx(&c, kernel, P(args)...);
 }
 
 /* Programmatic dependent launch: the next kernel may begin; and what came before this one is done. */

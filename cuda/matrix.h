@@ -206,9 +206,14 @@ QM_BOTH uint32_t qm_panel_column(uint32_t k, uint32_t group)
 cudaError_t qm_to_panel(const float *x, const qm_panel *p, cudaStream_t s);
 
 /* y = x W^T for any number of tokens, and up to QM_TOGETHER matrices of one kind and as many columns at once, on GPUs that
- * have wgmma: qm_matrix_takes_wide says whether this is one.  Waits as qm_matrix_decode does. */
+ * have wgmma: qm_matrix_takes_wide says whether this is one.  Waits as qm_matrix_decode does.
+ *
+ * join: qm_matrix_join_bytes of memory, for sums of blocks that share a tile; all zero before the first launch, and by
+ * itself so after each; for one launch at a time.  None, and NULL, on other GPUs. */
 bool qm_matrix_takes_wide(void);
-cudaError_t qm_matrix_wide(const qm_matrix *w, const qm_product *p, int n, const qm_panel *x, cudaStream_t s);
+uint64_t qm_matrix_join_bytes(void);
+cudaError_t qm_matrix_wide(const qm_matrix *w, const qm_product *p, int n, const qm_panel *x, void *join,
+                           cudaStream_t s);
 
 /* Benchmarks: reads `size` bytes, a multiple of 16, and does nothing with them. */
 cudaError_t qm_read_only(const void *p, uint64_t size, float *nothing, cudaStream_t s);

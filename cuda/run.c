@@ -97,8 +97,8 @@ enum { DYNAMIC = 256 * sizeof(float) };
 
 uint64_t qm_cuda_kept_memory(qm_device *device, bool decoding)
 {
-    (void)device;
-    return DYNAMIC + QM_COUNTERS + QM_DRAW_SUMS
+    qm_cuda_enter((qm_cuda *)device);
+    return DYNAMIC + QM_COUNTERS + QM_DRAW_SUMS + qm_matrix_join_bytes()
            + (decoding ? QM_STEP_ARENA + QM_STEP_WORDS * sizeof(int32_t) : 0);
 }
 
@@ -133,7 +133,7 @@ void qm_cuda_ops_close(qm_cuda *d)
     for (int i = 0; i < o->ropes; i++)
         qm_cuda_free(d, o->rope[i].inverse);
     qm_cuda_forget_experts(d);
-    void *const owned[] = {o->dynamic, o->counters, o->draw, o->arena, o->ids};
+    void *const owned[] = {o->dynamic, o->counters, o->draw, o->join, o->arena, o->ids};
     d->ops = NULL;
     for (size_t i = 0; i < sizeof owned / sizeof *owned; i++)
         qm_cuda_free(d, owned[i]);

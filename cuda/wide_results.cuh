@@ -1,109 +1,137 @@
-/* wide_results.cuh: how matrix_wide.cu makes results of sums: scales, bias, what is added. */
+/* wide_results.cuh: how matrix_wide.cu makes results of sums: scales, bias, what is added.
+ *
+ * Of the blocks that share a tile, the one that has its beginning comes to it last, when the others are done or nearly.  They leave
+ * their sums in memory; it adds them to its own and makes the results. */
 #ifndef QM_WIDE_RESULTS_CUH
 #define QM_WIDE_RESULTS_CUH
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
-/* A lane's sums of a tile: rows n and 8 on, and for HALVES 2 those 64 on; tokens `token` and the next, of every eight.  Loads are
- * under way together, sixteen at a time: each takes as long as a thousand products. */
-template <int TOKENS, int HALVES>
-__device__ inline void store_tile(const wide_part &part, const qm_panel &x, const float sum[HALVES][TOKENS / 2], uint32_t n, uint32_t token, float factor)
+__device__ inline void group_meets() { asm volatile("bar.sync %0, 128;" ::"r"(threadIdx.x / GROUP_THREADS + 1) : "memory"); }
+
+/* ---- tiles that blocks share ---------------------------------------------------------------------- */
+
+/* Where a block leaves sums: its threads' next to each other, four of each at a time. */
+template <int TOKENS> __device__ inline float4 *sums_of(const wide_job &j, uint32_t block)
 {
-    constexpr int ROWS = 2 * HALVES, EIGHTS = TOKENS / 8;
-    const qm_product &p = part.p;
-    float bias[ROWS], scale[EIGHTS][2];
-    bool row[ROWS];
+    return j.sums + (uint64_t)block * (TOKENS / 8 * WIDE_CONSUMERS) + threadIdx.x;
+}
+
+template <int TOKENS> __device__ inline void leave_sums(const wide_job &j, uint32_t block, const float *sum)
+{
+    float4 *to = sums_of<TOKENS>(j, block);
 #pragma unroll
-    for (int r = 0; r < ROWS; r++) {
-        row[r] = n + r / 2 * 64 + r % 2 * 8 < part.rows;
-        bias[r] = p.bias && row[r] ? p.bias[n + r / 2 * 64 + r % 2 * 8] : 0;
+    for (int i = 0; i < TOKENS / 8; i++)
+        __stcg(to + i * WIDE_CONSUMERS, make_float4(sum[4 * i], sum[4 * i + 1], sum[4 * i + 2], sum[4 * i + 3]));
+    group_meets();
+    if (threadIdx.x % GROUP_THREADS == 0)
+        asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(j.left + block * 2 + threadIdx.x / GROUP_THREADS), "r"(1) : "memory");
+}
+
+/* Adds to the sums of a tile's beginning, up to pair `to` of all that are dealt out, what the next blocks left, and lets it be left
+ * again. */
+template <int TOKENS> __device__ inline void add_left(const wide_job &j, uint32_t block, uint32_t to, float *sum)
+{
+    enum { FOURS = TOKENS / 8, AT_ONCE = FOURS < 8 ? FOURS : 8 };
+    uint32_t last = block + 1;
+    while (last < j.blocks && share(j, last) < to)
+        last++;
+    for (uint32_t other = block + 1 + threadIdx.x % GROUP_THREADS; other < last; other += GROUP_THREADS) {
+        uint32_t *left = j.left + other * 2 + threadIdx.x / GROUP_THREADS, there;
+        do
+            asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(there) : "l"(left) : "memory");
+        while (!there);
+        *left = 0;
     }
+    group_meets();
+#pragma unroll(TOKENS <= 32 ? 4 : 1)
+    for (uint32_t other = block + 1; other < last; other++) {
+        const float4 *from = sums_of<TOKENS>(j, other);
 #pragma unroll
-    for (int i = 0; i < EIGHTS * 2; i++)
-        scale[i / 2][i % 2] = token + i / 2 * 8 + i % 2 < x.tokens ? __ldcg(x.scale + token + i / 2 * 8 + i % 2) * factor : 0;
+        for (int i = 0; i < FOURS; i += AT_ONCE) {
+            float4 v[AT_ONCE];
 #pragma unroll
-    for (int e = 0; e < EIGHTS; e += 2) {
-        float add[2][2][ROWS];
-        if (p.add)
+            for (int k = 0; k < AT_ONCE; k++)
+                v[k] = __ldcg(from + (i + k) * WIDE_CONSUMERS);
 #pragma unroll
-            for (int i = 0; i < 4 * ROWS; i++) {
-                const uint32_t at = token + (e + i / 2 % 2) * 8 + i % 2, r = i / 4;
-                add[i / 2 % 2][i % 2][r] = at < x.tokens && row[r] ? __ldcg(p.add + (uint64_t)at * p.y_stride + n + r / 2 * 64 + r % 2 * 8) : 0;
-            }
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            const uint32_t at = token + (e + i / 2) * 8 + i % 2;
-            if (at >= x.tokens)
-                continue;
-#pragma unroll
-            for (int r = 0; r < ROWS; r++) {
-                const uint64_t to = (uint64_t)at * p.y_stride + n + r / 2 * 64 + r % 2 * 8;
-                const float v = sum[r / 2][(e + i / 2) * 4 + r % 2 * 2 + i % 2] * scale[e + i / 2][i % 2] + bias[r];
-                if (!row[r])
-                    continue;
-                p.y[to] = v;
-                if (p.add)
-                    p.sum[to] = v + add[i / 2][i % 2][r];
-            }
+            for (int k = 0; k < AT_ONCE; k++)
+                sum[4 * (i + k)] += v[k].x, sum[4 * (i + k) + 1] += v[k].y, sum[4 * (i + k) + 2] += v[k].z, sum[4 * (i + k) + 3] += v[k].w;
         }
     }
 }
 
-/* This block's share of a tile whose columns are dealt to `splits` blocks, up to MOST: four rows of a token a thread,
- * TOGETHER of them at once. */
-template <int TOKENS, int MOST, int TOGETHER>
-__device__ inline void join_blocks(const wide_part &part, const qm_panel &x, uint32_t sums, uint32_t rank, uint32_t splits, uint32_t tile_row,
-                                   uint32_t token0, float factor)
+/* ---- tiles of one block --------------------------------------------------------------------------- */
+
+/* Results of the sums of 64 rows and some tokens, which lie in shared memory: a token every OUT_STRIDE of `from`,
+ * whose scale is in token_scale.  n: the first row; token: the first token, of `tokens`. */
+template <int OUT_TOKENS>
+__device__ inline void store_results(const wide_part &part, uint32_t n, uint32_t token, uint32_t tokens, const float *token_scale, const float *from)
 {
-    using shape = wide<TOKENS>;
-    constexpr int FOURS = TOKENS * shape::ROWS / 4;
+    enum { LANES = GROUP_ROWS / 4, STEP = GROUP_THREADS / LANES, AT_ONCE = OUT_TOKENS / STEP < 4 ? OUT_TOKENS / STEP : 4 };
+    static_assert(OUT_TOKENS % (AT_ONCE * STEP) == 0, "whole turns");
     const qm_product &p = part.p;
-    const uint32_t step = splits * WIDE_CONSUMERS;
-    for (uint32_t first = rank * WIDE_CONSUMERS + threadIdx.x; first < FOURS; first += TOGETHER * step) {
-        float4 total[TOGETHER];
-        float scale[TOGETHER], bias[TOGETHER][4], add[TOGETHER][4];
-        uint32_t row[TOGETHER], token[TOGETHER];
-        bool there[TOGETHER];
-#pragma unroll
-        for (int i = 0; i < TOGETHER; i++) {
-            const uint32_t at = first + i * step;
-            row[i] = at % (shape::ROWS / 4) * 4, token[i] = at / (shape::ROWS / 4);
-            there[i] = at < FOURS && token0 + token[i] < x.tokens && tile_row + row[i] < part.rows;
-            scale[i] = there[i] ? __ldcg(x.scale + token0 + token[i]) * factor : 0;
-            total[i] = make_float4(0, 0, 0, 0);
-#pragma unroll
-            for (int r = 0; r < 4; r++) {
-                const uint32_t n = tile_row + row[i] + r;
-                bias[i][r] = p.bias && there[i] && n < part.rows ? p.bias[n] : 0;
-                add[i][r] = p.add && there[i] && n < part.rows ? __ldcg(p.add + (uint64_t)(token0 + token[i]) * p.y_stride + n) : 0;
-            }
-        }
-        float4 v[MOST][TOGETHER];
-#pragma unroll
-        for (uint32_t k = 0; k < MOST; k++)
-#pragma unroll
-            for (int i = 0; i < TOGETHER; i++)
-                v[k][i] = there[i] && k < splits ? of_block(sums + (token[i] * shape::SUMS + row[i]) * 4, k) : make_float4(0, 0, 0, 0);
-#pragma unroll
-        for (int k = 0; k < MOST; k++)
-#pragma unroll
-            for (int i = 0; i < TOGETHER; i++)
-                total[i].x += v[k][i].x, total[i].y += v[k][i].y, total[i].z += v[k][i].z, total[i].w += v[k][i].w;
-#pragma unroll
-        for (int i = 0; i < TOGETHER; i++) {
-            const float of[4] = {total[i].x, total[i].y, total[i].z, total[i].w};
-            const uint32_t n = tile_row + row[i];
-            const uint64_t to = (uint64_t)(token0 + token[i]) * p.y_stride + n;
-#pragma unroll
-            for (int r = 0; r < 4; r++) {
-                if (!there[i] || n + r >= part.rows)
-                    continue;
-                const float v = of[r] * scale[i] + bias[i][r];
-                p.y[to + r] = v;
+    const uint32_t thread = threadIdx.x % GROUP_THREADS, row = n + thread % LANES * 4;
+    if (row >= part.rows)
+        return;
+    const bool four = part.rows - row >= 4 && p.y_stride % 4 == 0 && ((uintptr_t)p.y | (uintptr_t)p.add | (uintptr_t)p.sum) % 16 == 0;
+    if (!four) {
+#pragma unroll 1
+        for (uint32_t i = thread / LANES; i < OUT_TOKENS && token + i < tokens; i += STEP)
+#pragma unroll 1
+            for (uint32_t r = 0; r < 4 && row + r < part.rows; r++) {
+                const uint64_t at = (uint64_t)(token + i) * p.y_stride + row + r;
+                const float v = from[i * OUT_STRIDE + row - n + r] * token_scale[i] + (p.bias ? p.bias[row + r] : 0);
+                p.y[at] = v;
                 if (p.add)
-                    p.sum[to + r] = v + add[i][r];
+                    p.sum[at] = v + __ldcg(p.add + at);
             }
+        return;
+    }
+    float bias[4];
+#pragma unroll
+    for (uint32_t r = 0; r < 4; r++)
+        bias[r] = p.bias ? p.bias[row + r] : 0;
+    uint64_t at = (uint64_t)(token + thread / LANES) * p.y_stride + row;
+#pragma unroll 1
+    for (uint32_t i = thread / LANES; i < OUT_TOKENS; i += AT_ONCE * STEP, at += (uint64_t)AT_ONCE * STEP * p.y_stride) {
+        float4 add[AT_ONCE];
+        if (p.add)
+#pragma unroll
+            for (uint32_t k = 0; k < AT_ONCE; k++)
+                add[k] = token + i + k * STEP < tokens ? __ldcg((const float4 *)(p.add + at + (uint64_t)k * STEP * p.y_stride)) : make_float4(0, 0, 0, 0);
+#pragma unroll
+        for (uint32_t k = 0; k < AT_ONCE; k++) {
+            const float4 s = *(const float4 *)(from + (i + k * STEP) * OUT_STRIDE + row - n);
+            const float by = token_scale[i + k * STEP];
+            const float4 v = {s.x * by + bias[0], s.y * by + bias[1], s.z * by + bias[2], s.w * by + bias[3]};
+            const uint64_t to = at + (uint64_t)k * STEP * p.y_stride;
+            if (token + i + k * STEP >= tokens)
+                break;
+            *(float4 *)(p.y + to) = v;
+            if (p.add)
+                *(float4 *)(p.sum + to) = make_float4(v.x + add[k].x, v.y + add[k].y, v.z + add[k].z, v.w + add[k].w);
         }
+    }
+}
+
+/* Results of a group's sums, by way of shared memory, so that 16 threads store what is next to each other: 64 rows of a token.
+ * n: the group's first row; token_scale: of the tile's tokens; out: room for OUT_TOKENS. */
+template <int TOKENS>
+__device__ inline void store_sums(const wide_part &part, uint32_t tokens, const float *sum, uint32_t n, uint32_t token, const float *token_scale,
+                                  float *out)
+{
+    constexpr int OUT_TOKENS = wide<TOKENS>::OUT_TOKENS;
+    const uint32_t lane = threadIdx.x % 32;
+    float *to = out + lane % 4 * 2 * OUT_STRIDE + threadIdx.x % GROUP_THREADS / 32 * QM_TILE_ROWS + lane / 4;
+#pragma unroll 1 /* for code that is run once comes as slowly as data */
+    for (int first = 0; first < TOKENS && token + first < tokens; first += OUT_TOKENS) {
+#pragma unroll
+        for (int i = 0; i < TOKENS / 2; i++)
+            if (i / (OUT_TOKENS / 2) == first / OUT_TOKENS)
+                to[(i / 4 * 8 % OUT_TOKENS + i % 2) * OUT_STRIDE + i / 2 % 2 * 8] = sum[i];
+        group_meets();
+        store_results<OUT_TOKENS>(part, n, token + first, tokens, token_scale + first, out);
+        group_meets();
     }
 }
 

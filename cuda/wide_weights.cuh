@@ -46,7 +46,8 @@ template <qm_scale_type S, int GROUP> struct item_scales {
         }
     }
 
-    __device__ void decode(uint32_t halves[COUNT], float by, float offset, const float *dynamic) const
+    /* As two f16, after `by`; or as f32. */
+    template <bool F32> __device__ void decode(uint32_t to[COUNT], float by, float offset, const float *dynamic) const
     {
 #pragma unroll
         for (int i = 0; i < COUNT; i++) {
@@ -63,10 +64,14 @@ template <qm_scale_type S, int GROUP> struct item_scales {
                 else
                     s = __fadd_rn(__fmul_rn(dynamic[e], super[i / PER_ROW][i % PER_ROW / ((PER_ROW + 1) / 2)]), offset);
             }
+            if constexpr (F32) {
+                to[i] = __float_as_uint(s);
+                continue;
+            }
             s *= by;
             const __half high = __float2half_rn(s);
             const __half2 both = __halves2half2(high, __float2half_rn(s - __half2float(high)));
-            halves[i] = *(const uint32_t *)&both;
+            to[i] = *(const uint32_t *)&both;
         }
     }
 };
@@ -80,7 +85,7 @@ __device__ inline float scales_by(float most)
 
 /* ---- weights ------------------------------------------------------------------------------------- */
 
-__device__ inline uint32_t scaled(uint32_t pair, uint32_t high, uint32_t low)
+__device__ inline uint32_t times(uint32_t pair, uint32_t high, uint32_t low)
 {
     __half2 level = *(__half2 *)&pair, v = __hfma2(level, *(__half2 *)&high, __hmul2(level, *(__half2 *)&low));
     return *(uint32_t *)&v;
@@ -100,35 +105,82 @@ __device__ inline void scale_up(uint32_t a[4], const uint32_t level[4], const ui
 #pragma unroll
     for (int r = 0; r < 2; r++) {
         const uint32_t high = __byte_perm(scale[r], 0, 0x1010), low = __byte_perm(scale[r], 0, 0x3232);
-        a[r] = scaled(level[r], high, low), a[2 + r] = scaled(level[2 + r], high, low);
+        a[r] = times(level[r], high, low), a[2 + r] = times(level[2 + r], high, low);
     }
 }
 
-__device__ inline void weights(uint32_t a[4][4], const uint4 &w, uint32_t pairs, const uint32_t scale[4][2])
-{
-    uint32_t level[4][4];
-    look_up<0>(level[0], w, pairs), look_up<1>(level[1], w, pairs);
-    look_up<2>(level[2], w, pairs), look_up<3>(level[3], w, pairs);
-#pragma unroll
-    for (int i = 0; i < 4; i++)
-        scale_up(a[i], level[i], scale[i]);
-}
+/* A unit's four products with operand A in registers, 64 rows and TOKENS tokens.  Of an item's scales, COUNT to a lane, it finds those of
+ * row g, then of row g + 8, and multiplies the weights by them, */
+template <int TOKENS, int GROUP, bool SUMS> struct scaled {
+    static constexpr int SOME = 1;
+    uint32_t own[4][2];
 
-/* Scales of the four products of a unit of the item: of row g, then of row g + 8.  parity: of the unit. */
-template <int GROUP, int COUNT> __device__ inline void scales_of(uint32_t own[4][2], const uint32_t (&scale)[COUNT], uint32_t unit, int parity)
-{
-    constexpr int IN_UNIT = GROUP < 64 ? 64 / GROUP : 1;
+    /* parity: of the unit, 0 or else. */
+    template <int COUNT> __device__ void find(const uint32_t (&scale)[COUNT], uint32_t unit, int parity)
+    {
+        constexpr int IN_UNIT = GROUP < 64 ? 64 / GROUP : 1;
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-        const int k = GROUP < 128 ? parity % 2 * IN_UNIT + i * IN_UNIT / 4 : 0;
-        if (i * IN_UNIT % 4 == 0) {
-            own[i][0] = __shfl_sync(~0u, scale[k], unit / 2, 4);
-            own[i][1] = __shfl_sync(~0u, scale[COUNT / 2 + k], unit / 2, 4);
-        } else {
-            own[i][0] = own[i - 1][0], own[i][1] = own[i - 1][1];
+        for (int i = 0; i < 4; i++) {
+            const int k = GROUP < 128 ? parity % 2 * IN_UNIT + i * IN_UNIT / 4 : 0;
+            if (i * IN_UNIT % 4 == 0) {
+                own[i][0] = __shfl_sync(~0u, scale[k], unit / 2, 4);
+                own[i][1] = __shfl_sync(~0u, scale[COUNT / 2 + k], unit / 2, 4);
+            } else {
+                own[i][0] = own[i - 1][0], own[i][1] = own[i - 1][1];
+            }
         }
     }
-}
+    __device__ void weights(uint32_t a[4][4], const uint4 &w, uint32_t pairs) const
+    {
+        uint32_t level[4][4];
+        look_up<0>(level[0], w, pairs), look_up<1>(level[1], w, pairs);
+        look_up<2>(level[2], w, pairs), look_up<3>(level[3], w, pairs);
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            scale_up(a[i], level[i], own[i]);
+    }
+    __device__ void multiply(float *sum, float *, const uint32_t a[4][4], uint32_t x) const
+    {
+#pragma unroll
+        for (int k = 0; k < 4; k++)
+            product<TOKENS>(sum, a[k], x + 2 * k, true);
+    }
+    __device__ void add_up(float *, float *) const {}
+};
+
+/* or the sums of their groups, `some`, when the products are done. */
+template <int TOKENS, int GROUP> struct scaled<TOKENS, GROUP, true> {
+    static constexpr int GROUPS = GROUP < 64 ? 64 / GROUP : 1, EACH = 4 / GROUPS, SOME = GROUPS * TOKENS / 2;
+    float own[GROUPS][2];
+
+    template <int COUNT> __device__ void find(const uint32_t (&scale)[COUNT], uint32_t unit, int parity)
+    {
+#pragma unroll
+        for (int i = 0; i < GROUPS; i++) {
+            const int k = GROUP < 128 ? parity % 2 * GROUPS + i : 0;
+            own[i][0] = __uint_as_float(__shfl_sync(~0u, scale[k], unit / 2, 4));
+            own[i][1] = __uint_as_float(__shfl_sync(~0u, scale[COUNT / 2 + k], unit / 2, 4));
+        }
+    }
+    __device__ void weights(uint32_t a[4][4], const uint4 &w, uint32_t pairs) const
+    {
+        look_up<0>(a[0], w, pairs), look_up<1>(a[1], w, pairs);
+        look_up<2>(a[2], w, pairs), look_up<3>(a[3], w, pairs);
+    }
+    __device__ void multiply(float *, float *some, const uint32_t a[4][4], uint32_t x) const
+    {
+#pragma unroll
+        for (int k = 0; k < 4; k++)
+            product<TOKENS>(some + k / EACH * (TOKENS / 2), a[k], x + 2 * k, k % EACH != 0);
+    }
+    __device__ void add_up(float *sum, float *some) const
+    {
+        settle<SOME>(some);
+#pragma unroll
+        for (int i = 0; i < SOME; i++)
+            sum[i % (TOKENS / 2)] = __fmaf_rn(some[i], own[i / (TOKENS / 2)][i / 2 % 2], sum[i % (TOKENS / 2)]);
+    }
+};
 
 #endif
 #endif

@@ -203,6 +203,7 @@ typedef struct turns {
     uint8_t **items;
     uint64_t size;
     qm_panel panel;
+    void *join;
 } turns;
 
 static void many(void *arg)
@@ -295,7 +296,7 @@ static void wide_many(void *arg)
         qm_matrix w = *t->w;
         w.items = t->items[i % t->copies];
         w.most = qm_matrix_most(&w);
-        must(qm_matrix_wide(&w, &t->p, 1, &t->panel, stream), "wide");
+        must(qm_matrix_wide(&w, &t->p, 1, &t->panel, t->join, stream), "wide");
     }
 }
 
@@ -320,12 +321,20 @@ static double wide_error(const matrix *m, const float *y, const float *x, uint32
     return sqrt(num / den);
 }
 
-static uint32_t only_tokens; /* 0: all */
+/* How many tokens at once: other numbers when they are asked for. */
+enum { MOST_COUNTS = 16 };
+static uint32_t counts[MOST_COUNTS] = {9, 16, 32, 64, 128, 256, 512, 1024, 2048}, count_of_counts = 9;
+
+static void ask_for(char *list)
+{
+    count_of_counts = 0;
+    for (char *p = strtok(list, ","); p && count_of_counts < MOST_COUNTS; p = strtok(NULL, ","))
+        counts[count_of_counts++] = (uint32_t)strtoul(p, NULL, 10);
+}
 
 static void wide_shape(uint32_t rows, uint32_t cols, qm_scale_type type, uint32_t group, dense *d)
 {
     enum { MOST = 2048 };
-    static const uint32_t counts[] = {9, 16, 32, 64, 128, 256, 512, 1024, 2048};
     if (!qm_matrix_takes_wide())
         return;
     matrix m = random_matrix(rows, cols, type, group);
@@ -333,15 +342,17 @@ static void wide_shape(uint32_t rows, uint32_t cols, qm_scale_type type, uint32_
     uint8_t **items = copies_there(&m, copies);
     float dyn[256];
     cudaMemcpy(dyn, dynamic_map, sizeof dyn, cudaMemcpyDeviceToHost);
-    float *x = malloc((uint64_t)MOST * cols * sizeof *x), *y = malloc((uint64_t)MOST * rows * sizeof *y), *dx,
-          *dy;
+    float *x = malloc((uint64_t)MOST * cols * sizeof *x), *y = malloc((uint64_t)MOST * rows * sizeof *y),
+          *again = malloc((uint64_t)MOST * rows * sizeof *y), *dx, *dy;
     for (uint64_t i = 0; i < (uint64_t)MOST * cols; i++)
         x[i] = ((float)(rnd() >> 8) / 8388608.0f - 1) * 2;
-    void *panel;
+    void *panel, *join;
     must(cudaMalloc((void **)&dx, (uint64_t)MOST * cols * sizeof *x), "memory");
     must(cudaMemcpy(dx, x, (uint64_t)MOST * cols * sizeof *x, cudaMemcpyDefault), "upload");
     must(cudaMalloc((void **)&dy, (uint64_t)MOST * rows * sizeof *y), "memory");
     must(cudaMalloc(&panel, qm_panel_bytes(MOST, cols)), "memory");
+    must(cudaMalloc(&join, qm_matrix_join_bytes()), "memory");
+    must(cudaMemset(join, 0, qm_matrix_join_bytes()), "memory");
     if (d->handle) {
         d->rows = rows, d->cols = cols;
         d->copies = (int)(SPREAD / (2.0 * rows * cols)) + 1;
@@ -351,10 +362,8 @@ static void wide_shape(uint32_t rows, uint32_t cols, qm_scale_type type, uint32_
         random_halves(d->w, 2ull * rows * cols * (uint64_t)d->copies);
         random_halves(d->x, 2ull * MOST * cols);
     }
-    for (unsigned i = 0; i < sizeof counts / sizeof *counts; i++) {
-        uint32_t tokens = counts[i];
-        if (only_tokens && tokens != only_tokens)
-            continue;
+    for (unsigned i = 0; i < count_of_counts; i++) {
+        uint32_t tokens = counts[i] < MOST ? counts[i] : MOST;
         must(cudaMemset(dy, 255, (uint64_t)MOST * rows * sizeof *y), "poison");
         turns t = {.w = &m.w,
                    .copies = copies,
@@ -362,10 +371,15 @@ static void wide_shape(uint32_t rows, uint32_t cols, qm_scale_type type, uint32_
                    .p = {.y = dy, .y_stride = rows},
                    .items = items,
                    .size = m.size,
-                   .panel = qm_panel_at(panel, tokens, cols, group)};
+                   .panel = qm_panel_at(panel, tokens, cols, group),
+                   .join = join};
         must(qm_to_panel(dx, &t.panel, stream), "panel");
         double us = graph_time(wide_many, &t) / t.launches, blas = 0;
-        must(cudaMemcpy(y, dy, (uint64_t)tokens * rows * sizeof *y, cudaMemcpyDefault), "download");
+        uint64_t bytes = (uint64_t)tokens * rows * sizeof *y;
+        must(cudaMemcpy(y, dy, bytes, cudaMemcpyDefault), "download");
+        must(cudaMemset(dy, 255, bytes), "poison");
+        wide_many(&t);
+        must(cudaMemcpy(again, dy, bytes, cudaMemcpyDefault), "download");
         if (d->handle) {
             d->tokens = tokens, d->launches = d->copies > LAUNCHES ? d->copies : LAUNCHES;
             blas = graph_time(dense_many, d) / d->launches;
@@ -375,13 +389,15 @@ static void wide_shape(uint32_t rows, uint32_t cols, qm_scale_type type, uint32_
                2e-6 * rows * cols * tokens / us, wide_error(&m, y, x, tokens, dyn));
         if (d->handle)
             printf("  cuBLAS, f16 weights %8.2f us", blas);
+        if (memcmp(y, again, bytes) != 0)
+            printf("  NOT THE SAME TWICE");
         printf("\n");
         fflush(stdout);
     }
     free_copies(items, copies);
     if (d->handle)
         cudaFree(d->w), cudaFree(d->x), cudaFree(d->y);
-    cudaFree(dx), cudaFree(dy), cudaFree(panel), free(x), free(y), free(m.here);
+    cudaFree(dx), cudaFree(dy), cudaFree(panel), cudaFree(join), free(x), free(y), free(again), free(m.here);
 }
 
 static void shape(uint32_t rows, uint32_t cols, qm_scale_type type, uint32_t group, uint32_t most_tokens)
@@ -409,7 +425,8 @@ static void shape(uint32_t rows, uint32_t cols, qm_scale_type type, uint32_t gro
                    qm_half_at(dx, 8, cols),
                    items,
                    m.size,
-                   {0}};
+                   {0},
+                   NULL};
         t.x.tokens = tokens;
         double us = graph_time(many, &t) / t.launches,
                roof = tokens == 1 ? graph_time(read_many, &t) / t.launches : 0;
@@ -477,7 +494,7 @@ static void whole(const char *name, int layers, const uint32_t (*shapes)[2], int
     cudaFree(c.x), cudaFree(c.y), free(c.w), free(big.here);
 }
 
-/* few, wide: only the products with few or with many tokens; wide ROWS COLUMNS TOKENS: only that one. */
+/* few, wide: only the products with few or with many tokens; wide ROWS COLUMNS TOKENS,...: only those. */
 int main(int count, char **args)
 {
     float dyn[256];
@@ -497,7 +514,7 @@ int main(int count, char **args)
     static const uint32_t shapes[][2] = {{4096, 4096},  {14336, 4096}, {4096, 14336}, {28672, 8192},
                                          {18944, 3584}, {3584, 18944}, {8960, 1536},  {1536, 8960}};
     if (count > 4) {
-        only_tokens = (uint32_t)atoi(args[4]);
+        ask_for(args[4]);
         wide_shape((uint32_t)atoi(args[2]), (uint32_t)atoi(args[3]), QM_SCALE_F32, 64, &d);
         return 0;
     }
