@@ -109,16 +109,6 @@ static uint64_t plain_many_bytes(qm_dtype t, uint32_t cols, uint32_t tokens)
     return t == QM_F32 ? 0 : 2 * whole((uint64_t)tokens * cols * 2) + 512;
 }
 
-bool qm_cuda_join(qm_cuda *d, qm_err *e)
-{
-    qm_cuda_ops *o = d->ops;
-    uint64_t size = qm_matrix_join_bytes();
-    if (o->join || size == 0)
-        return true;
-    o->join = qm_cuda_alloc(d, size, e);
-    return o->join && qm_cuda_check(d, cudaMemsetAsync(o->join, 0, size, d->stream), "multiplying", e);
-}
-
 /* All tokens at once.  Products of one x share what is made of it. */
 static bool packed_wide(qm_cuda *d, const qm_matrix *m, const activation *x, const qm_product *p, qm_err *e)
 {
@@ -127,7 +117,7 @@ static bool packed_wide(qm_cuda *d, const qm_matrix *m, const activation *x, con
                  && k->panel.tokens == x->rows && qm_cuda_same_kind(k->w, m);
     if (!joins) {
         bool there = x->panel.half && m->group >= x->panel.group;
-        if (!qm_cuda_flush(d, e) || !qm_cuda_join(d, e)
+        if (!qm_cuda_flush(d, e)
             || (!there && !(k->panel_memory = qm_cuda_take(d, qm_panel_bytes(x->rows, x->cols), e))))
             return false;
         k->panel = there ? x->panel : qm_panel_at(k->panel_memory, x->rows, x->cols, m->group);

@@ -104,8 +104,18 @@ uint64_t qm_cuda_kept_memory(qm_device *device, bool decoding)
 
 /* ---- opening and closing ------------------------------------------------------------------------- */
 
+static void *zeros(qm_cuda *d, uint64_t size, qm_err *e)
+{
+    void *p = qm_cuda_alloc(d, size, e);
+    if (!p || qm_cuda_check(d, cudaMemsetAsync(p, 0, size, d->stream), "starting ops", e))
+        return p;
+    qm_cuda_free(d, p);
+    return NULL;
+}
+
 bool qm_cuda_ops_open(qm_cuda *d, qm_err *e)
 {
+    const uint64_t join = qm_matrix_join_bytes();
     float dynamic[DYNAMIC / sizeof(float)];
     for (int i = 0; i < 256; i++)
         dynamic[i] = qm_dynamic8_value((uint32_t)i);
@@ -114,10 +124,8 @@ bool qm_cuda_ops_open(qm_cuda *d, qm_err *e)
         return qm_fail(e, QM_ENOFIT, "out of memory for the ops of %s", d->device.name);
     bool ok = (o->dynamic = qm_cuda_alloc(d, sizeof dynamic, e))
               && qm_cuda_upload(d, o->dynamic, dynamic, sizeof dynamic, e)
-              && (o->counters = qm_cuda_alloc(d, QM_COUNTERS, e))
-              && (o->draw = qm_cuda_alloc(d, QM_DRAW_SUMS, e)) && qm_cuda_notes_open(d, e)
-              && qm_cuda_check(d, cudaMemsetAsync(o->counters, 0, QM_COUNTERS, d->stream), "starting ops", e)
-              && qm_cuda_check(d, cudaMemsetAsync(o->draw, 0, QM_DRAW_SUMS, d->stream), "starting ops", e);
+              && (o->counters = zeros(d, QM_COUNTERS, e)) && (o->draw = zeros(d, QM_DRAW_SUMS, e))
+              && (join == 0 || (o->join = zeros(d, join, e))) && qm_cuda_notes_open(d, e);
     if (!ok)
         qm_cuda_ops_close(d);
     return ok;

@@ -113,7 +113,7 @@ typedef struct qm_cuda_ops {
     float *dynamic;    /* the 256 values of the 8-bit map */
     uint8_t *counters; /* QM_COUNTERS bytes, zero between kernels */
     uint8_t *draw;     /* QM_DRAW_SUMS bytes, zero between draws */
-    void *join;        /* of qm_matrix_wide; NULL until it is needed */
+    void *join;        /* of qm_matrix_wide, or NULL where it needs none */
     void *blas;        /* cuBLAS and its handle, or NULL: not there */
     bool blas_sought;
 
@@ -131,7 +131,6 @@ typedef struct qm_cuda_ops {
 bool qm_cuda_matrix_of(const qm_cuda *d, const qm_tensor *t, qm_matrix *m);
 
 /* Takes the memory that products of many tokens share, before the first of them and before any capture. */
-bool qm_cuda_join(qm_cuda *d, qm_err *e);
 
 /* For the device's table. */
 bool qm_cuda_op(qm_device *d, qm_call *c, qm_err *e);

@@ -64,7 +64,7 @@ static bool capture(qm_cuda_step *s, bool program, bool (*record)(void *, qm_err
     qm_cuda *d = s->gpu;
     qm_cuda_ops *o = d->ops;
     cudaGraph_t graph = NULL;
-    if (!qm_cuda_flush(d, e) || !qm_cuda_join(d, e)
+    if (!qm_cuda_flush(d, e)
         || !qm_cuda_check(d, cudaStreamBeginCapture(d->stream, cudaStreamCaptureModeThreadLocal),
                           "capturing a step", e))
         return false;
