@@ -16,8 +16,9 @@
  *     columns     |-------------|-------------|-------------|
  *     block       |--- 0 ---|--- 1 ---|--- 2 ---|--- 3 ---|-...
  *
- * Sums of blocks that share a tile are added in the order of the columns (wide_results.cuh).  They wait for each other, so no more
- * blocks are launched than the GPU holds.  Results are the same bits every time; they depend on how many tokens and
+ * Sums of blocks that share a tile are added in the order of the columns (wide_results.cuh).  A block waits for those after it in
+ * this order, so they are numbered from the last one launched: whoever is waited for is there already or done, whatever else
+ * the GPU is at.  No more are launched than it holds.  Results are the same bits every time; they depend on how many tokens and
  * multiprocessors there are.
  *
  * Counted for 64 columns, in cycles of a multiprocessor (128 bytes of shared memory; a product of 64 x 16 by 16 x 8 in 4): of 128 rows
@@ -109,7 +110,7 @@ __global__ void __launch_bounds__(WIDE_THREADS, wide<TOKENS>::BLOCKS) matrix_wid
     uint32_t *table = (uint32_t *)(memory + shape::RING);
     float *out = (float *)(memory + shape::OUT_AT), *token_scale = out + shape::OUT / 4, *dynamic = token_scale + shape::TOKEN_SCALES;
     const uint32_t full = ring + shape::BARRIERS_AT, empty = full + STAGES * 8;
-    const uint32_t block = blockIdx.x;
+    const uint32_t block = j.blocks - 1 - blockIdx.x; /* waits only for those that began before it */
 
     let_next_begin();
     if (threadIdx.x == 0) {
