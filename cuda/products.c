@@ -51,8 +51,8 @@ static bool add_product(qm_cuda *d, const qm_matrix *w, const qm_product *p, con
 
 /* ---- linear -------------------------------------------------------------------------------------- */
 
-/* Tokens: at once by the kernel for few, above which Hopper takes them all at once (14336 x 4096: 8 by the one 16 us, 9 to 16 by
- * the other 17); and where other GPUs are faster with cuBLAS than with those few in turns. */
+/* Tokens: at once by the kernel for few, above which Hopper takes them all at once (14336 x 4096: 8 by the one 13.4 us, 9 to 16 by
+ * the other 15.5); and where other GPUs are faster with cuBLAS than with those few in turns. */
 enum { FEW = 8, SOME = 40 };
 enum {
     SLICE = 128 << 20,
