@@ -13,40 +13,14 @@ template <qm_scale_type S, int GROUP> struct kept_scales {
     uint32_t word[scales::WORDS];
     float super[2][2], offset; /* nested absmax of both rows' groups; QM_SCALE_NESTED */
 
-    __device__ void load(const uint8_t *at)
-    {
-        if constexpr (BYTES >= 16) {
-#pragma unroll
-            for (int i = 0; i < BYTES / 16; i++) {
-                uint4 v = load_once(at + 16 * i);
-                word[4 * i] = v.x, word[4 * i + 1] = v.y, word[4 * i + 2] = v.z, word[4 * i + 3] = v.w;
-            }
-        } else if constexpr (BYTES == 8) {
-            uint2 v = __ldg((const uint2 *)at);
-            word[0] = v.x, word[1] = v.y;
-        } else if constexpr (BYTES == 4) {
-            word[0] = __ldg((const uint32_t *)at);
-        } else {
-            word[0] = __ldg((const uint16_t *)at);
-        }
-    }
+    __device__ void load(const uint8_t *at) { load_words<BYTES>(word, at); }
 
     /* tile: of the part; cols: of the matrix */
     template <class P> __device__ void load_nested(const P &p, uint32_t cols, uint32_t tile, uint32_t slice, uint32_t g, uint32_t t)
     {
         if constexpr (S == QM_SCALE_NESTED) {
-            constexpr int EACH = GROUP >= 128 ? 1 : 2; /* a row's groups may lie in two blocks of 256 */
-            const uint32_t groups = cols / GROUP, at = slice * (QM_ITEM_COLS / GROUP) + t * PER_ROW;
             offset = p.offset;
-#pragma unroll
-            for (int r = 0; r < 2; r++) {
-                uint32_t row = tile * QM_TILE_ROWS + g + 8 * r;
-                bool there = row < p.rows;
-                uint64_t k = (uint64_t)row * groups + at;
-                super[r][0] = there && at < groups ? __ldg(p.nested + (k >> 8)) : 0;
-                if (EACH == 2) /* only where a block of 256 ends between two */
-                    super[r][1] = (k & 255) == 255 && there && at + 1 < groups ? __ldg(p.nested + (k >> 8) + 1) : super[r][0];
-            }
+            load_super<PER_ROW>(super, p.nested, p.rows, tile * QM_TILE_ROWS + g, slice * (QM_ITEM_COLS / GROUP) + t * PER_ROW, cols / GROUP);
         }
     }
 

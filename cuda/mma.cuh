@@ -135,4 +135,40 @@ template <int BYTE> __device__ inline uint32_t pair_of(uint32_t codes, uint32_t 
     return pair;
 }
 
+/* ---- scales to registers --------------------------------------------------------------------------
+ *
+ * A lane's scales of an item (matrix.h), as they lie there: BYTES from `at` on, a power of two or more than 16. */
+template <int BYTES> __device__ inline void load_words(uint32_t *word, const uint8_t *at)
+{
+    if constexpr (BYTES >= 16) {
+#pragma unroll
+        for (int i = 0; i < BYTES / 16; i++) {
+            uint4 v = load_once(at + 16 * i);
+            word[4 * i] = v.x, word[4 * i + 1] = v.y, word[4 * i + 2] = v.z, word[4 * i + 3] = v.w;
+        }
+    } else if constexpr (BYTES == 8) {
+        uint2 v = __ldg((const uint2 *)at);
+        word[0] = v.x, word[1] = v.y;
+    } else if constexpr (BYTES == 4) {
+        word[0] = __ldg((const uint32_t *)at);
+    } else {
+        word[0] = __ldg((const uint16_t *)at);
+    }
+}
+
+/* The absmax of nested scales of PER_ROW groups from group `at` of `groups` on, of `row` and the one 8 below: blocks of 256
+ * groups, of which one may end between two.  Zero for rows and groups that there are not. */
+template <int PER_ROW>
+__device__ inline void load_super(float super[2][2], const float *nested, uint32_t rows, uint32_t row, uint32_t at, uint32_t groups)
+{
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        const bool there = row + 8 * r < rows;
+        const uint64_t k = (uint64_t)(row + 8 * r) * groups + at;
+        super[r][0] = there && at < groups ? __ldg(nested + (k >> 8)) : 0;
+        if (PER_ROW > 1)
+            super[r][1] = (k & 255) == 255 && there && at + 1 < groups ? __ldg(nested + (k >> 8) + 1) : super[r][0];
+    }
+}
+
 #endif

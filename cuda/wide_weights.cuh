@@ -13,37 +13,13 @@ template <qm_scale_type S, int GROUP> struct item_scales {
     uint32_t word[(BYTES + 3) / 4];
     float super[2][2]; /* nested absmax of both rows' groups; a block of 256 groups may end between two */
 
-    __device__ void load(const uint8_t *at)
-    {
-        if constexpr (BYTES >= 16) {
-#pragma unroll
-            for (int i = 0; i < BYTES / 16; i++) {
-                uint4 v = load_once(at + 16 * i);
-                word[4 * i] = v.x, word[4 * i + 1] = v.y, word[4 * i + 2] = v.z, word[4 * i + 3] = v.w;
-            }
-        } else if constexpr (BYTES == 8) {
-            uint2 v = __ldg((const uint2 *)at);
-            word[0] = v.x, word[1] = v.y;
-        } else if constexpr (BYTES == 4) {
-            word[0] = __ldg((const uint32_t *)at);
-        } else {
-            word[0] = __ldg((const uint16_t *)at);
-        }
-    }
+    __device__ void load(const uint8_t *at) { load_words<BYTES>(word, at); }
 
     /* row: the lane's first, the other 8 on; at: the first group. */
     __device__ void load_nested(const wide_part &p, uint32_t row, uint32_t at, uint32_t groups)
     {
-        if constexpr (S == QM_SCALE_NESTED) {
-#pragma unroll
-            for (int r = 0; r < 2; r++) {
-                const bool there = row + 8 * r < p.rows;
-                const uint64_t k = (uint64_t)(row + 8 * r) * groups + at;
-                super[r][0] = there && at < groups ? __ldg(p.nested + (k >> 8)) : 0;
-                if (PER_ROW > 1)
-                    super[r][1] = (k & 255) == 255 && there && at + 1 < groups ? __ldg(p.nested + (k >> 8) + 1) : super[r][0];
-            }
-        }
+        if constexpr (S == QM_SCALE_NESTED)
+            load_super<PER_ROW>(super, p.nested, p.rows, row, at, groups);
     }
 
     /* As two f16, after `by`; or as f32. */
