@@ -124,7 +124,8 @@ bool qm_cuda_product(qm_cuda *d, const qm_tensor *w, const activation *x, const 
 /* What that takes besides; *kept: see qm_cuda_way. */
 uint64_t qm_cuda_product_memory(const qm_tensor *w, uint32_t tokens, uint64_t *kept);
 
-/* Whether matrices can be multiplied by in one launch. */
+/* Whether codes mean the same in both; and whether they can be multiplied by in one launch. */
+bool qm_cuda_same_codes(const qm_matrix *a, const qm_matrix *b);
 bool qm_cuda_same_kind(const qm_matrix *a, const qm_matrix *b);
 
 #endif

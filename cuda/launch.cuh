@@ -2,13 +2,17 @@
 #ifndef QM_LAUNCH_CUH
 #define QM_LAUNCH_CUH
 
-static bool begins_early()
+/* What the GPU that is in use has. */
+static inline int of_device(cudaDeviceAttr what)
 {
-    int device = 0, generation = 0;
+    int device = 0, value = 0;
     cudaGetDevice(&device);
-    cudaDeviceGetAttribute(&generation, cudaDevAttrComputeCapabilityMajor, device);
-    return generation >= 9;
+    cudaDeviceGetAttribute(&value, what, device);
+    return value;
 }
+static inline uint32_t multiprocessors() { return (uint32_t)of_device(cudaDevAttrMultiProcessorCount); }
+
+static inline bool begins_early() { return of_device(cudaDevAttrComputeCapabilityMajor) >= 9; }
 
 template <class... P, class... A>
 static cudaError_t launch(void (*kernel)(P...), dim3 grid, unsigned threads, size_t shared, cudaStream_t s, A &&...args)

@@ -332,26 +332,15 @@ __global__ void __launch_bounds__(512) read_only(const uint4 *p, uint64_t n, flo
 
 cudaError_t qm_read_only(const void *p, uint64_t size, float *nothing, cudaStream_t s)
 {
-    int device = 0, multiprocessors = 0;
-    cudaGetDevice(&device);
-    cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
-    return launch(read_only, dim3((unsigned)multiprocessors * 4), 512, 0, s, (const uint4 *)p, size / 16, nothing);
+    return launch(read_only, dim3(multiprocessors() * 4), 512, 0, s, (const uint4 *)p, size / 16, nothing);
 }
 
 /* ---- launching ----------------------------------------------------------------------------------- */
 
-static uint32_t of_device(cudaDeviceAttr what)
-{
-    int device = 0, n = 0;
-    cudaGetDevice(&device);
-    cudaDeviceGetAttribute(&n, what, device);
-    return (uint32_t)n;
-}
-
 /* How many sets of `each` sums fit into a block's shared memory beside the `taken` bytes, and beside other blocks. */
 static uint32_t sets_together(uint32_t taken, uint32_t each, uint32_t warps)
 {
-    const uint32_t most = of_device(cudaDevAttrMaxSharedMemoryPerBlockOptin), room = most > taken ? (most - taken) / sizeof(float) : 0;
+    const uint32_t most = (uint32_t)of_device(cudaDevAttrMaxSharedMemoryPerBlockOptin), room = most > taken ? (most - taken) / sizeof(float) : 0;
     const uint32_t wanted = 1024 * warps > each ? 1024 * warps : each; /* at 16 warps a multiprocessor, 64 KB of it */
     return (room < wanted ? room : wanted) / each;
 }
@@ -366,7 +355,7 @@ template <int M, int TILES, int WARPS, int GROUP, qm_scale_type S> static cudaEr
     static constexpr auto kernel = matrix_decode<M, TILES, WARPS, GROUP, S>;
     constexpr uint32_t TAKEN = decode_memory<M, TILES, GROUP, S>::sums(WARPS);
     decode_job j = job;
-    const uint32_t sets = (j.tiles + TILES - 1) / TILES, slots = of_device(cudaDevAttrMultiProcessorCount) * (DECODE_WARPS / WARPS), grid = sets < slots ? sets : slots;
+    const uint32_t sets = (j.tiles + TILES - 1) / TILES, slots = multiprocessors() * (DECODE_WARPS / WARPS), grid = sets < slots ? sets : slots;
     const uint32_t each = TILES * j.slices * M * QM_TILE_ROWS, most = (sets + grid - 1) / grid;
     j.each = sets / grid, j.rest = sets % grid, j.warp_by = (65535 + j.slices) / j.slices;
     j.more_slices = WARPS % j.slices, j.more_sets = WARPS / j.slices;
@@ -382,7 +371,7 @@ template <int M, int TILES, int WARPS, int GROUP, qm_scale_type S> static cudaEr
 /* How many items the warps that have most take one after the other. */
 template <int TILES, int WARPS> static uint32_t decode_rounds(const decode_job &j)
 {
-    const uint32_t sets = (j.tiles + TILES - 1) / TILES, slots = of_device(cudaDevAttrMultiProcessorCount) * (DECODE_WARPS / WARPS);
+    const uint32_t sets = (j.tiles + TILES - 1) / TILES, slots = multiprocessors() * (DECODE_WARPS / WARPS);
     return ((sets + slots - 1) / slots * j.slices + WARPS - 1) / WARPS * TILES;
 }
 
@@ -393,7 +382,7 @@ template <int TILES, int WARPS> static uint32_t decode_rounds(const decode_job &
 template <int M, int GROUP, qm_scale_type S> static cudaError_t decode_some(const decode_job &j, cudaStream_t s)
 {
     const uint32_t two = decode_rounds<1, 8>(j), one = decode_rounds<1, 16>(j);
-    const bool fits = decode_together<M, 1, 16, GROUP, S>(j) > 0, many = j.tiles > 2 * of_device(cudaDevAttrMultiProcessorCount);
+    const bool fits = decode_together<M, 1, 16, GROUP, S>(j) > 0, many = j.tiles > 2 * multiprocessors();
     const bool single = fits && (one < two || (M == 1 && one == two && many));
     if constexpr (M > 1) {
         constexpr uint32_t alone = M == 2 ? 205 : M == 4 ? 252 : 316, paired = M == 2 ? 189 : M == 4 ? 218 : 248;

@@ -164,7 +164,7 @@ template <int M, int GROUP, qm_scale_type S> static cudaError_t launch_experts(c
     static constexpr auto kernel = matrix_experts<M, GROUP, S>;
     experts_job j = job;
     constexpr uint32_t TAKEN = decode_layout<0, 0, S>::sums(EXPERTS_WARPS);
-    const uint64_t all = (uint64_t)j.slots.most * j.products * j.tiles, slots = of_device(cudaDevAttrMultiProcessorCount) * (DECODE_WARPS / EXPERTS_WARPS);
+    const uint64_t all = (uint64_t)j.slots.most * j.products * j.tiles, slots = multiprocessors() * (DECODE_WARPS / EXPERTS_WARPS);
     const uint64_t grid = all < slots ? all : slots, most = grid ? (all + grid - 1) / grid : 1;
     const uint32_t each = j.slices * M * QM_TILE_ROWS; /* sums of a tile */
     const uint32_t room = sets_together(TAKEN, each, EXPERTS_WARPS);

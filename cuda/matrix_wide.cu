@@ -265,32 +265,20 @@ __global__ void __launch_bounds__(WIDE_THREADS, wide<TOKENS>::BLOCKS) matrix_wid
 bool qm_matrix_takes_wide(void)
 {
 #ifdef QM_WGMMA /* there is code for sm_90a in this build */
-    int device = 0, major = 0, minor = 0;
-    cudaGetDevice(&device);
-    cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-    cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
-    return major == 9 && minor == 0;
+    return of_device(cudaDevAttrComputeCapabilityMajor) == 9 && of_device(cudaDevAttrComputeCapabilityMinor) == 0;
 #else
     return false;
 #endif
 }
 
-static uint32_t multiprocessors_here()
-{
-    int device = 0, count = 0;
-    cudaGetDevice(&device);
-    cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
-    return (uint32_t)count;
-}
-
 /* Words of two groups for each of two blocks a multiprocessor. */
-static uint64_t left_bytes() { return (multiprocessors_here() * 2 * 2 * sizeof(uint32_t) + 255) / 256 * 256; }
+static uint64_t left_bytes() { return (multiprocessors() * 2 * 2 * sizeof(uint32_t) + 255) / 256 * 256; }
 
 uint64_t qm_matrix_join_bytes(void)
 {
     if (!qm_matrix_takes_wide())
         return 0;
-    return left_bytes() + (uint64_t)multiprocessors_here() * WIDE_ROWS * MOST_WIDE_TOKENS * sizeof(float);
+    return left_bytes() + (uint64_t)multiprocessors() * WIDE_ROWS * MOST_WIDE_TOKENS * sizeof(float);
 }
 
 /* Numbers the tiles, and deals them out to so many blocks, of which up to `parts` share one.  Sharing costs as much as some pairs of
@@ -299,9 +287,7 @@ uint64_t qm_matrix_join_bytes(void)
 static void deal(wide_job *j, uint32_t tokens, uint32_t blocks, uint32_t parts)
 {
     enum { COST = 4 };
-    int device = 0, cache = 0;
-    cudaGetDevice(&device);
-    cudaDeviceGetAttribute(&cache, cudaDevAttrL2CacheSize, device);
+    const int cache = of_device(cudaDevAttrL2CacheSize);
     for (int i = 0; i < QM_TOGETHER; i++) {
         j->part[i].first = j->part[i].rows || i == 0 ? j->tiles : UINT32_MAX;
         j->tiles += (j->part[i].rows + WIDE_ROWS - 1) / WIDE_ROWS;
@@ -331,7 +317,7 @@ template <int TOKENS, int GROUP, qm_scale_type S> static cudaError_t launch_wide
     r = r ? r : cudaOccupancyMaxActiveBlocksPerMultiprocessor(&held, kernel, WIDE_THREADS, shape::SHARED);
     if (r || held < 1 || !join)
         return r ? r : cudaErrorInvalidValue;
-    deal(&j, TOKENS, multiprocessors_here() * (held < shape::BLOCKS ? held : shape::BLOCKS), TOKENS <= 32 ? 16 : 8);
+    deal(&j, TOKENS, multiprocessors() * (held < shape::BLOCKS ? held : shape::BLOCKS), TOKENS <= 32 ? 16 : 8);
     j.left = (uint32_t *)join, j.sums = (float4 *)((char *)join + left_bytes());
     return launch(kernel, dim3(j.blocks), WIDE_THREADS, shape::SHARED, s, j);
 }

@@ -272,9 +272,7 @@ static verdict take_product(builder *b, const qm_note *n, qm_err *e)
 {
     const qm_matrix *w = &n->product.w;
     qm_product_phase *f = last_product(b);
-    if (b->kind
-        && (b->kind->group != w->group || b->kind->scale != w->scale
-            || memcmp(b->kind->level, w->level, sizeof w->level)))
+    if (b->kind && !qm_cuda_same_codes(b->kind, w))
         return REFUSED;
     int k = f ? parts_of(f) : 0;
     if (f

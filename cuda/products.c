@@ -28,10 +28,14 @@ bool qm_cuda_flush(qm_cuda *d, qm_err *e)
     return qm_cuda_check(d, r, "multiplying", e) && qm_cuda_play(d, e);
 }
 
+bool qm_cuda_same_codes(const qm_matrix *a, const qm_matrix *b)
+{
+    return a->group == b->group && a->scale == b->scale && memcmp(a->level, b->level, sizeof a->level) == 0;
+}
+
 bool qm_cuda_same_kind(const qm_matrix *a, const qm_matrix *b)
 {
-    return a->group == b->group && a->scale == b->scale && a->cols == b->cols
-           && memcmp(a->level, b->level, sizeof a->level) == 0;
+    return a->cols == b->cols && qm_cuda_same_codes(a, b);
 }
 
 static bool add_product(qm_cuda *d, const qm_matrix *w, const qm_product *p, const qm_half *x,

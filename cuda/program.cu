@@ -4,6 +4,7 @@
 
 #include "program.h"
 
+#include "launch.cuh"
 #include "mma.cuh"
 #include "matrix_item.cuh"
 #include "functions.cuh"

@@ -179,19 +179,9 @@ template <int GROUP, qm_scale_type S, int DIM> __global__ void __launch_bounds__
 
 /* ---- launching ----------------------------------------------------------------------------------- */
 
-static int attribute(enum cudaDeviceAttr which)
-{
-    int device = 0, value = 0;
-    cudaGetDevice(&device);
-    cudaDeviceGetAttribute(&value, which, device);
-    return value;
-}
-
 uint32_t qm_program_blocks(void)
 {
-    return attribute(cudaDevAttrComputeCapabilityMajor) >= 9 && attribute(cudaDevAttrCooperativeLaunch)
-               ? (uint32_t)attribute(cudaDevAttrMultiProcessorCount)
-               : 0;
+    return of_device(cudaDevAttrComputeCapabilityMajor) >= 9 && of_device(cudaDevAttrCooperativeLaunch) ? multiprocessors() : 0;
 }
 
 void qm_program_divide(qm_product_phase *f, uint32_t blocks)
@@ -217,7 +207,7 @@ static uint32_t shared_for(uint32_t sums, uint32_t head_dim)
 bool qm_program_takes(uint32_t sums, uint32_t head_dim)
 {
     return (head_dim == 0 || head_dim == 64 || head_dim == 128) && sums < 1 << 20
-           && shared_for(sums, head_dim) <= (uint32_t)attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+           && shared_for(sums, head_dim) <= (uint32_t)of_device(cudaDevAttrMaxSharedMemoryPerBlockOptin);
 }
 
 uint64_t qm_program_partial(uint32_t blocks, uint32_t head_dim) { return (uint64_t)blocks * WALK_GROUP * (head_dim + 2) * sizeof(float); }
