@@ -100,7 +100,8 @@ end
 
 -- ---- measuring ------------------------------------------------------------------------------------------------
 
-local function median(list)
+--- Sorts the list; of an even number, the lower of the two in the middle.
+function bench.median(list)
     table.sort(list)
     return list[math.ceil(#list / 2)]
 end
@@ -116,8 +117,7 @@ function bench.decode(model, tokens)
         seconds[i] = core.now() - started
     end
     cache:close()
-    table.sort(seconds)
-    return seconds[math.ceil(tokens / 2)]
+    return bench.median(seconds)
 end
 
 --- Seconds for a prompt.
@@ -178,8 +178,8 @@ function bench.loaded(path, word, options)
         model = nil
         collect()
     end
-    row.seconds = median(seconds)
-    row.decode, row.prompt = 1 / median(decodes), options.prompt / median(prompts)
+    row.seconds = bench.median(seconds)
+    row.decode, row.prompt = 1 / bench.median(decodes), options.prompt / bench.median(prompts)
     return row
 end
 
@@ -227,9 +227,9 @@ function bench.row(f, format, options, peer)
         end
     end
     local row = { name = "inference " .. format, format = format, bytes = model.bytes, runs = options.runs,
-                  threads = ops.threads(), prompt_tokens = options.prompt, roof = median(roofs),
-                  decode = 1 / median(decodes), prompt = options.prompt / median(prompts),
-                  peer_decode = median(peer_decodes), peer_prompt = median(peer_prompts) }
+                  threads = ops.threads(), prompt_tokens = options.prompt, roof = bench.median(roofs),
+                  decode = 1 / bench.median(decodes), prompt = options.prompt / bench.median(prompts),
+                  peer_decode = bench.median(peer_decodes), peer_prompt = bench.median(peer_prompts) }
     row.speed = row.bytes * row.decode
     row.of_roof = row.speed / row.roof
     if row.peer_decode then

@@ -3,7 +3,13 @@
 -- The roof of codecs is copying, of errors reading, of products reading as many bytes, beside many tokens cuBLAS with
 -- f16 weights; figures that are missing were not measured. Targets are for an H200.
 
+local core = require "qmoon.core"
+
 local measured, clocks = {}, {} -- by name: { us, percent of the roof, roof }; or { rate }
+
+local function product_name(shape, scales, group, tokens)
+    return ("%s, %s, blocks of %d, %d tokens"):format(shape, scales, group, tokens)
+end
 
 local function codec_line(line)
     local name, us, percent = line:match "^(%w.-)%s+([%d.]+) us%s+[%d.]+ GB/s%s+([%d.]+) %%"
@@ -14,18 +20,17 @@ local function codec_line(line)
 end
 
 local function product_line(line)
-    local n, k, scales, group, tokens, us = line:match "^%s*(%d+) x (%d+)%s+(%w+) g(%d+)%s+M=(%d+)%s+([%d.]+) us"
-    if n then
+    local shape, scales, group, tokens, us = line:match "^%s*(%d+ x %d+)%s+(%w+) g(%d+)%s+M=(%d+)%s+([%d.]+) us"
+    if shape then
         local roof = line:match "reading alone ([%d.]+) us" or line:match "cuBLAS, f16 weights%s+([%d.]+) us"
-        local name = ("%s x %s, %s, blocks of %s, %s tokens"):format(n, k, scales, group, tokens)
-        measured[name] = { tonumber(us), nil, tonumber(roof) }
+        measured[product_name(shape, scales, group, tokens)] = { tonumber(us), nil, tonumber(roof) }
         return true
     end
-    local shape, list = line:match "^bitsandbytes product nf4 64, (%d+ x %d+), us of (.*)"
+    local peers_shape, list = line:match "^bitsandbytes product nf4 64, (%d+ x %d+), us of (.*)"
     for m, t in (list or ""):gmatch "(%d+): ([%d.]+)" do
-        measured[("bitsandbytes %s, f32, blocks of 64, %s tokens"):format(shape, m)] = { tonumber(t) }
+        measured["bitsandbytes " .. product_name(peers_shape, "f32", 64, m)] = { tonumber(t) }
     end
-    return shape
+    return peers_shape
 end
 
 local function decoder_line(line)
@@ -37,11 +42,10 @@ local function decoder_line(line)
         end
         return true
     end
-    local file = line:match '^{.*"model_filename": "[^"]*/(qwen2.5%-[%w.]+).gguf"'
+    local row = line:find "^{" and core.json_decode(line, arg[1])
+    local file = row and row.model_filename:match "([^/]+)%.gguf$"
     if file then
-        local prompt = tonumber(line:match '"n_prompt": (%d+)') > 0
-        local name = ("llama.cpp %s, %s"):format(file, prompt and "prompt of 2048" or "decode")
-        measured[name] = { tonumber(line:match '"avg_ts": ([%d.]+)') }
+        measured[("llama.cpp %s, %s"):format(file, row.n_prompt > 0 and "prompt of 2048" or "decode")] = { row.avg_ts }
     end
     return file
 end
@@ -120,12 +124,9 @@ for _, c in ipairs(codecs) do
 end
 
 heading("products with NF4, f32 scales", "us", "roof, us", "of it", "bnb, us")
-local function product(shape, tokens)
-    return ("%s, f32, blocks of 64, %d tokens"):format(shape, tokens)
-end
 for _, p in ipairs(products) do
-    local name = product(p[1], p[2])
-    local m, one, peer = measured[name], measured[product(p[1], 1)], measured["bitsandbytes " .. name]
+    local name = product_name(p[1], "f32", 64, p[2])
+    local m, one, peer = measured[name], measured[product_name(p[1], "f32", 64, 1)], measured["bitsandbytes " .. name]
     if m then
         local target = p.times and one[1] * p.times or p[3]
         row(("%s, tokens: %d"):format(p[1], p[2]), cell(m[1], "%.2f"), cell(m[3], "%.2f"),

@@ -4,6 +4,7 @@
 -- Decoding is one captured step, after a context of 512 tokens; the prompt is 2048 tokens in calls of 2048.
 
 local core = require "qmoon.core"
+local median = require("qmoon.bench_inference").median
 local qm = require "qmoon"
 
 local ops = qm.ops
@@ -55,11 +56,6 @@ local function decoder(m, format)
         end
         return ops.linear(ops.rmsnorm(x, norm, 1e-6), heads[head])
     end
-end
-
-local function median(list)
-    table.sort(list)
-    return list[math.floor((#list + 1) / 2)]
 end
 
 local function ids(n)

@@ -5,6 +5,7 @@
 -- time is what reading the chosen experts once takes at the rate of a copy.
 
 local core = require "qmoon.core"
+local median = require("qmoon.bench_inference").median
 local qm = require "qmoon"
 
 local ops = qm.ops
@@ -14,11 +15,6 @@ local SHAPES = { { "qwen3-30b-a3b", experts = 128, k = 8, dim = 2048, inner = 76
                  { "mixtral-8x7b", experts = 8, k = 2, dim = 4096, inner = 14336, layers = 2 } }
 local READ = 4.2e12 -- bytes a second
 local REPEAT = 4
-
-local function median(list)
-    table.sort(list)
-    return list[math.floor((#list + 1) / 2)]
-end
 
 --- Seconds of one captured step.
 local function timed(record)
