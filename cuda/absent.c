@@ -138,6 +138,12 @@ qm_cuda_step *qm_cuda_step_new(qm_cuda *d, struct qm_kv *kv, bool program,
 
 void qm_cuda_step_free(qm_cuda_step *s) { (void)s; }
 
+int qm_cuda_step_programs(const qm_cuda_step *s)
+{
+    (void)s;
+    return 0;
+}
+
 bool qm_cuda_step_run(qm_cuda_step *s, int32_t id, int n, int32_t *ids, qm_err *e)
 {
     (void)s, (void)id, (void)n, (void)ids;

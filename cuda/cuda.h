@@ -104,12 +104,17 @@ bool qm_cuda_errors(qm_cuda_stream *s, const void *x, qm_dtype dtype, const qm_c
 
 /* The step from one token to the next as a graph.  `record` calls ops for one token: embedding of any one id (the step's
  * own is taken instead), a forward pass that appends to kv, argmax or sample.  kv lies on the GPU and outlives the step.
- * program: what can be, becomes one kernel (program.h; Hopper), instead of a launch each. */
+ * program: ops that can be become one kernel (program.h; from Hopper on) instead of a launch each: their results are those of
+ * launches but for rounding, and the same bits every time. */
 typedef struct qm_cuda_step qm_cuda_step;
 struct qm_kv;
 qm_cuda_step *qm_cuda_step_new(qm_cuda *d, struct qm_kv *kv, bool program,
                                bool (*record)(void *arg, qm_err *e), void *arg, qm_err *e);
 void qm_cuda_step_free(qm_cuda_step *s); /* NULL is fine */
+
+/* Kernels of a step that walk through several ops; 0: every op is launched by itself, because that was asked for, the GPU is
+ * older than Hopper, or no op was one that they know. */
+int qm_cuda_step_programs(const qm_cuda_step *s);
 
 /* n steps, the first from `id`; ids receives what each chose. */
 bool qm_cuda_step_run(qm_cuda_step *s, int32_t id, int n, int32_t *ids, qm_err *e);

@@ -146,6 +146,7 @@ typedef struct builder {
     int knowns;
     const qm_matrix *kind; /* of all matrices */
     uint32_t sums, head_dim;
+    float *partial; /* of every attention: done with when it ends */
 
     const qm_note *norm; /* the last one, and whether its half is being made */
     qm_norm half_norm;
@@ -358,7 +359,9 @@ static verdict take_attend(builder *b, const qm_note *n, qm_err *e)
     }
     b->ropes = 0;
     b->head_dim = a->head_dim;
-    f->a.partial = qm_cuda_take(b->d, qm_program_partial(b->blocks, a->head_dim), e);
+    if (!b->partial)
+        b->partial = qm_cuda_take(b->d, qm_program_partial(b->blocks, a->head_dim), e);
+    f->a.partial = b->partial;
     f->stats = qm_cuda_take(b->d, (uint64_t)QM_OPEN_PARTS * a->heads * 2 * sizeof *f->stats, e);
     if (!f->a.partial || !f->stats || !take_sixteens(b, QM_OPEN_PARTS * a->heads * a->head_dim, &f->half, e))
         return FAILED;
@@ -495,6 +498,8 @@ bool qm_cuda_play(qm_cuda *d, qm_err *e)
     free(b.phase), free(b.x), free(b.known);
     return ok;
 }
+
+int qm_cuda_notes_programs(const qm_cuda *d) { return d->ops->notes->uploads; }
 
 bool qm_cuda_notes_done(qm_cuda *d, bool captured, qm_err *e)
 {

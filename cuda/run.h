@@ -146,6 +146,7 @@ bool qm_cuda_notes(const qm_cuda *d);
 bool qm_cuda_attend(qm_cuda *d, qm_attention *a, qm_err *e); /* with scratch of its own */
 bool qm_cuda_note(qm_cuda *d, const qm_note *n, qm_err *e);
 bool qm_cuda_play(qm_cuda *d, qm_err *e);
+int qm_cuda_notes_programs(const qm_cuda *d); /* made since the capture began */
 bool qm_cuda_notes_done(qm_cuda *d, bool captured, qm_err *e);
 bool qm_cuda_notes_open(qm_cuda *d, qm_err *e);
 void qm_cuda_notes_close(qm_cuda *d);

@@ -11,6 +11,7 @@ struct qm_cuda_step {
     qm_cuda *gpu; /* one reference */
     qm_kv *kv;    /* the caller keeps it */
     cudaGraphExec_t graph;
+    int programs;
     int begun; /* tokens in the cache when it was captured: where its positions count from */
 };
 
@@ -75,6 +76,7 @@ static bool capture(qm_cuda_step *s, bool program, bool (*record)(void *, qm_err
                                e);
     o->capturing = o->program = false;
     memset(&o->waiting, 0, sizeof o->waiting);
+    s->programs = qm_cuda_notes_programs(d);
     cudaError_t r = cudaStreamEndCapture(d->stream, &graph);
     ok = qm_cuda_notes_done(d, ok && r == cudaSuccess, e) && ok;
     ok = ok && qm_cuda_check(d, r, "capturing a step", e)
@@ -138,6 +140,8 @@ void qm_cuda_step_free(qm_cuda_step *s)
     qm_device_unref(&s->gpu->device);
     free(s);
 }
+
+int qm_cuda_step_programs(const qm_cuda_step *s) { return s->programs; }
 
 /* ---- running --------------------------------------------------------------------------------------- */
 

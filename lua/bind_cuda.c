@@ -185,13 +185,13 @@ static bool record(void *arg, qm_err *e)
 }
 
 /* cuda_step(device, cache, f [, program]) -> step.  f calls ops for one token, the last of them argmax or sample;
- * program: what can be becomes one kernel. */
+ * program: what can be becomes one kernel, unless it is false. */
 static int cuda_step(lua_State *L)
 {
     qm_cuda *d = gpu(L);
     qm_kv *kv = qml_check(L, 2, QML_CACHE);
     luaL_checktype(L, 3, LUA_TFUNCTION);
-    bool program = lua_toboolean(L, 4);
+    bool program = lua_isnoneornil(L, 4) || lua_toboolean(L, 4);
     lua_settop(L, 3);
     qm_err e = {0};
     void **box = qml_box(L, QML_STEP);
@@ -225,6 +225,13 @@ static int step_run(lua_State *L)
         lua_pushinteger(L, ids[i]);
         lua_rawseti(L, -2, i + 1);
     }
+    return 1;
+}
+
+/* step:programs() -> how many kernels walk through several ops; 0: every op is launched by itself. */
+static int step_programs(lua_State *L)
+{
+    lua_pushinteger(L, qm_cuda_step_programs(qml_check(L, 1, QML_STEP)));
     return 1;
 }
 
@@ -290,7 +297,8 @@ void qml_open_cuda(lua_State *L)
     static const luaL_Reg functions[] = {{"cuda", cuda},         {"cuda_count", cuda_count},
                                          {"cuda_ops", cuda_ops}, {"cuda_step", cuda_step},
                                          {"couriers", couriers}, {NULL, NULL}};
-    static const luaL_Reg of_steps[] = {{"run", step_run}, {"close", step_gc}, {NULL, NULL}};
+    static const luaL_Reg of_steps[] = {
+        {"run", step_run}, {"programs", step_programs}, {"close", step_gc}, {NULL, NULL}};
     static const luaL_Reg of_couriers[] = {{"close", couriers_close}, {NULL, NULL}};
     qml_class(L, QML_STEP, of_steps, step_gc);
     qml_class(L, QML_COURIERS, of_couriers, couriers_gc);

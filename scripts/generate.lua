@@ -22,7 +22,7 @@ local o = cli.parse({
         { "chat", doc = "the prompt is a user's message: it is put into the model's chat template" },
         { "system", kind = "text", value = "TEXT", doc = "with --chat: a system message before it" },
         { "ignore-eos", doc = "go on where the model ends its text" },
-        { "program", doc = "on a GPU from Hopper on: one kernel walks through a token's ops (new; logits differ in their last bits)" },
+        { "launches", doc = "on a GPU: launch every op of a token, where one kernel could walk through them (from Hopper on)" },
         { "json", doc = "one object: prompt_ids, ids, text, tokens_per_second, …" },
     },
     examples = [[
@@ -66,5 +66,7 @@ if o.json then
 end
 io.write "\n"
 io.flush()
-io.stderr:write((" %d tokens of prompt at %.4g tokens/s · %d generated at %.4g tokens/s%s\n"):format(#r.prompt_ids,
-    r.prompt_tokens_per_second, #r.ids, r.tokens_per_second, r.stopped == "context" and " · the context is full" or ""))
+local way = r.programs and (r.programs > 0 and " · %d program%s a token" or " · ops launched one by one") or ""
+io.stderr:write((" %d tokens of prompt at %.4g tokens/s · %d generated at %.4g tokens/s%s%s\n"):format(#r.prompt_ids,
+    r.prompt_tokens_per_second, #r.ids, r.tokens_per_second, way:format(r.programs, r.programs == 1 and "" or "s"),
+    r.stopped == "context" and " · the context is full" or ""))

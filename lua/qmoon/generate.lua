@@ -11,6 +11,7 @@ local AHEAD = 16 -- tokens of a captured step before anybody looks
 ---@field prompt_ids integer[]
 ---@field ids integer[] what was generated, without the token that ended it
 ---@field text string
+---@field programs integer? of a captured step on a GPU: step:programs()
 ---@field stopped "end"|"tokens"|"context"
 ---@field prompt_seconds number
 ---@field seconds number for the tokens after the first
@@ -100,14 +101,16 @@ local function check_ids(lm, ids)
 end
 
 --- The tokens after `logits`, one by one: from single calls, or, where a GPU computes and picks, from a captured step,
---- AHEAD at a time; and a function that gives their memory back.
+--- AHEAD at a time; and a function that gives their memory back and how many programs (qm.load) such a step was.
 local function tokens_after(lm, cache, prompt, ids, logits, most, o)
     local pick, step, ready = picker(o), nil, {}
     local function finish()
+        local programs = step and step:programs()
         if step then
             step:close()
         end
         cache:close()
+        return programs
     end
     return function()
         if #ids == 0 then
@@ -156,9 +159,9 @@ function generate.run(lm, o)
         end
     end
     local seconds = core.now() - began
-    finish()
+    local programs = finish()
     return { prompt_ids = prompt, ids = ids, stopped = stopped, prompt_seconds = began - started, seconds = seconds,
-             text = t and t:decode(ids),
+             text = t and t:decode(ids), programs = programs,
              prompt_tokens_per_second = #prompt / math.max(began - started, 1e-9),
              tokens_per_second = #ids > 1 and (#ids - 1) / math.max(seconds, 1e-9) or 0 }
 end

@@ -205,8 +205,8 @@ end
 ---  progress: show it even where stderr is no terminal; threads: that read;
 ---  exact: compute with weights as they are decoded, instead of laid out for speed (where activations are rounded, too);
 ---  device: what computes, from qm.cuda (default: this machine's processors);
----  program: on a GPU from Hopper on, let one kernel walk through the ops of a token instead of launching each (new: a captured
----  step's logits then differ in their last bits from single calls')
+---  program = false: on a GPU, launch every op of a token by itself. From Hopper on one kernel walks through those it knows, and
+---  logits differ in their last bits from single calls'
 ---@return qmoon.Runner
 function Runner.load(source, options)
     options = options or {}

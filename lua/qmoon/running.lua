@@ -81,7 +81,7 @@ function running.load(path, o, expect)
     local before, own = device and device:memory(), core.memory().own
     local started = core.now()
     local lm = load(path, { adapter = o.adapter or nil, context = o.context, kv = o.kv, llm_int8 = o.llm_int8,
-                            exact = o.exact, device = device, program = o.program, load = o.load or nil, expect = expect,
+                            exact = o.exact, device = device, program = not o.launches, load = o.load or nil, expect = expect,
                             progress = o.verbose, threads = o.threads }, auto)
     if o.verbose then
         say("forecast  %s", forecast.text(lm.forecast))

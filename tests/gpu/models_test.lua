@@ -60,12 +60,14 @@ local function same_choices(here, prompt, a, b, what)
 end
 
 local function agree(path, limit, what)
-    local here, there = qm.load(path, { exact = true }), qm.load(path, { device = gpu, kv = "f32" })
+    local here, there = qm.load(path, { exact = true }), qm.load(path, { device = gpu, kv = "f32", program = false })
     local prompt = ids_of(50)
     local d = difference(here:forward(prompt, nil, { all = true }), there:forward(prompt, nil, { all = true }))
     assert(d <= limit, ("%s: logits are off by %.3g of the largest, allowed %.3g"):format(what, d, limit))
     local o = { ids = { unpack(prompt, 1, 6) }, tokens = 20, ignore_eos = true }
-    same_choices(here, o.ids, here:generate(o).ids, there:generate(o).ids, what)
+    local chosen, walked = here:generate(o).ids, qm.load(path, { device = gpu })
+    same_choices(here, o.ids, chosen, there:generate(o).ids, what)
+    same_choices(here, o.ids, chosen, walked:generate(o).ids, what .. ", as programs")
     local cache, ids = there:cache(32), {}
     local logits = there:forward(o.ids, cache)
     for i = 1, 20 do
@@ -92,7 +94,7 @@ end
 local BASE = "tests/fixtures/tiny-qwen2"
 
 tests["a step draws what single calls draw"] = function()
-    local lm = qm.load(BASE, { device = gpu })
+    local lm = qm.load(BASE, { device = gpu, program = false })
     local o = { ids = { 465, 303, 5 }, tokens = 40, temperature = 1.1, top_k = 50, top_p = 0.95, seed = 11, ignore_eos = true }
     local step, cache, ids = lm:generate(o).ids, lm:cache(64), {}
     local logits = lm:forward(o.ids, cache)

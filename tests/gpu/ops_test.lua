@@ -271,6 +271,8 @@ local function goes_on(program)
         ops.argmax(there({ 0 }, c))
     end, program)
     assert(c:length() == 5, "a capture appends nothing")
+    local hopper = tonumber(tostring(gpu:info().capability):match "%d+") >= 9
+    assert((step:programs() > 0) == (program and hopper), "a program where one can be")
     local first = step:run(7, 15)
     local second = step:run(first[15], 25)
     for i = 1, 40 do
