@@ -443,6 +443,8 @@ void qm_round_values(qm_round how, float *x, size_t n)
         qm_vec_get()->round_bf16(x, n);
 }
 
+static double larger_or_nan(double a, double b) { return a != a || a > b ? a : b; }
+
 void qm_errsum_add(qm_errsum *into, const qm_errsum *from)
 {
     into->sum_xx += from->sum_xx;
@@ -450,8 +452,8 @@ void qm_errsum_add(qm_errsum *into, const qm_errsum *from)
     into->sum_xy += from->sum_xy;
     into->sum_dd += from->sum_dd;
     into->sum_d += from->sum_d;
-    into->max_d = from->max_d > into->max_d ? from->max_d : into->max_d;
-    into->max_x = from->max_x > into->max_x ? from->max_x : into->max_x;
+    into->max_d = larger_or_nan(into->max_d, from->max_d);
+    into->max_x = larger_or_nan(into->max_x, from->max_x);
     into->n += from->n;
 }
 #endif

@@ -62,30 +62,27 @@ static bool codes_are_ranks(const qm_nibble_ranks *r)
 /* False where two thresholds share a bin, or one falls beyond the last. */
 static bool fill_bins(bins *b, const qm_nibble_ranks *r, bool as_ranks, float times, float plus, uint32_t all)
 {
+    const uint32_t end = all - 1; /* where a NaN goes */
     uint32_t from = 0;
     b->times = times;
     b->plus = plus;
-    b->of_nan = all - 1;
     for (int t = 0; t <= r->thresholds; t++) {
-        uint32_t at = all - 2, u;
+        const uint32_t codes = as_ranks ? (uint32_t)t : (uint32_t)r->code[t] << 28;
+        uint32_t at = end, u;
         if (t < r->thresholds) {
             float sum = fmaf(r->threshold[t], times, plus);
             memcpy(&u, &sum, sizeof u);
             at = u >> BIN_BIT & (MOST_BINS - 1);
-            if (at < from || at >= all - 1)
+            if (at < from || at >= end)
                 return false;
+            b->of[at] = {r->threshold[t], as_ranks ? codes : codes | (uint32_t)r->code[t + 1] << 24};
         }
-        uint32_t codes = as_ranks ? (uint32_t)t : (uint32_t)r->code[t] << 28;
         for (; from < at; from++)
             b->of[from] = {INFINITY, codes};
-        if (t < r->thresholds)
-            b->of[at] = {r->threshold[t], as_ranks ? codes : codes | (uint32_t)r->code[t + 1] << 24};
-        else
-            b->of[at] = {INFINITY, codes};
         from = at + 1;
     }
-    b->used = from;
-    b->of[from] = {INFINITY, as_ranks ? 0 : (uint32_t)r->code[0] << 28};
+    b->used = b->of_nan = end;
+    b->of[end] = {INFINITY, as_ranks ? 0 : (uint32_t)r->code[0] << 28};
     return true;
 }
 

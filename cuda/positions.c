@@ -5,6 +5,20 @@
 
 #include "call.h"
 
+/* Room for one table more. */
+static bool room_for_rope(qm_cuda_ops *o, const qm_call *c, qm_err *e)
+{
+    if (o->ropes < o->rope_room)
+        return true;
+    int room = o->rope_room ? 2 * o->rope_room : 8;
+    qm_rope_table *more = realloc(o->rope, (size_t)room * sizeof *more);
+    if (!more)
+        return qm_call_fail(c, e, "out of memory for %d tables of frequencies", room);
+    o->rope = more;
+    o->rope_room = room;
+    return true;
+}
+
 /* Frequencies as core/ops/rope.c has them: rounded to f32. */
 static bool rope_table(qm_cuda *d, const qm_call *c, double base, uint32_t dim, const qm_tensor *factors,
                        const float **inverse, qm_err *e)
@@ -16,8 +30,10 @@ static bool rope_table(qm_cuda *d, const qm_call *c, double base, uint32_t dim, 
             *inverse = o->rope[i].inverse;
             return true;
         }
-    if (o->capturing || o->ropes == QM_ROPE_TABLES)
+    if (o->capturing)
         return qm_call_fail(c, e, "frequencies that no call before had; run one step before it is captured");
+    if (!room_for_rope(o, c, e))
+        return false;
     size_t pairs = dim / 2;
     float *f = malloc(2 * pairs * sizeof *f + 1), *made = f + pairs;
     bool ok = f && (!factors || qm_tensor_values(factors, f, e));
@@ -25,14 +41,30 @@ static bool rope_table(qm_cuda *d, const qm_call *c, double base, uint32_t dim, 
         float power = (float)pow(base, (double)(2 * i) / (double)dim);
         made[i] = 1 / power / (factors ? f[i] : 1);
     }
-    qm_rope_table *t = &o->rope[o->ropes];
-    *t = (qm_rope_table){base, dim, key, NULL};
-    ok = ok && (t->inverse = qm_cuda_alloc(d, pairs * sizeof *made + 1, e))
-         && qm_cuda_upload(d, t->inverse, made, pairs * sizeof *made, e);
-    o->ropes += ok;
-    *inverse = t->inverse;
+    qm_rope_table t = {base, dim, key, NULL};
+    ok = ok && (t.inverse = qm_cuda_alloc(d, pairs * sizeof *made + 1, e));
+    if (ok && !qm_cuda_upload(d, t.inverse, made, pairs * sizeof *made, e)) {
+        qm_cuda_free(d, t.inverse);
+        ok = false;
+    }
+    if (ok)
+        o->rope[o->ropes++] = t;
+    *inverse = t.inverse;
     free(f);
     return ok;
+}
+
+void qm_cuda_forget_factors(qm_cuda *d, const void *factors)
+{
+    qm_cuda_ops *o = d->ops;
+    for (int i = 0; o && i < o->ropes;)
+        if (o->rope[i].factors == factors) {
+            float *inverse = o->rope[i].inverse;
+            o->rope[i] = o->rope[--o->ropes];
+            qm_cuda_give(d, inverse);
+        } else {
+            i++;
+        }
 }
 
 static qm_position position(const qm_cuda *d, int64_t first)

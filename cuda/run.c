@@ -33,9 +33,7 @@ void qm_cuda_give(qm_cuda *d, void *p)
 {
     if (!p || (d->ops && in_arena(d->ops, p)))
         return;
-    for (int i = 0; d->ops && i < d->ops->ropes; i++)
-        if (d->ops->rope[i].factors == p)
-            d->ops->rope[i].dim = 0;
+    qm_cuda_forget_factors(d, p);
     if (d->ops && d->ops->capturing)
         qm_cuda_give_later(d, p);
     else
@@ -145,6 +143,7 @@ void qm_cuda_ops_close(qm_cuda *d)
     d->ops = NULL;
     for (size_t i = 0; i < sizeof owned / sizeof *owned; i++)
         qm_cuda_free(d, owned[i]);
+    free(o->rope);
     free(o->late);
     free(o);
 }

@@ -27,11 +27,11 @@ typedef struct qm_waiting {
     } rope;
 } qm_waiting;
 
-/* Frequencies of pairs, kept for as long as the GPU is open: a model has one or two sets. */
+/* Frequencies of pairs, kept for as long as the GPU is open, or their factors are there: a model has one or two sets. */
 typedef struct qm_rope_table {
     double base;
     uint32_t dim;
-    const void *factors; /* where they are; forgotten when that is given back */
+    const void *factors; /* where they are, or NULL */
     float *inverse;
 } qm_rope_table;
 
@@ -49,7 +49,6 @@ typedef struct qm_levels {
 
 enum { QM_KNOWN_LEVELS = 8 };
 enum {
-    QM_ROPE_TABLES = 16,
     QM_COUNTERS = 1 << 20,
     QM_STEP_ARENA = 96 << 20,
     QM_STEP_HISTORY = 1 << 20,
@@ -104,8 +103,8 @@ typedef struct qm_notes qm_notes;
 typedef struct qm_cuda_ops {
     qm_waiting waiting;
     qm_notes *notes;
-    qm_rope_table rope[QM_ROPE_TABLES];
-    int ropes;
+    qm_rope_table *rope;
+    int ropes, rope_room;
     qm_expert_table *experts;
     int expert_tables, expert_room;
     qm_levels levels[QM_KNOWN_LEVELS]; /* the last ones */
@@ -159,6 +158,7 @@ bool qm_cuda_decode_tensor(qm_cuda *d, const qm_tensor *t, int64_t first, int64_
                            qm_err *e);
 
 void qm_cuda_forget_experts(qm_cuda *d);
+void qm_cuda_forget_factors(qm_cuda *d, const void *factors); /* which are given back */
 
 bool qm_cuda_ops_open(qm_cuda *d, qm_err *e);
 void qm_cuda_ops_close(qm_cuda *d);

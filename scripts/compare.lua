@@ -1,6 +1,5 @@
 -- compare: the error between two models, tensor by tensor.
 
-local core = require "qmoon.core"
 local qm = require "qmoon"
 local cli = require "qmoon.cli"
 local json = require "qmoon.json"
@@ -26,14 +25,12 @@ end
 
 local a, b = qm.open(o[1]), qm.open(o[2])
 local r, total, only_a, only_b, differ = require("qmoon.model_compare").compare(a, b)
-local function finite(x)
-    return x == math.huge and core.null or x
-end
+local finite = json.finite
 if o.json then
     print(json.encode(json.object {
         { "schema", "qmoon-compare-1" }, { "a", a.path }, { "b", b.path },
         { "total", { rmse = finite(total.rmse), mse = finite(total.mse), max = finite(total.max), sqnr = finite(total.sqnr),
-                     cosine = total.cosine, bias = total.bias } },
+                     cosine = finite(total.cosine), bias = finite(total.bias) } },
         { "only_a", json.array(only_a) }, { "only_b", json.array(only_b) }, { "shapes_differ", json.array(differ) },
         { "tensors", require("qmoon.result").objects(r) },
     }, { indent = 2 }))

@@ -40,6 +40,13 @@ local function shortest_digits(x)
     end
 end
 
+--- A number as JSON can hold it: null for NaN and infinities.
+---@param x number
+---@return number|userdata
+function json.finite(x)
+    return x - x == 0 and x or core.null
+end
+
 --- A finite double as Python's repr writes it: 1e-06, 10000.0, 1.5e+20.
 ---@param x number
 ---@return string

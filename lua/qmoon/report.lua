@@ -18,7 +18,8 @@ local function add(into, s)
     for _, k in ipairs { "n", "xx", "yy", "xy", "dd", "d" } do
         into[k] = into[k] + s[k]
     end
-    into.max_d = math.max(into.max_d, s.max_d)
+    local larger = s.max_d ~= s.max_d or s.max_d > into.max_d -- a NaN is the largest
+    into.max_d = larger and s.max_d or into.max_d
     return into
 end
 
@@ -76,8 +77,13 @@ local function kept_text(kept)
 end
 
 -- What a person should know of an output, found out while writing it.
-local function notices_of(out)
+---@param worst table? the tensor with the least SQNR
+local function notices_of(out, worst)
     local notices = { unpack(out.notices) }
+    if worst and worst.sqnr == -math.huge then
+        notices[#notices + 1] = ("tensor '%s' decodes to infinities or NaN: it holds some, or values beyond what a scale of %s can be; "
+            .. "a wider type keeps them (of a .gguf: --tensor-type NAME=bf16)"):format(worst.name, worst.type)
+    end
     if out.zero_blocks_drift and (out.zero_groups or 0) > 0 then
         notices[#notices + 1] = ("%d blocks of nothing but zeros come back as a small constant, as from bitsandbytes; "
             .. "--zero-blocks exact writes them so that they stay zeros"):format(out.zero_groups)
@@ -109,7 +115,7 @@ local function entry_of(out)
     local kept, quantised = kept_of(out)
     return { path = out.path, title = out.title, size = output.size(out), weights = weights, parameters = parameters,
              bits = bits, error = total, tensors = tensors, kept = kept, quantised = quantised,
-             zero_groups = out.zero_groups or 0, notices = notices_of(out), folder = out.folder,
+             zero_groups = out.zero_groups or 0, notices = notices_of(out, tensors[1]), folder = out.folder,
              coverage = out.coverage and coverage_of(out, parameters, quantised, kept),
              exact_max = not out.title:find "dq" }
 end
@@ -238,12 +244,9 @@ function Report:markdown()
     return table.concat(lines, "\n") .. "\n"
 end
 
-local function json_number(x)
-    return x == math.huge and core.null or x
-end
-
 local function error_object(e)
-    return { rmse = e.rmse, mse = e.mse, max = e.max, sqnr_db = json_number(e.sqnr), cosine = e.cosine, bias = e.bias }
+    return { rmse = json.finite(e.rmse), mse = json.finite(e.mse), max = json.finite(e.max), sqnr_db = json.finite(e.sqnr),
+             cosine = json.finite(e.cosine), bias = json.finite(e.bias) }
 end
 
 local function evaluation_object(e)

@@ -115,8 +115,10 @@ local function ordered(self, key, descending)
     for i, row in ipairs(rows) do
         place[row] = i
     end
+    local nan = column_of(self, key, "sort").worse == "low" and -math.huge or math.huge
     table.sort(rows, function(a, b)
         local x, y = a[key], b[key]
+        x, y = x ~= x and nan or x, y ~= y and nan or y
         if x == y or (x == nil and y == nil) then
             return place[a] < place[b]
         elseif x == nil or y == nil then
@@ -398,17 +400,12 @@ function Result:csv()
     return table.concat(lines, "\n") .. "\n"
 end
 
-local function json_value(value)
-    if type(value) == "number" and (value ~= value or value == math.huge or value == -math.huge) then
-        return core.null -- JSON has no infinity: an exact result has no SQNR
-    end
-    return value
-end
-
 local function object_of(columns, row)
     local members = {}
     for k, c in ipairs(columns) do
-        members[k] = { c.key, row[c.key] == nil and core.null or json_value(row[c.key]) }
+        local value = row[c.key]
+        value = type(value) == "number" and json.finite(value) or value -- an exact result has no SQNR
+        members[k] = { c.key, value == nil and core.null or value }
     end
     return json.object(members)
 end

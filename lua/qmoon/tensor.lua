@@ -313,17 +313,18 @@ end
 
 -- ---- error ---------------------------------------------------------------------------------------------------------------
 
---- Figures people compare, from the sums of core: rmse, mse, max, sqnr (dB), cosine, bias.
+--- Figures people compare, from the sums of core: rmse, mse, max, sqnr (dB), cosine, bias.  Where a value became infinite or
+--- NaN, sqnr is -infinity, and the others are what comes of it.
 ---@param s table
 ---@return table
 function tensor.figures(s)
-    local n = math.max(s.n, 1)
+    local n, dd = math.max(s.n, 1), s.dd < 0 and 0 or s.dd
     return {
-        rmse = math.sqrt(math.max(s.dd, 0) / n),
-        mse = math.max(s.dd, 0) / n,
+        rmse = math.sqrt(dd / n),
+        mse = dd / n,
         max = s.max_d,
-        sqnr = s.dd > 0 and 10 * math.log10(s.xx / s.dd) or math.huge,
-        cosine = s.dd == 0 and 1 or s.xx > 0 and s.yy > 0 and s.xy / math.sqrt(s.xx * s.yy) or 0,
+        sqnr = dd == 0 and math.huge or dd < math.huge and 10 * math.log10(s.xx / dd) or -math.huge,
+        cosine = dd == 0 and 1 or (s.xx == 0 or s.yy == 0) and 0 or s.xy / math.sqrt(s.xx * s.yy),
         bias = s.d / n,
     }
 end

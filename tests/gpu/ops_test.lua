@@ -186,6 +186,14 @@ tests["rope"] = function()
     local factors = core.tensor({ 32 }, f)
     near(ops.rope(x, 5, { head_dim = 64, factors = factors }),
         ops.rope(x:to(gpu), 5, { head_dim = 64, factors = factors:to(gpu) }), 1e-6, "factors")
+    for i = 1, 40 do -- one model after the other: frequencies of all, and new factors where old ones may have been
+        local base, factors = 1000 * i, core.tensor({ 2 }, { i, i + 1 })
+        near(ops.rope(x, 5, { head_dim = 64, base = base }), ops.rope(x:to(gpu), 5, { head_dim = 64, base = base }), 1e-6, "base " .. base)
+        local there = factors:to(gpu)
+        near(ops.rope(x, 5, { head_dim = 64, rotary_dim = 4, factors = factors }),
+            ops.rope(x:to(gpu), 5, { head_dim = 64, rotary_dim = 4, factors = there }), 1e-6, "new factors")
+        there:close()
+    end
 end
 
 tests["attention, in one call and in many"] = function()

@@ -182,6 +182,36 @@ TEST(gpu_encodes_codebooks_as_the_cpu)
     free(x);
 }
 
+/* How a table's thresholds fall into bins differs from table to table, so there are many, with values all over their range: one
+ * in some two hundred has a threshold in the very last bin, and its values above that were once taken for those below. */
+TEST(gpu_encodes_many_codebooks_as_the_cpu)
+{
+    enum { VALUES = 2048 };
+    static const float last_bin[] = {1,          0.31372645f,  0.80031985f, 0.97619444f, 0.90003765f,
+                                     0.9330335f, -0.50546736f, 0.60980415f, 0.97832561f, 0.71816790f,
+                                     0.2480984f, -0.21033087f, 0.96896446f};
+    float x[VALUES], level[16];
+    qm_err e = {0};
+    state = 12;
+    for (int turn = 0; turn < (gpu_test_small() ? 3 : 1000); turn++) {
+        int count = turn ? 9 + (int)(next() % 8) : 13;
+        for (int i = 0; i < count; i++)
+            level[i] = turn ? uniform() : last_bin[i];
+        level[0] = turn % 2 && turn ? -1 : 1;
+        const qm_format *f = qm_codebook_new("mine", level, count, 64, &e);
+        CHECKF(f, "%s", e.msg);
+        for (int i = 0; i < VALUES; i++)
+            x[i] = i % 64 ? uniform() : 1;
+        subject s = {.format = f,
+                     .codec = {.block = 64, .table = f->table},
+                     .values = "from -1 to 1",
+                     .type = QM_F32,
+                     .n = VALUES};
+        check(s, x);
+        qm_format_unref(f);
+    }
+}
+
 /* Files may hold any bytes. */
 TEST(gpu_decodes_any_bytes)
 {

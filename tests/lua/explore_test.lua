@@ -225,6 +225,26 @@ T["a comparison has a row for each format, and goes to CSV, JSON and Markdown"] 
     fails("did you mean 'sqnr'", r.column, r, "sqn")
 end
 
+T["a value that decodes to no number is the worst, in every figure and order"] = function()
+    local v = {}
+    for i = 1, 512 do
+        v[i] = i / 100
+    end
+    v[300] = -1e30 -- beyond what an f16 scale can be
+    local t = qm.tensor(v, { 2, 256 })
+    local e = qm.error(t, t:quantize "q8_0")
+    equal(e.sqnr, -math.huge)
+    for _, key in ipairs { "rmse", "mse", "max", "cosine", "bias" } do
+        assert(e[key] ~= e[key], key)
+    end
+    local r = qm.compare(t, { "nf4", "q8_0", "f32" })
+    for _, key in ipairs { "sqnr", "rmse", "max", "cosine" } do
+        equal(r:worst(1, key)[1].sqnr, -math.huge, key)
+        assert(r:best(1, key)[1].format ~= "q8_0", key)
+    end
+    equal(core.json_decode(r:json(), "json")[2].sqnr, core.null)
+end
+
 T["a sweep goes over every combination that there is"] = function()
     local t = qm.randn { 64, 256, std = 0.02, seed = 1 }
     local r = qm.sweep(t, { format = { "nf4", "fp4" }, block = { 32, 64, 128 }, double_quant = { false, true } })

@@ -238,7 +238,8 @@ T["unknown formats and outputs are answered with what there is"] = function()
     end)
 end
 
-T["a value that f16 cannot hold stops the merge and is named"] = function()
+--- The base, with other bytes for one bf16 value: row 3, column 5 of an up_proj.
+local function with_value(value)
     local base = support.copy(BASE)
     local bytes = support.read(base .. "/model.safetensors")
     local h = core.safetensors(base .. "/model.safetensors")
@@ -246,13 +247,31 @@ T["a value that f16 cannot hold stops the merge and is named"] = function()
     for _, x in ipairs(h.tensors) do
         t = x.name == "model.layers.1.mlp.up_proj.weight" and x or t
     end
-    local at = t.at + 2 * (3 * 256 + 5) -- row 3, column 5 becomes 1e6 in bf16
-    support.write(base .. "/model.safetensors", bytes:sub(1, at) .. "\116\73" .. bytes:sub(at + 3))
+    local at = t.at + 2 * (3 * 256 + 5)
+    support.write(base .. "/model.safetensors", bytes:sub(1, at) .. value .. bytes:sub(at + 3))
+    return base
+end
+
+T["a value that f16 cannot hold stops the merge and is named"] = function()
+    local base = with_value "\116\73" -- 1e6
     refused("fail", { "model.layers.1.mlp.up_proj.weight", "row 3, column 5", "65504" }, function(dir)
         qm.write(qm.open(base), { { dir .. "/m", format = "f16" } })
     end)
     local dir = support.scratch()
     qm.write(qm.open(base), { { dir .. "/m", format = "bf16" } }) -- bf16 holds it
+end
+
+T["a tensor that decodes to no numbers is named in the report, whose JSON has null for its figures"] = function()
+    local base = with_value "\74\113" -- 1e30, of which a scale in f16 is infinite
+    local r = qm.write(qm.open(base), { { support.scratch() .. ".gguf", format = "q8_0" } })
+    local out = r.outputs[1]
+    assert(out.error.sqnr == -math.huge and out.tensors[1].name == "blk.1.ffn_up.weight", out.tensors[1].name)
+    assert(table.concat(out.notices, "\n"):find("'blk.1.ffn_up.weight' decodes to infinities or NaN", 1, true))
+    assert(tostring(r):find "decodes to infinities")
+    local error = core.json_decode(r:json(), "json").outputs[1].error
+    for _, key in ipairs { "rmse", "mse", "max", "sqnr_db", "cosine", "bias" } do
+        assert(error[key] == core.null, key)
+    end
 end
 
 T["a folder that cannot be written to says so"] = function()

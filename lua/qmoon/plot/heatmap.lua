@@ -102,7 +102,7 @@ local function heatmap(options)
             core.fail("fail", "heatmap: figures are a list of {name =, sqnr =}, or give model = qm.open "
                 .. "\"…\"")
         end
-        entries[i] = { name = e.name, sqnr = math.min(e.sqnr, 999) }
+        entries[i] = { name = e.name, sqnr = math.max(-99, math.min(e.sqnr, 999)) }
     end
     local layers, modules, at = table_of(entries)
     if not layers[1] then
