@@ -5,6 +5,7 @@
 #   ARCH="90 75-ptx"   GPUs to make machine code for; -ptx: code that the driver compiles for later ones
 #   make cuda-all      machine code for all GPUs from sm_75 to sm_90
 #   make test-gpu      tests/gpu, on a machine with a GPU          make bench-gpu   their speed
+#   make fuzz-gpu      random tensors, products, models and pipelines there beside the CPU; SEED=1 SECONDS=60
 #   make dist          a folder that runs on any x86-64 Linux with glibc 2.35 or later
 #   make gpu-kit       that and the tests and benchmarks, for a machine that has a GPU and little else:
 #                      there, `sh run.sh` in that folder
@@ -92,6 +93,10 @@ test-gpu: deps
 	@$(MAKE) --no-print-directory CUDA=1 $(BUILD)/qmoon $(BUILD)/gpu_test
 	$(BUILD)/qmoon tests/run.lua --unit $(BUILD)/gpu_test tests/gpu/*_test.lua
 
+fuzz-gpu: deps
+	@$(MAKE) --no-print-directory CUDA=1 $(BUILD)/qmoon
+	$(BUILD)/qmoon tests/gpu/fuzz.lua $(or $(SEED),1) $(or $(SECONDS),60)
+
 # See tests/gpu/bench.sh for the peers, BNB, PYTHON and LLAMA, and for MODELS.
 MODELS ?= /dev/shm
 bench-gpu: deps
@@ -116,4 +121,4 @@ gpu-kit: deps
 	@sh cuda/dist.sh $(BUILD)/dist_qmoon $(BUILD)/gpu-kit
 	@sh tests/gpu/kit.sh $(BUILD) $(BUILD)/gpu-kit $(BNB)
 
-.PHONY: cuda-all test-gpu bench-gpu dist gpu-kit
+.PHONY: cuda-all test-gpu fuzz-gpu bench-gpu dist gpu-kit

@@ -1,6 +1,6 @@
 #!/bin/sh
 # kit.sh BUILD FOLDER [BITSANDBYTES]: adds to FOLDER, made by dist.sh, what a machine with a GPU needs to run the tests
-# and benchmarks: `sh run.sh` there, or `sh run.sh test`, `bench` or `sanitize`; bench.sh says which peers it takes.
+# and benchmarks: `sh run.sh` there, or `sh run.sh test`, `bench`, `sanitize` or `fuzz`; bench.sh says which peers it takes.
 set -eu
 build=$1 to=$(realpath "$2") bnb=${3:-}
 for program in gpu_test gpu_bench matrix_bench; do
@@ -32,6 +32,10 @@ if [ "${1:-}" = sanitize ]; then # every tool over small cases; minutes
         done
     done
     exit $status
+fi
+if [ "${1:-}" = fuzz ]; then # [SEED [SECONDS [DEVICE [only=I|kind=KIND]]]]
+    shift
+    exec ./qmoon tests/gpu/fuzz.lua "$@"
 fi
 [ "${1:-}" = bench ] || ./qmoon tests/run.lua --unit ./gpu_test tests/gpu/*_test.lua || status=1
 if [ "${1:-}" != test ]; then
