@@ -194,7 +194,7 @@ local function random_model()
     synth.model(size, dir, { seed = rnd(1e6) })
     return dir, ("%s, %d wide, %d/%d heads of %d, ffn %d, %d layers"):format(name, size.hidden_size, size.num_attention_heads,
         size.num_key_value_heads, size.head_dim or size.hidden_size / size.num_attention_heads, size.intermediate_size,
-        size.num_hidden_layers)
+        size.num_hidden_layers), size
 end
 
 --- Greedy tokens may part where two logits are as good as equal.
@@ -249,13 +249,21 @@ function kinds.model()
 end
 
 function kinds.pipeline()
-    local dir, what = random_model()
+    local dir, what, size = random_model()
     local trees = {}
     local format, name = random_format()
-    what = name .. " of " .. what
+    local adapter, rank = chance(0.5) and support.scratch(), length(80)
+    if adapter then
+        synth.adapter(size, adapter, { seed = rnd(1e6), rank = rank })
+        what = ("adapter of rank %d on %s"):format(rank, what)
+    end
+    local round = one { "f16", "bf16", "f32" }
+    what = ("%s, rounded to %s, of %s"):format(name, round, what)
     for i, device in ipairs { "cpu", DEVICE } do
         local out = support.scratch() .. (GGUF[name] and ".gguf" or "")
-        local ok, e = pcall(qm.write, qm.open(dir), { { path = out, format = format } }, { device = device })
+        local model = qm.open(dir)
+        local ok, e = pcall(qm.write, adapter and model:merge(adapter) or model, { { path = out, format = format } },
+            { device = device, round = round })
         trees[i] = not ok and tostring(e):gsub(out, "OUT") or GGUF[name] and { file = support.read(out) } or support.tree(out)
     end
     if type(trees[1]) == "string" then
