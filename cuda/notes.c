@@ -151,7 +151,8 @@ typedef struct builder {
     const qm_note *norm; /* the last one, and whether its half is being made */
     qm_norm half_norm;
     bool norm_made;
-    const qm_note *rope[2]; /* turns that no attention has taken yet */
+    const qm_note *rope[2];        /* turns that no attention has taken yet */
+    const qm_attend_phase *turned; /* the last attention */
     int ropes;
 } builder;
 
@@ -221,8 +222,7 @@ static bool take_open(builder *b, const float *x, qm_open *open)
         return false;
     const qm_attention *a = &f->attend.a;
     f->attend.open = true;
-    *open = (qm_open){f->attend.half, f->attend.stats,           a->y,      a->heads,
-                      a->kv_heads,    a->head_dim == 64 ? 6 : 7, a->window, a->at};
+    *open = (qm_open){f->attend.half, f->attend.stats, a->y, a->heads, a->head_dim == 64 ? 6 : 7};
     return true;
 }
 
@@ -359,6 +359,9 @@ static verdict take_attend(builder *b, const qm_note *n, qm_err *e)
     }
     b->ropes = 0;
     b->head_dim = a->head_dim;
+    f->turns = !b->turned || b->turned->inverse != f->inverse || b->turned->turn != f->turn
+               || b->turned->a.at.first != a->at.first;
+    b->turned = f;
     if (!b->partial)
         b->partial = qm_cuda_take(b->d, qm_program_partial(b->blocks, a->head_dim), e);
     f->a.partial = b->partial;
@@ -430,6 +433,7 @@ static bool run_program(builder *b, qm_err *e)
                     .group = b->kind->group,
                     .scale = b->kind->scale,
                     .dynamic = d->ops->dynamic,
+                    .passed = d->ops->passed,
                     .sums = b->sums};
     memcpy(p.level, b->kind->level, sizeof p.level);
     void *phases = qm_cuda_take(d, (uint64_t)count * QM_PHASE_BYTES, e);
@@ -444,6 +448,8 @@ static bool run_program(builder *b, qm_err *e)
 static void divide(builder *b)
 {
     for (int i = 0; i < b->phases; i++) {
+        if (b->phase[i].kind == QM_PHASE_ATTEND)
+            qm_program_share(&b->phase[i].attend, b->blocks);
         if (b->phase[i].kind != QM_PHASE_PRODUCT)
             continue;
         qm_product_phase *f = &b->phase[i].product;

@@ -55,15 +55,14 @@ typedef struct qm_phase_part {
 } qm_phase_part;
 
 /* Attention's result in two or three parts, each of some of the positions, which the product that follows puts together:
- * [part][head][dimension], each part of weight 1, and [part][head] the largest score and the sum of weights.  Where the
+ * [part][head][dimension], each part of weight 1, and [part][head] the largest score, times log2 e, and the sum of weights.  Where the
  * positions are few, or many, it is whole: the first part. */
 enum { QM_OPEN_PARTS = 3 };
 typedef struct qm_open {
     qm_sixteens half; /* .half NULL: x is no such thing */
     const float *stats;
-    float *y;                                   /* the whole goes here */
-    uint32_t heads, kv_heads, dim_bits, window; /* 2^dim_bits: a head's dimensions */
-    qm_position at;
+    float *y;                 /* the whole goes here */
+    uint32_t heads, dim_bits; /* 2^dim_bits: a head's dimensions */
 } qm_open;
 
 /* x W^T of up to QM_TOGETHER matrices, their tiles numbered through or, under a gate, by turns. */
@@ -98,7 +97,12 @@ typedef struct qm_attend_phase {
     const float *inverse; /* frequencies of all pairs, or NULL: no turn */
     float turn;           /* what sine and cosine are multiplied with */
     bool neox;
+    bool turns;   /* sine and cosine are not those of the attention before */
     float *q, *k; /* where q and k go, turned */
+
+    /* Of qm_program_share: query heads of a key head; eights of them; these of all key heads; 65536 / units, rounded up; how
+     * many blocks there are for each. */
+    uint32_t group, rounds, units, unit_by, most;
 } qm_attend_phase;
 
 typedef struct qm_phase {
@@ -118,6 +122,7 @@ typedef struct qm_program {
     qm_scale_type scale;
     float level[16];
     const float *dynamic;
+    const int32_t *passed; /* of all attention's positions */
     uint32_t
         sums; /* floats that a block needs of its shared memory: qm_program_sums, the most of all phases */
     uint32_t *arrived; /* one for a phase, zero before */
@@ -129,6 +134,7 @@ enum { QM_PHASE_BYTES = 640 };
 uint32_t qm_program_blocks(void);
 /* Divides a product whose parts are known among the blocks: divisions take long on a GPU. */
 void qm_program_divide(qm_product_phase *p, uint32_t blocks);
+void qm_program_share(qm_attend_phase *a, uint32_t blocks); /* the same for attention */
 uint32_t qm_program_sums(const qm_product_phase *p);             /* of one that is divided */
 bool qm_program_takes(uint32_t sums, uint32_t head_dim);         /* head_dim 0: no attention */
 uint64_t qm_program_partial(uint32_t blocks, uint32_t head_dim); /* bytes for attention's parts */

@@ -4,8 +4,9 @@
 
 enum { WALK_THREADS = 512, WALK_WARPS = WALK_THREADS / 32, WALK_SLOTS = 4, WALK_GROUP = 8, WALK_KEYS = 16 };
 
-/* Shared memory: pairs, the map of nested scales, phases, a norm's factor, and what a phase has for itself. */
-static constexpr uint32_t WALK_MAP = PAIRS_BYTES, WALK_PHASES = WALK_MAP + 1024, WALK_FACTOR = WALK_PHASES + (uint32_t)WALK_SLOTS * QM_PHASE_BYTES, WALK_OWN = WALK_FACTOR + 16;
+/* Shared memory: pairs, the map of nested scales, phases, a norm's factor, sines and cosines, and what a phase has for itself. */
+static constexpr uint32_t WALK_MAP = PAIRS_BYTES, WALK_PHASES = WALK_MAP + 1024, WALK_FACTOR = WALK_PHASES + (uint32_t)WALK_SLOTS * QM_PHASE_BYTES,
+                          WALK_TURNS = WALK_FACTOR + 16, WALK_OWN = WALK_TURNS + 128 / 2 * 8;
 
 static_assert(sizeof(qm_phase) <= QM_PHASE_BYTES && QM_PHASE_BYTES % 16 == 0, "a phase has its place");
 
@@ -32,20 +33,21 @@ __device__ inline const qm_phase &phase_at(uint32_t n)
 
 /* ---- waiting for each other ---------------------------------------------------------------------- */
 
-__device__ inline void arrive(uint32_t *counter)
+__device__ inline void arrive(uint32_t *counter, bool took_part)
 {
     __syncthreads();
-    if (thread() == 0)
+    if (took_part && thread() == 0)
         asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
 }
 
-__device__ inline void wait_for_all(const uint32_t *counter)
+/* Until so many blocks have. */
+__device__ inline void wait_for(const uint32_t *counter, uint32_t blocks)
 {
     if (thread() == 0) {
         uint32_t here;
         do
             asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(here) : "l"(counter) : "memory");
-        while (here < gridDim.x);
+        while (here < blocks);
     }
     __syncthreads();
 }
@@ -55,17 +57,17 @@ __device__ inline void wait_for_all(const uint32_t *counter)
 /* The inverse of a power of two. */
 __device__ inline float inverse_power(float v) { return __uint_as_float(0x7f000000u - __float_as_uint(v)); }
 
-/* Of 16 lanes, each with one of 16 values in a row: as f16, with their power of two. */
-__device__ inline void store_sixteen(const qm_sixteens &h, uint32_t n, float v, bool there)
+/* Of 16 lanes, each with one of 16 values in a row, or 0: as f16, with their power of two. */
+__device__ inline void store_sixteen(const qm_sixteens &h, uint32_t n, float v, bool writes)
 {
-    float most = there ? fabsf(v) : 0;
+    float most = fabsf(v);
 #pragma unroll
     for (int i = 8; i; i /= 2)
         most = fmaxf(most, __shfl_xor_sync(~0u, most, i));
     const float by = to_half_range(most);
-    if (there)
+    if (writes)
         ((__half *)h.half)[n] = __float2half_rn(v * by);
-    if (there && n % 16 == 0)
+    if (writes && n % 16 == 0)
         h.scale[n / 16] = inverse_power(by);
 }
 
@@ -83,14 +85,14 @@ __device__ inline void store_pairs(const qm_sixteens &h, uint32_t n, float2 v)
 }
 
 /* Of 16 lanes as well: the first part of a norm. */
-__device__ inline void begin_norm(const qm_norm &norm, uint32_t n, float v, float weight, bool there)
+__device__ inline void begin_norm(const qm_norm &norm, uint32_t n, float v, float weight, bool writes)
 {
-    store_sixteen(norm.half, n, v * weight, there);
-    float square = there ? v * v : 0;
+    store_sixteen(norm.half, n, v * weight, writes);
+    float square = v * v;
 #pragma unroll
     for (int k = 8; k; k /= 2)
         square += __shfl_xor_sync(~0u, square, k);
-    if (there && n % 16 == 0)
+    if (writes && n % 16 == 0)
         norm.squares[n / 16] = square;
 }
 
@@ -147,32 +149,37 @@ template <int GROUP, qm_scale_type S, int DIM> __global__ void __launch_bounds__
     const uint32_t pairs = (uint32_t)__cvta_generic_to_shared(memory) + 4 * lane;
     walk_item<GROUP, S> item;
     item.load_all(item.next(first_place(product_from(0, program.count)), space, lane));
+    const int32_t passed = program.passed ? __ldcg(program.passed) : 0;
+    uint32_t parts = 0, before = 0; /* what the last attention was left in; the blocks that took part in the last phase */
     for (uint32_t p = 0; p < program.count; p++) {
         const qm_phase &f = phase_at(p);
         fetch_phase(program, p + WALK_SLOTS - 1, slots);
+        uint32_t takes_part = gridDim.x;
         if (f.kind == QM_PHASE_PRODUCT) {
-            const walk_turn turn(f.product, product_from(p + 1, program.count));
-            if (p)
-                wait_for_all(program.arrived + p - 1);
+            const walk_turn turn(f.product, product_from(p + 1, program.count), parts);
+            wait_for(program.arrived + (p ? p - 1 : 0), before);
             walk_product<GROUP, S>(p, turn, item, space, (float *)own, (float *)(memory + WALK_FACTOR), pairs, dynamic, lane, g, t, never);
         } else if (f.kind == QM_PHASE_ATTEND) {
-            const attend_range range(position_of(f.attend.a.at), f.attend.a.window, f.attend.a.heads, f.attend.a.kv_heads);
-            begin_attend<DIM>(f.attend, range, own, lane);
-            if (p)
-                wait_for_all(program.arrived + p - 1);
-            else
-                __syncthreads(); /* for the sines */
-            walk_attend<DIM>(f.attend, range, own, lane);
+            const attend_range range(f.attend, passed);
+            takes_part = range.parts * f.attend.units;
+            parts = open_parts(f.attend, range);
+            if (f.attend.turns)
+                make_turns<DIM>(f.attend, range.position, (float2 *)(memory + WALK_TURNS));
+            if (blockIdx.x < takes_part) {
+                begin_attend<DIM>(f.attend, range, own, lane);
+                wait_for(program.arrived + (p ? p - 1 : 0), before);
+                walk_attend<DIM>(f.attend, range, (const float2 *)(memory + WALK_TURNS), own, lane);
+            }
         } else {
-            if (p)
-                wait_for_all(program.arrived + p - 1);
+            wait_for(program.arrived + (p ? p - 1 : 0), before);
             walk_half(f.half);
         }
         if (f.kind == QM_PHASE_PRODUCT)
             copies_done<1>(); /* phase p + 3 is there; what was asked for last are scales */
         else
             copies_done<0>();
-        arrive(program.arrived + p);
+        arrive(program.arrived + p, blockIdx.x < takes_part);
+        before = takes_part;
     }
 #endif
 }
@@ -190,6 +197,14 @@ void qm_program_divide(qm_product_phase *f, uint32_t blocks)
     f->each = sets / blocks, f->rest = sets % blocks;
     f->warp_by = 65536 / f->slices + 1;
     f->more_tiles = WALK_WARPS / f->slices, f->more_slices = WALK_WARPS % f->slices;
+}
+
+void qm_program_share(qm_attend_phase *f, uint32_t blocks)
+{
+    f->group = f->a.heads / f->a.kv_heads;
+    f->rounds = (f->group + WALK_GROUP - 1) / WALK_GROUP, f->units = f->a.kv_heads * f->rounds;
+    f->unit_by = 65536 / f->units + 1;
+    f->most = blocks / f->units;
 }
 
 uint32_t qm_program_sums(const qm_product_phase *f)

@@ -5,6 +5,33 @@
 
 /* ---- products: x --------------------------------------------------------------------------------- */
 
+/* What each of attention's parts counts at column `at`, with the powers of two of its sixteen. */
+struct open_weights {
+    float part[QM_OPEN_PARTS];
+
+    __device__ open_weights(const qm_open &x, uint32_t parts, uint32_t cols, uint32_t at)
+    {
+        const float2 *stats = (const float2 *)x.stats + (at >> x.dim_bits);
+        float2 stat[QM_OPEN_PARTS];
+        float most = -INFINITY, total = 0;
+#pragma unroll
+        for (uint32_t k = 0; k < QM_OPEN_PARTS; k++) {
+            stat[k] = k < parts ? stats[k * x.heads] : make_float2(-INFINITY, 0);
+            part[k] = k < parts ? x.half.scale[(k * cols + at) / 16] : 0;
+        }
+#pragma unroll
+        for (uint32_t k = 0; k < QM_OPEN_PARTS; k++)
+            most = fmaxf(most, stat[k].x);
+#pragma unroll
+        for (uint32_t k = 0; k < QM_OPEN_PARTS; k++)
+            stat[k].y *= power_of_two(stat[k].x - most), total += stat[k].y;
+        const float whole = __fdividef(1, total);
+#pragma unroll
+        for (uint32_t k = 0; k < QM_OPEN_PARTS; k++)
+            part[k] *= stat[k].y * whole;
+    }
+};
+
 /* A lane's part of operand B: of unit g, its quarter of each group; and the powers of two of that. */
 template <int GROUP> struct walk_operand {
     static constexpr int IN_UNIT = GROUP < 64 ? GROUP : 64, RUN = IN_UNIT / 4, RUNS = 16 / RUN;
@@ -32,58 +59,43 @@ template <int GROUP> struct walk_operand {
         }
     }
 
-    /* The same of attention's parts, put together; into y as well, or NULL. */
-    __device__ void load(const qm_open &x, uint32_t parts, float *y, uint32_t cols, uint32_t slice, uint32_t g, uint32_t t)
+    /* The same of attention's parts, put together. */
+    __device__ void load(const qm_open &x, uint32_t parts, uint32_t cols, uint32_t slice, uint32_t g, uint32_t t)
     {
 #pragma unroll
         for (int i = 0; i < RUNS; i++) {
             const uint32_t at = slice * QM_ITEM_COLS + g * QM_UNIT_COLS + i * IN_UNIT + t * RUN;
             const bool there = at < cols;
-            const float2 *stats = (const float2 *)x.stats + (there ? at >> x.dim_bits : 0);
             const __half *from = (const __half *)x.half.half + (there ? at : 0);
-            const float *scales = x.half.scale + (there ? at / 16 : 0);
-            float2 stat[QM_OPEN_PARTS];
-            float by[QM_OPEN_PARTS], most = -INFINITY, total = 0, sum[RUN] = {};
             uint32_t v[QM_OPEN_PARTS][RUN / 2];
 #pragma unroll
-            for (uint32_t k = 0; k < QM_OPEN_PARTS; k++) {
-                const bool has = k < parts;
-                stat[k] = has ? stats[k * x.heads] : make_float2(-INFINITY, 0);
-                by[k] = has ? scales[k * (cols / 16)] : 0;
+            for (uint32_t k = 0; k < QM_OPEN_PARTS; k++)
 #pragma unroll
-                for (int w = 0; w < RUN / 2; w += 2) {
-                    const uint2 two = has ? *(const uint2 *)(from + k * cols + 2 * w) : make_uint2(0, 0);
-                    v[k][w] = two.x, v[k][w + 1] = two.y;
+                for (int w = 0; w < RUN / 2; w += RUN >= 8 ? 4 : 2) {
+                    if constexpr (RUN >= 8) {
+                        const uint4 four = k < parts ? load_fresh(from + k * cols + 2 * w) : make_uint4(0, 0, 0, 0);
+                        v[k][w] = four.x, v[k][w + 1] = four.y, v[k][w + 2] = four.z, v[k][w + 3] = four.w;
+                    } else {
+                        const uint2 two = k < parts ? *(const uint2 *)(from + k * cols + 2 * w) : make_uint2(0, 0);
+                        v[k][w] = two.x, v[k][w + 1] = two.y;
+                    }
                 }
-            }
+            open_weights by(x, parts, cols, there ? at : 0);
+            /* in f16, with a power of two that leaves room for the sum of three */
+            float most = 0;
 #pragma unroll
             for (uint32_t k = 0; k < QM_OPEN_PARTS; k++)
-                most = fmaxf(most, stat[k].x);
-#pragma unroll
-            for (uint32_t k = 0; k < QM_OPEN_PARTS; k++)
-                stat[k].y *= __expf(stat[k].x - most), total += stat[k].y;
-            const float whole = __fdividef(there ? 1.0f : 0.0f, total);
-            float largest = 0;
+                most = fmaxf(most, by.part[k]);
+            const uint32_t power = __float_as_uint(most) & 0x7f800000u;
+            scale[i] = there ? power + (2u << 23) : 0;
 #pragma unroll
             for (uint32_t k = 0; k < QM_OPEN_PARTS; k++) {
-                by[k] *= stat[k].y * whole;
+                const __half2 part = __float2half2_rn(by.part[k] * inverse_power(__uint_as_float(power + (2u << 23))));
 #pragma unroll
                 for (int w = 0; w < RUN / 2; w++) {
-                    const float2 two = __half22float2(*(const __half2 *)&v[k][w]);
-                    sum[2 * w] = __fmaf_rn(two.x, by[k], sum[2 * w]), sum[2 * w + 1] = __fmaf_rn(two.y, by[k], sum[2 * w + 1]);
+                    const __half2 two = *(const __half2 *)&v[k][w], sum = k ? __hfma2(two, part, *(const __half2 *)&word[i * (RUN / 2) + w]) : __hmul2(two, part);
+                    word[i * (RUN / 2) + w] = *(const uint32_t *)&sum;
                 }
-            }
-#pragma unroll
-            for (int w = 0; w < RUN; w++)
-                largest = fmaxf(largest, fabsf(sum[w]));
-            const float to_half = to_half_range(largest);
-            scale[i] = there ? __float_as_uint(inverse_power(to_half)) : 0;
-#pragma unroll
-            for (int w = 0; w < RUN / 2; w++) {
-                const __half2 two = __floats2half2_rn(sum[2 * w] * to_half, sum[2 * w + 1] * to_half);
-                word[i * (RUN / 2) + w] = *(const uint32_t *)&two;
-                if (y && there)
-                    *(float2 *)(y + at + 2 * w) = make_float2(sum[2 * w], sum[2 * w + 1]);
             }
         }
     }
@@ -183,76 +195,83 @@ template <int GROUP, qm_scale_type S> struct walk_item {
 
 /* ---- products: results --------------------------------------------------------------------------- */
 
-/* A thread's row of a tile, or of two under a gate, and what it needs beside its sum. */
+/* A warp finishes a tile, or the two under a gate: a lane has row lane % 16, of which two lanes share the work.  The first has
+ * y or, of a gate, the first matrix and its results; the second the sum y + add, or the second matrix.  What it needs: */
 struct row_needs {
-    uint32_t part, n; /* NO_ROW: there is none */
-    float bias, weight;
+    uint32_t n; /* NO_ROW: there is none */
+    float factor, bias, weight;
     const float *add; /* or NULL */
+    float *to;        /* or NULL */
 
-    __device__ void load(const qm_product_phase &f, const walk_span &span, uint32_t i)
+    __device__ void load(const qm_product_phase &f, const walk_span &span, uint32_t set)
     {
-        const uint32_t tile = i / QM_TILE_ROWS * (f.gate ? 2 : 1), in = span.tile0 + tile;
-        part = 0, n = NO_ROW, bias = weight = 0, add = NULL;
+        const uint32_t lane = thread() % 32, tile = f.gate ? 2 * set + lane / 16 : set, in = span.tile0 + tile;
+        n = NO_ROW, factor = bias = weight = 0, add = NULL, to = NULL;
         if (tile >= span.tiles)
             return;
-        part = part_of(f, in);
-        const qm_phase_part &p = f.part[part];
-        const uint32_t row = tile_in_part(f, in) * QM_TILE_ROWS + i % QM_TILE_ROWS;
+        const qm_phase_part &p = f.part[part_of(f, in)];
+        const uint32_t row = tile_in_part(f, in) * QM_TILE_ROWS + lane % 16;
         if (row >= p.rows)
             return;
         n = row;
+        factor = p.factor;
         bias = p.p.bias ? p.p.bias[n] : 0;
         weight = f.after.weight ? f.after.weight[n] + f.after.add : 0;
         add = p.p.add ? p.p.add + n : NULL;
+        to = f.gate || lane < 16 ? p.p.y + n : p.p.add ? p.p.sum + n : NULL;
     }
 };
 
-/* A row's sums, in an order of their own. */
-__device__ inline float sum_of(const float *part, uint32_t count)
+/* `count` of a row's sums, every `step`-th. */
+__device__ inline float sum_of(const float *part, uint32_t count, uint32_t step)
 {
     float v[4] = {0, 0, 0, 0};
-    uint32_t k = 0;
-#pragma unroll 2
-    for (; k + 4 <= count; k += 4)
+#pragma unroll 1
+    for (uint32_t k = 0; k < count; k += 4) {
+        float now[4];
+#pragma unroll
+        for (uint32_t i = 0; i < 4; i++)
+            now[i] = k + i < count ? part[(k + i) * step] : 0;
 #pragma unroll
         for (int i = 0; i < 4; i++)
-            v[i] += part[(k + i) * QM_TILE_ROWS];
-    for (; k < count; k++)
-        v[0] += part[k * QM_TILE_ROWS];
+            v[i] += now[i];
+    }
     return (v[0] + v[1]) + (v[2] + v[3]);
 }
 
-/* The rows of a block, a thread each; `needs` and `add`: of its first one. */
+/* The rows of a block, of which each warp takes those of a tile; `needs` and `add`: of its first one. */
 __device__ inline void finish_rows(const qm_product_phase &f, const float *sums, const walk_span &span, float by, row_needs needs, float add)
 {
-    const uint32_t each = f.gate ? 2 : 1, rows = span.tiles / each * QM_TILE_ROWS, slices = f.slices;
-    for (uint32_t i = thread(); i - thread() % 32 < rows; i += WALK_THREADS) { /* whole warps */
-        if (i != thread()) {
-            needs.load(f, span, i);
+    const bool gate = f.gate != QM_GATE_NONE;
+    const uint32_t lane = thread() % 32, second = lane / 16, each = gate ? 2 : 1, slices = f.slices;
+#pragma unroll 1
+    for (uint32_t set = thread() / 32; set * each < span.tiles; set += WALK_WARPS) {
+        if (set != thread() / 32) {
+            needs.load(f, span, set);
             add = needs.add ? *needs.add : 0;
         }
         const uint32_t n = needs.n;
         const bool there = n != NO_ROW;
-        const qm_phase_part &p = f.part[needs.part];
-        const float *part = sums + i / QM_TILE_ROWS * each * slices * QM_TILE_ROWS + i % QM_TILE_ROWS;
-        float v = there ? __fmaf_rn(sum_of(part, slices), by * p.factor, needs.bias) : 0;
-        if (f.gate) {
-            const qm_phase_part &q = f.part[1];
-            const float up = there ? __fmaf_rn(sum_of(part + slices * QM_TILE_ROWS, slices), by * q.factor, q.p.bias ? q.p.bias[n] : 0) : 0;
-            const float gated = (f.gate == QM_GATE_SILU ? __fdividef(v, 1 + __expf(-v)) : gelu_tanh(v)) * up;
-            store_sixteen(f.gated_half, n, gated, there);
+        const float *part = sums + (set * each * slices + second * (gate ? slices : 1)) * QM_TILE_ROWS + lane % 16;
+        float v = sum_of(part, gate ? slices : (slices + 1 - second) / 2, gate ? QM_TILE_ROWS : 2 * QM_TILE_ROWS);
+        if (!gate)
+            v += __shfl_xor_sync(~0u, v, 16);
+        v = there ? __fmaf_rn(v, by * needs.factor, needs.bias) : 0;
+        if (gate) {
+            const float other = __shfl_xor_sync(~0u, v, 16), first = second ? other : v, up = second ? v : other;
+            const float gated = (f.gate == QM_GATE_SILU ? __fdividef(first, 1 + __expf(-first)) : gelu_tanh(first)) * up;
+            store_sixteen(f.gated_half, n, gated, there && !second);
             if (there)
-                p.p.y[n] = v, q.p.y[n] = up, f.gated[n] = gated;
+                *needs.to = v;
+            if (there && second)
+                f.gated[n] = gated;
             continue;
         }
         const float all = v + add;
         if (f.after.weight)
-            begin_norm(f.after, n, all, needs.weight, there);
-        if (there) {
-            p.p.y[n] = v;
-            if (needs.add)
-                p.p.sum[n] = all;
-        }
+            begin_norm(f.after, n, there ? all : 0, needs.weight, there && !second);
+        if (needs.to)
+            *needs.to = second ? all : v;
     }
 }
 
@@ -267,23 +286,25 @@ struct walk_turn {
     walk_span span;
     uint32_t items, tile, slice; /* of the block; and where the warp's first one is */
     walk_place then;             /* the warp's first of the next product */
-    uint32_t parts;              /* of an x that is open */
+    uint32_t parts;              /* of an x that is open, or 0 */
+    qm_sixteens x;               /* else */
     row_needs needs;
 
-    __device__ walk_turn(const qm_product_phase &f, uint32_t next) : span(f), then(first_place(next))
+    __device__ walk_turn(const qm_product_phase &f, uint32_t next, uint32_t parts)
+        : span(f), then(first_place(next)), parts(f.open.half.half ? parts : 0), x(f.before.weight ? f.before.half : f.open.half.half ? f.open.half : f.x)
     {
         items = span.tiles * f.slices;
         tile = thread() / 32 * f.warp_by >> 16, slice = thread() / 32 - tile * f.slices;
         tile += span.tile0;
-        parts = open_parts(f.open);
-        needs.load(f, span, thread());
+        needs.load(f, span, thread() / 32);
     }
 };
 
-/* 1 / sqrt(mean of squares + eps), in all lanes of a warp. */
-__device__ inline float norm_factor(const qm_norm &norm, uint32_t cols, uint32_t lane)
+/* A warp of each block finishes a norm: 1 / sqrt(mean of squares + eps), and its part of the result. */
+__device__ inline void finish_norm(const qm_norm &norm, uint32_t cols, float *factor, uint32_t lane)
 {
-    const uint32_t sixteens = cols / 16;
+    const uint32_t sixteens = cols / 16, first = blockIdx.x * 32 + lane;
+    const float mine = first < cols ? norm.x[first] * (norm.weight[first] + norm.add) : 0;
     float squares = 0;
     for (uint32_t i = lane; i < sixteens; i += 256) { /* eight at a time */
         float v[8];
@@ -295,7 +316,26 @@ __device__ inline float norm_factor(const qm_norm &norm, uint32_t cols, uint32_t
 #pragma unroll
     for (int i = 16; i; i /= 2)
         squares += __shfl_xor_sync(~0u, squares, i);
-    return rsqrtf(__fdividef(squares, (float)cols) + norm.eps);
+    const float by = rsqrtf(__fdividef(squares, (float)cols) + norm.eps);
+    if (lane == 0)
+        *factor = by;
+    if (first < cols)
+        norm.y[first] = mine * by;
+    for (uint32_t i = first + gridDim.x * 32; i < cols; i += gridDim.x * 32)
+        norm.y[i] = norm.x[i] * (norm.weight[i] + norm.add) * by;
+}
+
+/* And its part of attention's result, put together. */
+__device__ inline void close(const qm_open &x, uint32_t parts, uint32_t cols, uint32_t lane)
+{
+    for (uint32_t i = blockIdx.x * 32 + lane; i < cols; i += gridDim.x * 32) {
+        const open_weights by(x, parts, cols, i);
+        float v = 0;
+#pragma unroll
+        for (uint32_t k = 0; k < QM_OPEN_PARTS; k++)
+            v += k < parts ? by.part[k] * __half2float(((const __half *)x.half.half)[k * cols + i]) : 0;
+        x.y[i] = v;
+    }
 }
 
 /* and what it does then.  `now`: the warp's first item of this phase, when it has one; afterwards that of the next product. */
@@ -309,21 +349,21 @@ __device__ inline void walk_product(uint32_t phase, const walk_turn &turn, walk_
     constexpr uint32_t STEP = WALK_WARPS;
     uint32_t item = thread() / 32, slice = turn.slice, tile = turn.tile;
     const bool late = f.before.weight != NULL;
-    const qm_sixteens &x = late ? f.before.half : f.open.half.half ? f.open.half : f.x;
     walk_operand<GROUP> b;
     auto load_x = [&] {
         if (turn.parts)
-            b.load(f.open, turn.parts, tile == 0 ? f.open.y : NULL, f.cols, slice, g, t);
+            b.load(f.open, turn.parts, f.cols, slice, g, t);
         else
-            b.load(x, f.cols, slice, g, t);
+            b.load(turn.x, f.cols, slice, g, t);
     };
     if (item < items)
         load_x();
     const float add = turn.needs.add ? *turn.needs.add : 0; /* is needed at the end, and under way now */
-    if (late && thread() / 32 == WALK_WARPS - 1) {          /* the warp that has the fewest items */
-        const float by = norm_factor(f.before, f.cols, lane);
-        if (lane == 0)
-            *factor = by;
+    if (thread() / 32 == WALK_WARPS - 1) { /* the warp that has the fewest items */
+        if (late)
+            finish_norm(f.before, f.cols, factor, lane);
+        else if (turn.parts)
+            close(f.open, turn.parts, f.cols, lane);
     }
     if (item >= items)
         now.load_all(now.next(turn.then, space, lane));
@@ -358,10 +398,6 @@ __device__ inline void walk_product(uint32_t phase, const walk_turn &turn, walk_
     __syncthreads();
     const float by = late ? *factor : 1;
     finish_rows(f, sums, turn.span, by, turn.needs, add);
-    constexpr uint32_t IDLE = WALK_THREADS / 2; /* the second half of the threads have no rows to finish, or few */
-    if (late && thread() >= IDLE)
-        for (uint32_t i = blockIdx.x * IDLE + thread() - IDLE; i < f.cols; i += gridDim.x * IDLE)
-            f.before.y[i] = f.before.x[i] * (f.before.weight[i] + f.before.add) * by;
 }
 
 #endif
