@@ -19,7 +19,7 @@ typedef struct upload {
 struct qm_notes {
     uint32_t blocks; /* that walk together */
     qm_note *note;
-    int notes, room, uploads;
+    int notes, room, uploads, programs;
     upload *upload;
 };
 
@@ -151,8 +151,8 @@ typedef struct builder {
     const qm_note *norm; /* the last one, and whether its half is being made */
     qm_norm half_norm;
     bool norm_made;
-    const qm_note *rope[2];        /* turns that no attention has taken yet */
-    const qm_attend_phase *turned; /* the last attention */
+    const qm_note *rope[2];      /* turns that no attention has taken yet */
+    const qm_attend_phase *last; /* attention */
     int ropes;
 } builder;
 
@@ -359,9 +359,10 @@ static verdict take_attend(builder *b, const qm_note *n, qm_err *e)
     }
     b->ropes = 0;
     b->head_dim = a->head_dim;
-    f->turns = !b->turned || b->turned->inverse != f->inverse || b->turned->turn != f->turn
-               || b->turned->a.at.first != a->at.first;
-    b->turned = f;
+    const qm_attend_phase *l = b->last;
+    f->anew = !l || l->inverse != f->inverse || l->turn != f->turn || l->a.at.first != a->at.first
+              || l->a.window != a->window || l->a.heads != a->heads || l->a.kv_heads != a->kv_heads;
+    b->last = f;
     if (!b->partial)
         b->partial = qm_cuda_take(b->d, qm_program_partial(b->blocks, a->head_dim), e);
     f->a.partial = b->partial;
@@ -409,18 +410,37 @@ static verdict take(builder *b, const qm_note *n, qm_err *e)
 
 /* ---- programs ------------------------------------------------------------------------------------ */
 
-static bool keep_upload(qm_notes *p, void *to, const qm_phase *phase, int count, qm_err *e)
+/* `size` bytes of memory here that will be brought to `to`, which is on the GPU, after the capture; NULL: there are none. */
+static void *keep_upload(qm_notes *p, void *to, uint64_t size, qm_err *e)
 {
     upload *more = realloc(p->upload, (size_t)(p->uploads + 1) * sizeof *more);
-    char *bytes = calloc((size_t)count, QM_PHASE_BYTES);
+    void *bytes = calloc(1, size);
     p->upload = more ? more : p->upload;
     if (!more || !bytes) {
         free(bytes);
-        return qm_fail(e, QM_ENOFIT, "out of memory for the notes of a step");
+        qm_fail(e, QM_ENOFIT, "out of memory for the notes of a step");
+        return NULL;
     }
-    for (int i = 0; i < count; i++)
-        memcpy(bytes + (size_t)i * QM_PHASE_BYTES, &phase[i], sizeof phase[i]);
-    p->upload[p->uploads++] = (upload){to, bytes, (uint64_t)count * QM_PHASE_BYTES};
+    p->upload[p->uploads++] = (upload){to, bytes, size};
+    return bytes;
+}
+
+/* The phases, and what each block has of the products, as they will lie on the GPU. */
+static bool upload_phases(const builder *b, void *phases, void *plans, qm_err *e)
+{
+    qm_notes *p = b->d->ops->notes;
+    const size_t count = (size_t)b->phases;
+    char *to = keep_upload(p, phases, count * QM_PHASE_BYTES, e);
+    qm_block_plan *plan = to ? keep_upload(p, plans, count * b->blocks * sizeof *plan, e) : NULL;
+    if (!plan)
+        return false;
+    const uint32_t bytes = qm_item_bytes(b->kind->scale, b->kind->group);
+    for (size_t i = 0; i < count; i++) {
+        memcpy(to + i * QM_PHASE_BYTES, &b->phase[i], sizeof b->phase[i]);
+        for (uint32_t k = 0; b->phase[i].kind == QM_PHASE_PRODUCT && k < b->blocks; k++)
+            qm_program_plan(&b->phase[i].product, k, bytes, plan + i * b->blocks + k);
+    }
+    p->programs++;
     return true;
 }
 
@@ -437,9 +457,13 @@ static bool run_program(builder *b, qm_err *e)
                     .sums = b->sums};
     memcpy(p.level, b->kind->level, sizeof p.level);
     void *phases = qm_cuda_take(d, (uint64_t)count * QM_PHASE_BYTES, e);
+    void *plans = phases ? qm_cuda_take(d, (uint64_t)count * b->blocks * sizeof *p.plans, e) : NULL;
     p.phases = phases;
-    p.arrived = phases ? qm_cuda_take(d, count * sizeof *p.arrived, e) : NULL;
-    return p.arrived && keep_upload(d->ops->notes, phases, b->phase, b->phases, e)
+    p.plans = plans;
+    p.arrived = plans ? qm_cuda_take(d, count * sizeof *p.arrived, e) : NULL;
+    while (b->phase[p.first].kind != QM_PHASE_PRODUCT)
+        p.first++;
+    return p.arrived && upload_phases(b, phases, plans, e)
            && qm_cuda_check(d, cudaMemsetAsync(p.arrived, 0, count * sizeof *p.arrived, d->stream),
                             "a captured step", e)
            && qm_cuda_check(d, qm_program_run(&p, d->stream), "a captured step", e);
@@ -447,13 +471,16 @@ static bool run_program(builder *b, qm_err *e)
 
 static void divide(builder *b)
 {
-    for (int i = 0; i < b->phases; i++) {
+    uint32_t next = (uint32_t)QM_NO_PHASE;
+    for (int i = b->phases - 1; i >= 0; i--) {
         if (b->phase[i].kind == QM_PHASE_ATTEND)
             qm_program_share(&b->phase[i].attend, b->blocks);
         if (b->phase[i].kind != QM_PHASE_PRODUCT)
             continue;
         qm_product_phase *f = &b->phase[i].product;
         qm_program_divide(f, b->blocks);
+        f->next = next;
+        next = (uint32_t)i;
         uint32_t sums = qm_program_sums(f);
         b->sums = sums > b->sums ? sums : b->sums;
     }
@@ -505,7 +532,7 @@ bool qm_cuda_play(qm_cuda *d, qm_err *e)
     return ok;
 }
 
-int qm_cuda_notes_programs(const qm_cuda *d) { return d->ops->notes->uploads; }
+int qm_cuda_notes_programs(const qm_cuda *d) { return d->ops->notes->programs; }
 
 bool qm_cuda_notes_done(qm_cuda *d, bool captured, qm_err *e)
 {
@@ -514,6 +541,6 @@ bool qm_cuda_notes_done(qm_cuda *d, bool captured, qm_err *e)
     for (int i = 0; captured && ok && i < p->uploads; i++)
         ok = qm_cuda_upload(d, p->upload[i].to, p->upload[i].from, p->upload[i].size, e);
     forget_uploads(p);
-    p->notes = 0;
+    p->notes = p->programs = 0;
     return ok;
 }

@@ -72,6 +72,7 @@ typedef struct qm_product_phase {
     uint32_t each, rest; /* tiles (under a gate, pairs) of a block; so many blocks have one more */
     uint32_t warp_by, more_tiles,
         more_slices; /* 65536 / slices, rounded up; from one item of a warp to its next */
+    uint32_t next;   /* the next product among the phases, or QM_NO_PHASE */
     qm_sixteens x;
     qm_open open;          /* or this */
     qm_norm before, after; /* of x; and of the last part's sum or, where nothing is added, result */
@@ -97,12 +98,12 @@ typedef struct qm_attend_phase {
     const float *inverse; /* frequencies of all pairs, or NULL: no turn */
     float turn;           /* what sine and cosine are multiplied with */
     bool neox;
-    bool turns;   /* sine and cosine are not those of the attention before */
+    bool anew;    /* positions, heads or turns are not those of the attention before */
     float *q, *k; /* where q and k go, turned */
 
-    /* Of qm_program_share: query heads of a key head; eights of them; these of all key heads; 65536 / units, rounded up; how
-     * many blocks there are for each. */
-    uint32_t group, rounds, units, unit_by, most;
+    /* Of qm_program_share: query heads of a key head; eights of them; these of all key heads; how many blocks there are for
+     * each. */
+    uint32_t group, rounds, units, most;
 } qm_attend_phase;
 
 typedef struct qm_phase {
@@ -114,10 +115,22 @@ typedef struct qm_phase {
     };
 } qm_phase;
 
+/* The tiles of a product that one block multiplies, by turns the items of each: tile t is of part (t >= bound[0]) + (t >= bound[1]),
+ * and there number t + tile[part]; item i of the block is at item[part] + i times an item's bytes.  Under a gate the tiles of the
+ * first matrix come first. */
+typedef struct qm_block_plan {
+    uint64_t item[QM_TOGETHER];
+    uint32_t tile[QM_TOGETHER], bound[QM_TOGETHER - 1];
+    uint32_t tiles, items;
+    uint32_t unused[3];
+} qm_block_plan;
+
 /* Phases whose matrices are of one kind.  Between two products there are no more than two others. */
 typedef struct qm_program {
-    const qm_phase *phases; /* on the GPU, QM_PHASE_BYTES each */
+    const qm_phase *phases;     /* on the GPU, QM_PHASE_BYTES each */
+    const qm_block_plan *plans; /* [phase][block], of products */
     uint32_t count, head_dim;
+    uint32_t first; /* product among the phases */
     uint32_t group;
     qm_scale_type scale;
     float level[16];
@@ -128,12 +141,14 @@ typedef struct qm_program {
     uint32_t *arrived; /* one for a phase, zero before */
 } qm_program;
 
-enum { QM_PHASE_BYTES = 640 };
+enum { QM_PHASE_BYTES = 640, QM_NO_PHASE = -1 };
 
 /* Blocks of threads that walk together on this GPU; 0: it cannot. */
 uint32_t qm_program_blocks(void);
 /* Divides a product whose parts are known among the blocks: divisions take long on a GPU. */
 void qm_program_divide(qm_product_phase *p, uint32_t blocks);
+/* What a block has of it; item_bytes: qm_item_bytes of the matrices. */
+void qm_program_plan(const qm_product_phase *p, uint32_t block, uint32_t item_bytes, qm_block_plan *plan);
 void qm_program_share(qm_attend_phase *a, uint32_t blocks); /* the same for attention */
 uint32_t qm_program_sums(const qm_product_phase *p);             /* of one that is divided */
 bool qm_program_takes(uint32_t sums, uint32_t head_dim);         /* head_dim 0: no attention */

@@ -2,13 +2,15 @@
 #ifndef QM_WALK_CUH
 #define QM_WALK_CUH
 
-enum { WALK_THREADS = 512, WALK_WARPS = WALK_THREADS / 32, WALK_SLOTS = 4, WALK_GROUP = 8, WALK_KEYS = 16 };
+enum { WALK_THREADS = 512, WALK_WARPS = WALK_THREADS / 32, WALK_SLOTS = 8, WALK_AHEAD = 4, WALK_GROUP = 8, WALK_KEYS = 16 };
 
-/* Shared memory: pairs, the map of nested scales, phases, a norm's factor, sines and cosines, and what a phase has for itself. */
-static constexpr uint32_t WALK_MAP = PAIRS_BYTES, WALK_PHASES = WALK_MAP + 1024, WALK_FACTOR = WALK_PHASES + (uint32_t)WALK_SLOTS * QM_PHASE_BYTES,
-                          WALK_TURNS = WALK_FACTOR + 16, WALK_OWN = WALK_TURNS + 128 / 2 * 8;
+/* Shared memory: pairs, the map of nested scales, phases with the block's plan of each, what is known (walk_known, attend_range,
+ * sines and cosines), the scales under way, and what a phase has for itself. */
+static constexpr uint32_t WALK_SLOT = QM_PHASE_BYTES + sizeof(qm_block_plan);
+static constexpr uint32_t WALK_MAP = PAIRS_BYTES, WALK_PHASES = WALK_MAP + 1024, WALK_KNOWN = WALK_PHASES + (uint32_t)WALK_SLOTS * WALK_SLOT,
+                          WALK_RANGE = WALK_KNOWN + 16, WALK_TURNS = WALK_RANGE + 64, WALK_OWN = WALK_TURNS + 128 / 2 * 8;
 
-static_assert(sizeof(qm_phase) <= QM_PHASE_BYTES && QM_PHASE_BYTES % 16 == 0, "a phase has its place");
+static_assert(sizeof(qm_phase) <= QM_PHASE_BYTES && QM_PHASE_BYTES % 16 == 0 && sizeof(qm_block_plan) % 16 == 0, "a phase has its place");
 
 /* threadIdx.x, asked for anew every time: registers are short, and what is spilled comes back from the second-level cache,
  * because waiting for other blocks empties the first. */
@@ -24,30 +26,42 @@ struct walk_job {
     uint32_t never; /* 0 */
 };
 
-/* Phase n, while it is in shared memory: from three before it on. */
+/* What a block knows from one phase to the next. */
+struct walk_known {
+    int32_t passed;
+    uint32_t parts;     /* that the last attention was left in; 0: it is whole */
+    uint32_t took_part; /* blocks, in the last phase */
+    float factor;       /* of a norm */
+};
+
+/* Phase n and the block's plan of it, while they are in shared memory: from four phases before it on. */
 __device__ inline const qm_phase &phase_at(uint32_t n)
 {
     extern __shared__ uint4 shared[];
-    return *(const qm_phase *)((const uint8_t *)shared + WALK_PHASES + n % WALK_SLOTS * QM_PHASE_BYTES);
+    return *(const qm_phase *)((const uint8_t *)shared + WALK_PHASES + n % WALK_SLOTS * WALK_SLOT);
 }
+__device__ inline const qm_block_plan &plan_at(uint32_t n) { return *(const qm_block_plan *)((const uint8_t *)&phase_at(n) + QM_PHASE_BYTES); }
 
 /* ---- waiting for each other ---------------------------------------------------------------------- */
 
-__device__ inline void arrive(uint32_t *counter, bool took_part)
+/* After the block's threads have met. */
+__device__ inline void arrive(uint32_t *counter, uint32_t take_part, walk_known *known)
 {
-    __syncthreads();
-    if (took_part && thread() == 0)
+    if (thread() != 0)
+        return;
+    known->took_part = take_part;
+    if (blockIdx.x < take_part)
         asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
 }
 
-/* Until so many blocks have. */
-__device__ inline void wait_for(const uint32_t *counter, uint32_t blocks)
+/* Until all have that took part in the phase before this one; and the block's threads meet. */
+__device__ inline void wait_for(const uint32_t *arrived, uint32_t phase, const walk_known *known)
 {
-    if (thread() == 0) {
+    if (thread() == 0 && phase > 0) {
         uint32_t here;
         do
-            asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(here) : "l"(counter) : "memory");
-        while (here < blocks);
+            asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(here) : "l"(arrived + phase - 1) : "memory");
+        while (here < known->took_part);
     }
     __syncthreads();
 }
@@ -113,20 +127,13 @@ __device__ inline void walk_half(const qm_half_phase &f)
 
 /* ---- the kernel ---------------------------------------------------------------------------------- */
 
-/* The next product from phase p on, which is no further than two. */
-__device__ inline uint32_t product_from(uint32_t p, uint32_t count)
+__device__ inline void fetch_phase(const qm_program &p, uint32_t n)
 {
-    for (uint32_t k = p; k < count && k < p + 3; k++)
-        if (phase_at(k).kind == QM_PHASE_PRODUCT)
-            return k;
-    return NO_PHASE;
-}
-
-__device__ inline void fetch_phase(const qm_program &p, uint32_t n, uint8_t *slots)
-{
-    if (n < p.count && thread() < QM_PHASE_BYTES / 16)
-        copy_async((uint32_t)__cvta_generic_to_shared(slots + n % WALK_SLOTS * QM_PHASE_BYTES) + thread() * 16,
-                   (const uint8_t *)p.phases + (uint64_t)n * QM_PHASE_BYTES + thread() * 16, true);
+    constexpr uint32_t OF_PHASE = QM_PHASE_BYTES / 16, OF_BOTH = WALK_SLOT / 16;
+    if (n < p.count && thread() < OF_BOTH) {
+        const uint8_t *phase = (const uint8_t *)p.phases + (uint64_t)n * QM_PHASE_BYTES, *plan = (const uint8_t *)(p.plans + (uint64_t)n * gridDim.x + blockIdx.x);
+        copy_async((uint32_t)__cvta_generic_to_shared(&phase_at(n)) + thread() * 16, thread() < OF_PHASE ? phase + thread() * 16 : plan + (thread() - OF_PHASE) * 16, true);
+    }
     copies_begun();
 }
 
@@ -134,52 +141,58 @@ template <int GROUP, qm_scale_type S, int DIM> __global__ void __launch_bounds__
 {
 #if __CUDA_ARCH__ >= 900
     extern __shared__ uint4 shared[];
-    uint8_t *memory = (uint8_t *)shared, *slots = memory + WALK_PHASES, *space = memory + WALK_OWN + thread() / 32 * item_scales<GROUP, S>::SPACE, *own = memory + WALK_OWN + item_scales<GROUP, S>::SPACE * WALK_WARPS;
+    uint8_t *memory = (uint8_t *)shared, *own = memory + WALK_OWN + item_scales<GROUP, S>::SPACE * WALK_WARPS;
     float *dynamic = (float *)(memory + WALK_MAP);
+    walk_known *known = (walk_known *)(memory + WALK_KNOWN);
     const qm_program &program = j.p;
     const uint32_t lane = kept(thread() % 32), g = lane / 4, t = kept(lane % 4), never = j.never;
-    for (uint32_t n = 0; n < WALK_SLOTS - 1; n++)
-        fetch_phase(program, n, slots);
+    attend_range *range = (attend_range *)(memory + WALK_RANGE);
+    for (uint32_t n = 0; n < WALK_AHEAD; n++)
+        fetch_phase(program, n);
     fill_pairs((uint32_t *)memory, program.level, WALK_THREADS);
     if (S == QM_SCALE_NESTED)
         for (uint32_t i = thread(); i < 256; i += WALK_THREADS)
             dynamic[i] = __ldg(program.dynamic + i);
+    if (thread() == 0)
+        known->passed = program.passed ? __ldcg(program.passed) : 0, known->parts = known->took_part = 0;
     copies_done<0>();
     __syncthreads();
     const uint32_t pairs = (uint32_t)__cvta_generic_to_shared(memory) + 4 * lane;
     walk_item<GROUP, S> item;
-    item.load_all(item.next(first_place(product_from(0, program.count)), space, lane));
-    const int32_t passed = program.passed ? __ldcg(program.passed) : 0;
-    uint32_t parts = 0, before = 0; /* what the last attention was left in; the blocks that took part in the last phase */
+    item.load_all(item.next(first_place(program.first), lane));
     for (uint32_t p = 0; p < program.count; p++) {
         const qm_phase &f = phase_at(p);
-        fetch_phase(program, p + WALK_SLOTS - 1, slots);
+        fetch_phase(program, p + WALK_AHEAD);
         uint32_t takes_part = gridDim.x;
         if (f.kind == QM_PHASE_PRODUCT) {
-            const walk_turn turn(f.product, product_from(p + 1, program.count), parts);
-            wait_for(program.arrived + (p ? p - 1 : 0), before);
-            walk_product<GROUP, S>(p, turn, item, space, (float *)own, (float *)(memory + WALK_FACTOR), pairs, dynamic, lane, g, t, never);
+            const walk_turn turn(f.product, plan_at(p), known->parts);
+            wait_for(program.arrived, p, known);
+            walk_product<GROUP, S>(p, turn, item, (float *)own, &known->factor, pairs, dynamic, lane, g, t, never);
         } else if (f.kind == QM_PHASE_ATTEND) {
-            const attend_range range(f.attend, passed);
-            takes_part = range.parts * f.attend.units;
-            parts = open_parts(f.attend, range);
-            if (f.attend.turns)
-                make_turns<DIM>(f.attend, range.position, (float2 *)(memory + WALK_TURNS));
-            if (blockIdx.x < takes_part) {
-                begin_attend<DIM>(f.attend, range, own, lane);
-                wait_for(program.arrived + (p ? p - 1 : 0), before);
-                walk_attend<DIM>(f.attend, range, (const float2 *)(memory + WALK_TURNS), own, lane);
+            if (f.attend.anew) {
+                if (thread() == 0)
+                    *range = attend_range(f.attend, known->passed);
+                make_turns<DIM>(f.attend, f.attend.a.at.first + known->passed, (float2 *)(memory + WALK_TURNS));
+                __syncthreads();
             }
+            takes_part = range->blocks;
+            if (blockIdx.x < takes_part) {
+                begin_attend<DIM>(f.attend, *range, own, lane);
+                wait_for(program.arrived, p, known);
+                walk_attend<DIM>(f.attend, *range, (const float2 *)(memory + WALK_TURNS), own, lane);
+            }
+            if (thread() == 0)
+                known->parts = f.attend.open ? range->open : 0;
         } else {
-            wait_for(program.arrived + (p ? p - 1 : 0), before);
+            wait_for(program.arrived, p, known);
             walk_half(f.half);
         }
         if (f.kind == QM_PHASE_PRODUCT)
-            copies_done<1>(); /* phase p + 3 is there; what was asked for last are scales */
+            copies_done<1>(); /* phase p + 4 is there; what was asked for last are scales */
         else
             copies_done<0>();
-        arrive(program.arrived + p, blockIdx.x < takes_part);
-        before = takes_part;
+        __syncthreads();
+        arrive(program.arrived + p, takes_part, known);
     }
 #endif
 }
@@ -203,8 +216,21 @@ void qm_program_share(qm_attend_phase *f, uint32_t blocks)
 {
     f->group = f->a.heads / f->a.kv_heads;
     f->rounds = (f->group + WALK_GROUP - 1) / WALK_GROUP, f->units = f->a.kv_heads * f->rounds;
-    f->unit_by = 65536 / f->units + 1;
     f->most = blocks / f->units;
+}
+
+void qm_program_plan(const qm_product_phase *f, uint32_t block, uint32_t item_bytes, qm_block_plan *plan)
+{
+    const uint32_t first = block * f->each + (block < f->rest ? block : f->rest), sets = f->each + (block < f->rest);
+    *plan = qm_block_plan{};
+    plan->tiles = f->gate ? 2 * sets : sets, plan->items = plan->tiles * f->slices;
+    for (uint32_t k = 0; k < QM_TOGETHER; k++) {
+        const uint32_t of_part = f->part[k].first_tile;
+        if (k)
+            plan->bound[k - 1] = f->gate ? k * sets : of_part > first ? of_part - first : 0;
+        plan->tile[k] = f->gate ? first - k * sets : first - of_part;
+        plan->item[k] = (uint64_t)(uintptr_t)f->part[k].items + (uint64_t)((int64_t)(int32_t)plan->tile[k] * f->slices * item_bytes);
+    }
 }
 
 uint32_t qm_program_sums(const qm_product_phase *f)

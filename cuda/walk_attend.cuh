@@ -20,6 +20,10 @@ __device__ inline float power_of_two(float v)
     return y;
 }
 
+template <int N> struct number {
+    static constexpr int value = N;
+};
+
 /* Rows of f16 are 16 bytes further apart than they are long, so that eight of them lie in different banks; those of sums 8 floats. */
 template <int DIM> struct attend_space {
     static constexpr uint32_t PITCH = DIM * 2 + 16, ROWS = WALK_KEYS * PITCH, SUMS = DIM + 8, LAST = 16 * PITCH, KEYS = LAST + 2 * DIM * 2,
@@ -28,44 +32,60 @@ template <int DIM> struct attend_space {
     static_assert(WALK_GROUP * SUMS * 4 <= 2 * ROWS && WALK_WARPS == 16 && WALK_THREADS >= WALK_GROUP * DIM / 2, "sums have room where keys and values were");
 };
 
-/* Which positions: groups of 16 from `first` to before `end`, in so many parts. */
+/* Which positions: groups of 16 from `first` to before `end`, in so many parts; and which of them are this block's. */
 struct attend_range {
     int32_t position, from;
-    uint32_t first, end, parts, each;
+    uint32_t end, parts;
+    uint32_t open;                   /* parts that a product may put together; 0: none */
+    uint32_t blocks;                 /* that have something to do */
+    uint32_t unit, part, kv;         /* of this block, */
+    uint32_t head0, here;            /* its first query and how many, */
+    uint32_t own_begin, own_end;     /* and its groups */
 
     __device__ attend_range(const qm_attend_phase &f, int32_t passed) : position(f.a.at.first + passed)
     {
         from = f.a.window && position >= (int32_t)f.a.window ? position + 1 - (int32_t)f.a.window : 0;
-        first = (uint32_t)from / WALK_KEYS, end = (uint32_t)position / WALK_KEYS + 1;
+        const uint32_t first = (uint32_t)from / WALK_KEYS;
+        end = (uint32_t)position / WALK_KEYS + 1;
         const uint32_t groups = end - first, wanted = (groups + WALK_WARPS - 1) / WALK_WARPS;
-        parts = max(min(wanted, f.most), 1u), each = groups;
-        if (parts == 2)
-            each = (groups + 1) / 2;
-        else if (parts > 2)
-            each = (groups + parts - 1) / parts, parts = (groups + each - 1) / each; /* none is empty */
+        parts = max(min(wanted, f.most), 1u);
+        const uint32_t each = (groups + parts - 1) / parts;
+        parts = (groups + each - 1) / each; /* none is empty */
+        open = parts > 1 && parts <= QM_OPEN_PARTS ? parts : 0;
+        blocks = parts * f.units;
+        part = blockIdx.x / f.units, unit = blockIdx.x % f.units;
+        kv = unit / f.rounds;
+        const uint32_t done = unit % f.rounds * WALK_GROUP;
+        head0 = kv * f.group + done, here = min(f.group - done, (uint32_t)WALK_GROUP);
+        own_begin = first + part * each, own_end = min(own_begin + each, end);
     }
 };
 
-/* How many parts the product after it puts together; 0: it is whole. */
-__device__ inline uint32_t open_parts(const qm_attend_phase &f, const attend_range &r) { return f.open && r.parts > 1 && r.parts <= QM_OPEN_PARTS ? r.parts : 0; }
-
 /* Asks for 16 positions of keys and values that were there before; the token's own are left out, zeros are behind. */
-template <int DIM> __device__ inline void load_keys(const qm_attention &a, const attend_range &r, uint32_t kv, uint32_t group, uint32_t to, uint32_t lane)
+template <int DIM> __device__ inline void load_keys(const qm_attention &a, const attend_range &r, uint32_t group, uint32_t to, uint32_t lane)
 {
     using space = attend_space<DIM>;
     constexpr uint32_t EIGHTHS = DIM / 8, AT_ONCE = 32 / EIGHTHS;
     const uint32_t row = lane / EIGHTHS, eighth = lane % EIGHTHS;
-    const uint64_t base = (uint64_t)kv * a.context * DIM + eighth * 8;
-    int32_t p = (int32_t)(group * WALK_KEYS + row);
+    const int32_t p = (int32_t)(group * WALK_KEYS + row);
+    const uint64_t from = ((uint64_t)r.kv * a.context + (uint32_t)p) * DIM + eighth * 8;
+    const __half *keys = (const __half *)a.keys + from, *values = (const __half *)a.values + from;
     to += row * space::PITCH + eighth * 16;
+    if ((int32_t)((group + 1) * WALK_KEYS) <= r.position) {
 #pragma unroll
-    for (uint32_t i = 0; i < WALK_KEYS / AT_ONCE; i++, p += AT_ONCE, to += AT_ONCE * space::PITCH) {
-        const bool there = p < r.position;
-        const uint64_t from = base + (there ? (uint32_t)p : 0) * DIM;
-        if (p == r.position)
-            continue;
-        copy_async(to, (const __half *)a.keys + from, there);
-        copy_async(to + space::ROWS, (const __half *)a.values + from, there);
+        for (uint32_t i = 0; i < WALK_KEYS; i += AT_ONCE) {
+            copy_async(to + i * space::PITCH, keys + i * DIM, true);
+            copy_async(to + i * space::PITCH + space::ROWS, values + i * DIM, true);
+        }
+    } else {
+#pragma unroll 1
+        for (uint32_t i = 0; i < WALK_KEYS; i += AT_ONCE) {
+            const bool there = p + (int32_t)i < r.position;
+            if (p + (int32_t)i == r.position)
+                continue;
+            copy_async(to + i * space::PITCH, there ? keys + i * DIM : a.keys, there);
+            copy_async(to + i * space::PITCH + space::ROWS, there ? values + i * DIM : a.values, there);
+        }
     }
     copies_begun();
 }
@@ -92,13 +112,13 @@ template <int DIM> __device__ inline void make_turns(const qm_attend_phase &f, i
 /* The queries, turned; and, where `last`, the token's own key and value, into the cache and shared memory.  A thread has a
  * pair of a query; those of the last queries one of the key or the value as well. */
 template <int DIM>
-__device__ inline void take_inputs(const qm_attend_phase &f, const attend_range &r, uint32_t kv, uint32_t head0, uint32_t here, const float2 *turns, uint8_t *own, bool first,
-                                   bool last)
+__device__ inline void take_inputs(const qm_attend_phase &f, const attend_range &r, const float2 *turns, uint8_t *own)
 {
     using space = attend_space<DIM>;
     constexpr uint32_t PAIRS = DIM / 2, KEY = WALK_THREADS / PAIRS - 1, VALUE = KEY - 1;
     const qm_attention &a = f.a;
-    const uint32_t i = thread() % PAIRS, query = thread() / PAIRS;
+    const uint32_t i = thread() % PAIRS, query = thread() / PAIRS, kv = r.kv, head0 = r.head0, here = r.here;
+    const bool first = r.part == 0, last = r.own_end == r.end;
     const bool key = last && query == KEY, value = last && query == VALUE;
     uint32_t at[2];
     pair_places(f, DIM, i, at[0], at[1]);
@@ -173,8 +193,8 @@ template <int DIM> __device__ inline void score(float s[4], const qm_attention &
     }
 }
 
-/* out[i] = out[i] * by + what 16 values with these weights add up to: of query g, dimensions 8 i + 2 t and + 1. */
-template <int DIM> __device__ inline void add_values(float2 out[DIM / 8], float by, const float weight[4], uint32_t values, uint32_t lane)
+/* out[i] = what 16 values with these weights add up to, of query g, dimensions 8 i + 2 t and + 1; + out[i] * by, if there is one. */
+template <int DIM, bool FIRST> __device__ inline void add_values(float2 out[DIM / 8], float by, const float weight[4], uint32_t values, uint32_t lane)
 {
     using space = attend_space<DIM>;
     uint32_t p[4]; /* rows g: what f16 has of them; 8 below: what it loses */
@@ -195,7 +215,8 @@ template <int DIM> __device__ inline void add_values(float2 out[DIM / 8], float 
         mma(c[1], p[0], p[1], p[2], p[3], v[2], v[3]);
 #pragma unroll
         for (int n = 0; n < 2; n++)
-            out[i + n].x = __fmaf_rn(out[i + n].x, by, c[n][0] + c[n][2]), out[i + n].y = __fmaf_rn(out[i + n].y, by, c[n][1] + c[n][3]);
+            out[i + n].x = FIRST ? c[n][0] + c[n][2] : __fmaf_rn(out[i + n].x, by, c[n][0] + c[n][2]),
+            out[i + n].y = FIRST ? c[n][1] + c[n][3] : __fmaf_rn(out[i + n].y, by, c[n][1] + c[n][3]);
     }
 }
 
@@ -204,10 +225,9 @@ template <int DIM> __device__ inline void add_values(float2 out[DIM / 8], float 
 template <int DIM> __device__ inline void begin_attend(const qm_attend_phase &f, const attend_range &r, uint8_t *own, uint32_t lane)
 {
     using space = attend_space<DIM>;
-    const uint32_t part = blockIdx.x * f.unit_by >> 16, unit = blockIdx.x - part * f.units, kv = f.rounds == 1 ? unit : unit / f.rounds;
-    const uint32_t warp = thread() / 32, group = r.first + part * r.each + warp;
-    if (group < min(r.first + (part + 1) * r.each, r.end))
-        load_keys<DIM>(f.a, r, kv, group, (uint32_t)__cvta_generic_to_shared(own) + space::KEYS + warp * 2 * space::ROWS, lane);
+    const uint32_t warp = thread() / 32, group = r.own_begin + warp;
+    if (group < r.own_end)
+        load_keys<DIM>(f.a, r, group, (uint32_t)__cvta_generic_to_shared(own) + space::KEYS + warp * 2 * space::ROWS, lane);
 }
 
 /* Parts of a unit into its results. */
@@ -250,24 +270,21 @@ template <int DIM> __device__ inline void walk_attend(const qm_attend_phase &f, 
 {
     using space = attend_space<DIM>;
     const uint32_t warp = thread() / 32, base = (uint32_t)__cvta_generic_to_shared(own), g = lane / 4, t = lane % 4;
-    const uint32_t part = blockIdx.x * f.unit_by >> 16, unit = blockIdx.x - part * f.units, kv = f.rounds == 1 ? unit : unit / f.rounds, round = unit - kv * f.rounds;
-    const uint32_t head0 = kv * f.group + round * WALK_GROUP, here = min(f.group - round * WALK_GROUP, (uint32_t)WALK_GROUP);
-    const uint32_t begin = r.first + part * r.each, end = min(begin + r.each, r.end), warps = min(end - begin, (uint32_t)WALK_WARPS);
+    const uint32_t begin = r.own_begin, end = r.own_end, warps = min(end - begin, (uint32_t)WALK_WARPS);
     const uint32_t keys = space::KEYS + warp * 2 * space::ROWS;
     float *most_of = (float *)(own + space::STATE), *total_of = (float *)(own + space::TOTAL), *block_most = (float *)(own + space::MOST);
-    take_inputs<DIM>(f, r, kv, head0, here, turns, own, part == 0, end == r.end);
+    take_inputs<DIM>(f, r, turns, own);
     copies_done<0>();
     __syncthreads();
-    float2 out[DIM / 8] = {};
+    float2 out[DIM / 8];
     float most = -INFINITY, total = 0;
-#pragma unroll 1
-    for (uint32_t at = begin; at < end; at += WALK_WARPS) {
-        const uint32_t group = at + warp;
+    auto pass = [&](auto is_first, uint32_t group) { /* a group of each warp */
+        constexpr bool FIRST = decltype(is_first)::value;
         float s[4] = {-INFINITY, -INFINITY, -INFINITY, -INFINITY};
-        if (at != begin) {
+        if (!FIRST) {
             __syncthreads(); /* all have seen the largest scores before */
             if (group < end)
-                load_keys<DIM>(f.a, r, kv, group, base + keys, lane);
+                load_keys<DIM>(f.a, r, group, base + keys, lane);
             copies_done<0>();
             __syncwarp();
         }
@@ -286,18 +303,22 @@ template <int DIM> __device__ inline void walk_attend(const qm_attend_phase &f, 
         now = fmaxf(fmaxf(four.x, four.y), fmaxf(four.z, four.w));
         now = fmaxf(now, __shfl_xor_sync(~0u, now, 1));
         now = fmaxf(fmaxf(now, __shfl_xor_sync(~0u, now, 2)), most);
-        const float shrink = power_of_two(most - now);
+        const float shrink = FIRST ? 0 : power_of_two(most - now);
         most = now, total *= shrink;
 #pragma unroll
         for (int i = 0; i < 4; i++)
             s[i] = power_of_two(s[i] - most), total += s[i];
         if (group < end)
-            add_values<DIM>(out, shrink, s, base + keys + space::ROWS, lane);
-        else
+            add_values<DIM, FIRST>(out, shrink, s, base + keys + space::ROWS, lane);
+        else if (!FIRST)
 #pragma unroll
             for (int i = 0; i < DIM / 8; i++)
                 out[i].x *= shrink, out[i].y *= shrink;
-    }
+    };
+    pass(number<1>(), begin + warp);
+#pragma unroll 1
+    for (uint32_t at = begin + WALK_WARPS; at < end; at += WALK_WARPS)
+        pass(number<0>(), at + warp);
     total += __shfl_xor_sync(~0u, total, 1);
     total += __shfl_xor_sync(~0u, total, 2);
     if (t == 0)
@@ -305,7 +326,7 @@ template <int DIM> __device__ inline void walk_attend(const qm_attend_phase &f, 
     if (warp == 0 && t == 0)
         block_most[g] = most;
     __syncwarp();
-    if (warp < warps && g < here) {
+    if (warp < warps && g < r.here) {
         float *to = (float *)(own + keys) + g * space::SUMS + 2 * t; /* the warp is done with its keys and values */
 #pragma unroll
         for (int i = 0; i < DIM / 8; i++)
@@ -314,9 +335,9 @@ template <int DIM> __device__ inline void walk_attend(const qm_attend_phase &f, 
     __syncthreads();
 
     /* A thread has two dimensions of a query. */
-    const bool open = open_parts(f, r);
-    const uint32_t q = thread() / (DIM / 2), d = thread() % (DIM / 2) * 2, head = head0 + q;
-    if (q < here) {
+    const bool open = f.open && r.open;
+    const uint32_t q = thread() / (DIM / 2), d = thread() % (DIM / 2) * 2, head = r.head0 + q, part = r.part;
+    if (q < r.here) {
         const bool whole = r.parts == 1 || (open && part == 0);
         const float *of_warp = (const float *)(own + space::KEYS) + q * space::SUMS + d;
         float m = block_most[q], sum = 0;
@@ -347,7 +368,7 @@ template <int DIM> __device__ inline void walk_attend(const qm_attend_phase &f, 
             if (!open)
                 *(float2 *)(f.a.y + head * DIM + d) = v;
         } else {
-            float *p = f.a.partial + ((uint64_t)(unit * r.parts + part) * WALK_GROUP + q) * (DIM + 2);
+            float *p = f.a.partial + ((uint64_t)(r.unit * r.parts + part) * WALK_GROUP + q) * (DIM + 2);
             *(float2 *)(p + 2 + d) = v;
             if (d == 0)
                 p[0] = m, p[1] = sum;
@@ -359,14 +380,14 @@ template <int DIM> __device__ inline void walk_attend(const qm_attend_phase &f, 
     __syncthreads();
     if (thread() == 0) {
         uint32_t before;
-        asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(before) : "l"(f.a.counters + unit) : "memory");
+        asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(before) : "l"(f.a.counters + r.unit) : "memory");
         *done = before + 1 == r.parts;
     }
     __syncthreads();
     if (*done) {
-        join_parts<DIM>(f, r, unit, head0, here);
+        join_parts<DIM>(f, r, r.unit, r.head0, r.here);
         if (thread() == 0)
-            f.a.counters[unit] = 0;
+            f.a.counters[r.unit] = 0;
     }
 }
 

@@ -125,43 +125,24 @@ template <int GROUP> struct walk_operand {
 
 /* ---- products: items ----------------------------------------------------------------------------- */
 
-/* The tiles of a product that are a block's, and where one of its items is. */
-struct walk_span {
-    uint32_t tile0, tiles;
+enum : uint32_t { NO_ROW = UINT32_MAX };
 
-    __device__ explicit walk_span(const qm_product_phase &f)
-    {
-        const uint32_t pair = f.gate ? 1 : 0;
-        tile0 = (blockIdx.x * f.each + min(blockIdx.x, f.rest)) << pair;
-        tiles = (f.each + (blockIdx.x < f.rest)) << pair;
-    }
-};
+/* Which of the matrices a block's tile is of. */
+__device__ inline uint32_t part_of(const qm_block_plan &plan, uint32_t tile) { return (tile >= plan.bound[0]) + (tile >= plan.bound[1]); }
 
-__device__ inline uint32_t part_of(const qm_product_phase &f, uint32_t tile)
-{
-    return f.gate ? tile & 1 : (tile >= f.part[1].first_tile) + (tile >= f.part[2].first_tile);
-}
-__device__ inline uint32_t tile_in_part(const qm_product_phase &f, uint32_t tile)
-{
-    return f.gate ? tile / 2 : tile - f.part[part_of(f, tile)].first_tile;
-}
-
-enum { NO_PHASE = UINT32_MAX, NO_ROW = UINT32_MAX };
-
-/* Where an item is; NO_PHASE: there is none. */
+/* One of a block's items: of which phase, or QM_NO_PHASE: there is none; which, and its tile and slice. */
 struct walk_place {
-    uint32_t phase, tile, slice;
+    uint32_t phase, item, tile, slice;
 };
 
 /* The first item of a warp. */
 __device__ inline walk_place first_place(uint32_t phase)
 {
-    if (phase == NO_PHASE)
-        return {NO_PHASE, 0, 0};
+    if (phase == (uint32_t)QM_NO_PHASE)
+        return {phase, 0, 0, 0};
     const qm_product_phase &f = phase_at(phase).product;
-    const walk_span s(f);
     const uint32_t warp = thread() / 32, tile = warp * f.warp_by >> 16;
-    return {warp < s.tiles * f.slices ? phase : NO_PHASE, s.tile0 + tile, warp - tile * f.slices};
+    return {warp < plan_at(phase).items ? phase : (uint32_t)QM_NO_PHASE, warp, tile, warp - tile * f.slices};
 }
 
 /* An item under way: codes in registers, scales in shared memory. */
@@ -169,17 +150,23 @@ template <int GROUP, qm_scale_type S> struct walk_item {
     static constexpr uint32_t SCALES = QM_ITEM_UNITS * QM_UNIT_BYTES, BYTES = SCALES + 32 * lane_scales<S, GROUP>::BYTES;
     uint4 w[QM_ITEM_UNITS];
 
+    /* Where the warp's scales are: found anew every time, as is thread(). */
+    __device__ static uint8_t *space()
+    {
+        extern __shared__ uint4 shared[];
+        return (uint8_t *)shared + WALK_OWN + thread() / 32 * item_scales<GROUP, S>::SPACE;
+    }
     /* Asks for an item's scales, and returns where this lane has its codes, or NULL when there is none. */
-    __device__ const uint8_t *next(const walk_place &p, uint8_t *space, uint32_t lane)
+    __device__ const uint8_t *next(const walk_place &p, uint32_t lane)
     {
         const uint8_t *at = NULL;
         __syncwarp(); /* all have taken those of the item before */
-        if (p.phase != NO_PHASE) {
+        if (p.phase != (uint32_t)QM_NO_PHASE) {
             const qm_product_phase &f = phase_at(p.phase).product;
-            const qm_phase_part &part = f.part[part_of(f, p.tile)];
-            const uint32_t in = tile_in_part(f, p.tile);
-            at = part.items + ((uint64_t)in * f.slices + p.slice) * BYTES;
-            item_scales<GROUP, S>::ask(part, f.cols, in, p.slice, at + SCALES, space, lane);
+            const qm_block_plan &plan = plan_at(p.phase);
+            const uint32_t part = part_of(plan, p.tile);
+            at = (const uint8_t *)(uintptr_t)(plan.item[part] + (uint64_t)p.item * BYTES);
+            item_scales<GROUP, S>::ask(f.part[part], f.cols, p.tile + plan.tile[part], p.slice, at + SCALES, space(), lane);
             at += lane * 16;
         }
         copies_begun();
@@ -198,27 +185,30 @@ template <int GROUP, qm_scale_type S> struct walk_item {
 /* A warp finishes a tile, or the two under a gate: a lane has row lane % 16, of which two lanes share the work.  The first has
  * y or, of a gate, the first matrix and its results; the second the sum y + add, or the second matrix.  What it needs: */
 struct row_needs {
-    uint32_t n; /* NO_ROW: there is none */
-    float factor, bias, weight;
-    const float *add; /* or NULL */
-    float *to;        /* or NULL */
+    uint32_t part, n; /* NO_ROW: there is none */
 
-    __device__ void load(const qm_product_phase &f, const walk_span &span, uint32_t set)
+    __device__ row_needs(const qm_product_phase &f, const qm_block_plan &plan, uint32_t set)
     {
-        const uint32_t lane = thread() % 32, tile = f.gate ? 2 * set + lane / 16 : set, in = span.tile0 + tile;
-        n = NO_ROW, factor = bias = weight = 0, add = NULL, to = NULL;
-        if (tile >= span.tiles)
-            return;
-        const qm_phase_part &p = f.part[part_of(f, in)];
-        const uint32_t row = tile_in_part(f, in) * QM_TILE_ROWS + lane % 16;
-        if (row >= p.rows)
-            return;
-        n = row;
-        factor = p.factor;
-        bias = p.p.bias ? p.p.bias[n] : 0;
-        weight = f.after.weight ? f.after.weight[n] + f.after.add : 0;
-        add = p.p.add ? p.p.add + n : NULL;
-        to = f.gate || lane < 16 ? p.p.y + n : p.p.add ? p.p.sum + n : NULL;
+        const uint32_t lane = thread() % 32, tile = f.gate && lane >= 16 ? set + plan.bound[0] : set;
+        part = part_of(plan, tile);
+        n = (tile + plan.tile[part]) * QM_TILE_ROWS + lane % 16;
+        n = tile < plan.tiles && n < f.part[part].rows ? n : NO_ROW;
+    }
+    __device__ float bias(const qm_product_phase &f) const
+    {
+        const float *from = f.part[part].p.bias;
+        return from && n != NO_ROW ? from[n] : 0;
+    }
+    __device__ float weight(const qm_product_phase &f) const { return f.after.weight && n != NO_ROW ? f.after.weight[n] + f.after.add : 0; }
+    __device__ float add(const qm_product_phase &f) const
+    {
+        const float *from = f.part[part].p.add;
+        return from && n != NO_ROW ? from[n] : 0;
+    }
+    __device__ float *to(const qm_product_phase &f) const
+    {
+        const qm_product &p = f.part[part].p;
+        return n == NO_ROW ? NULL : f.gate || thread() % 32 < 16 ? p.y + n : p.add ? p.sum + n : NULL;
     }
 };
 
@@ -239,64 +229,72 @@ __device__ inline float sum_of(const float *part, uint32_t count, uint32_t step)
     return (v[0] + v[1]) + (v[2] + v[3]);
 }
 
-/* The rows of a block, of which each warp takes those of a tile; `needs` and `add`: of its first one. */
-__device__ inline void finish_rows(const qm_product_phase &f, const float *sums, const walk_span &span, float by, row_needs needs, float add)
+/* What a thread has found of its first row before the sums are there. */
+struct row_known {
+    row_needs row;
+    float bias, weight, add;
+};
+
+/* The rows of a block, of which each warp takes those of a tile.  Meets the others of the block when it knows where its first is. */
+__device__ inline void finish_rows(const qm_product_phase &f, const qm_block_plan &plan, const float *sums, const float *factor, row_known known)
 {
     const bool gate = f.gate != QM_GATE_NONE;
-    const uint32_t lane = thread() % 32, second = lane / 16, each = gate ? 2 : 1, slices = f.slices;
-#pragma unroll 1
-    for (uint32_t set = thread() / 32; set * each < span.tiles; set += WALK_WARPS) {
-        if (set != thread() / 32) {
-            needs.load(f, span, set);
-            add = needs.add ? *needs.add : 0;
-        }
-        const uint32_t n = needs.n;
+    const uint32_t lane = thread() % 32, second = lane / 16, slices = f.slices, sets = gate ? plan.bound[0] : plan.tiles;
+    uint32_t set = thread() / 32;
+    float *to = known.row.to(f), of_part = f.part[known.row.part].factor;
+    __syncthreads();
+    if (set >= sets)
+        return;
+    const float by = f.before.weight ? *factor : 1;
+    for (;;) {
+        const uint32_t n = known.row.n;
         const bool there = n != NO_ROW;
-        const float *part = sums + (set * each * slices + second * (gate ? slices : 1)) * QM_TILE_ROWS + lane % 16;
+        const float *part = sums + ((gate && second ? set + sets : set) * slices + (gate ? 0 : second)) * QM_TILE_ROWS + lane % 16;
         float v = sum_of(part, gate ? slices : (slices + 1 - second) / 2, gate ? QM_TILE_ROWS : 2 * QM_TILE_ROWS);
         if (!gate)
             v += __shfl_xor_sync(~0u, v, 16);
-        v = there ? __fmaf_rn(v, by * needs.factor, needs.bias) : 0;
+        v = there ? __fmaf_rn(v, by * of_part, known.bias) : 0;
         if (gate) {
             const float other = __shfl_xor_sync(~0u, v, 16), first = second ? other : v, up = second ? v : other;
             const float gated = (f.gate == QM_GATE_SILU ? __fdividef(first, 1 + __expf(-first)) : gelu_tanh(first)) * up;
             store_sixteen(f.gated_half, n, gated, there && !second);
             if (there)
-                *needs.to = v;
+                *to = v;
             if (there && second)
                 f.gated[n] = gated;
-            continue;
+        } else {
+            const float all = v + known.add;
+            if (f.after.weight)
+                begin_norm(f.after, n, there ? all : 0, known.weight, there && !second);
+            if (to)
+                *to = second ? all : v;
         }
-        const float all = v + add;
-        if (f.after.weight)
-            begin_norm(f.after, n, there ? all : 0, needs.weight, there && !second);
-        if (needs.to)
-            *needs.to = second ? all : v;
+        set += WALK_WARPS;
+        if (set >= sets)
+            return;
+        const row_needs row(f, plan, set);
+        to = row.to(f), of_part = f.part[row.part].factor;
+        known = {row, row.bias(f), row.weight(f), row.add(f)};
     }
 }
 
 /* ---- products ------------------------------------------------------------------------------------ */
 
-template <int N> struct number {
-    static constexpr int value = N;
-};
+__device__ inline const qm_sixteens &x_of(const qm_product_phase &f) { return f.before.weight ? f.before.half : f.open.half.half ? f.open.half : f.x; }
 
 /* A product as one thread sees it: what it knows before it waits for the others, */
 struct walk_turn {
-    walk_span span;
-    uint32_t items, tile, slice; /* of the block; and where the warp's first one is */
-    walk_place then;             /* the warp's first of the next product */
-    uint32_t parts;              /* of an x that is open, or 0 */
-    qm_sixteens x;               /* else */
-    row_needs needs;
+    uint32_t tile, slice; /* of the warp's first item */
+    walk_place then;      /* the warp's first of the next product */
+    uint32_t parts;       /* of an x that is open, or 0 */
+    qm_sixteens x;        /* else */
+    row_needs row;
+    float bias, weight; /* of it */
 
-    __device__ walk_turn(const qm_product_phase &f, uint32_t next, uint32_t parts)
-        : span(f), then(first_place(next)), parts(f.open.half.half ? parts : 0), x(f.before.weight ? f.before.half : f.open.half.half ? f.open.half : f.x)
+    __device__ walk_turn(const qm_product_phase &f, const qm_block_plan &plan, uint32_t parts)
+        : then(first_place(f.next)), parts(f.open.half.half ? parts : 0), x(x_of(f)), row(f, plan, thread() / 32), bias(row.bias(f)), weight(row.weight(f))
     {
-        items = span.tiles * f.slices;
         tile = thread() / 32 * f.warp_by >> 16, slice = thread() / 32 - tile * f.slices;
-        tile += span.tile0;
-        needs.load(f, span, thread() / 32);
     }
 };
 
@@ -340,25 +338,26 @@ __device__ inline void close(const qm_open &x, uint32_t parts, uint32_t cols, ui
 
 /* and what it does then.  `now`: the warp's first item of this phase, when it has one; afterwards that of the next product. */
 template <int GROUP, qm_scale_type S>
-__device__ inline void walk_product(uint32_t phase, const walk_turn &turn, walk_item<GROUP, S> &now, uint8_t *space, float *sums, float *factor, uint32_t pairs,
+__device__ inline void walk_product(uint32_t phase, const walk_turn &turn, walk_item<GROUP, S> &now, float *sums, float *factor, uint32_t pairs,
                                     const float *dynamic, uint32_t lane, uint32_t g, uint32_t t, uint32_t never)
 {
     using scales = lane_scales<S, GROUP>;
     const qm_product_phase &f = phase_at(phase).product;
-    const uint32_t items = turn.items;
+    const qm_block_plan &plan = plan_at(phase);
+    const uint32_t items = plan.items;
     constexpr uint32_t STEP = WALK_WARPS;
     uint32_t item = thread() / 32, slice = turn.slice, tile = turn.tile;
     const bool late = f.before.weight != NULL;
     walk_operand<GROUP> b;
-    auto load_x = [&] {
+    auto load_x = [&](const qm_sixteens &x) {
         if (turn.parts)
             b.load(f.open, turn.parts, f.cols, slice, g, t);
         else
-            b.load(turn.x, f.cols, slice, g, t);
+            b.load(x, f.cols, slice, g, t);
     };
     if (item < items)
-        load_x();
-    const float add = turn.needs.add ? *turn.needs.add : 0; /* is needed at the end, and under way now */
+        load_x(turn.x);
+    const row_known known = {turn.row, turn.bias, turn.weight, turn.row.add(f)}; /* is needed at the end, and under way now */
     if (thread() / 32 == WALK_WARPS - 1) { /* the warp that has the fewest items */
         if (late)
             finish_norm(f.before, f.cols, factor, lane);
@@ -366,16 +365,16 @@ __device__ inline void walk_product(uint32_t phase, const walk_turn &turn, walk_
             close(f.open, turn.parts, f.cols, lane);
     }
     if (item >= items)
-        now.load_all(now.next(turn.then, space, lane));
+        now.load_all(now.next(turn.then, lane));
     for (; item < items; item += STEP) {
         float scale[scales::COUNT], sum[2][2] = {{0, 0}, {0, 0}};
         const float ones[2] = {1, 1};
-        item_scales<GROUP, S>::take(scale, space, dynamic, lane);
+        item_scales<GROUP, S>::take(scale, now.space(), dynamic, lane);
         const bool more = item + STEP < items;
         slice += f.more_slices, tile += f.more_tiles;
         if (slice >= f.slices)
             slice -= f.slices, tile++;
-        const uint8_t *at = now.next(more ? walk_place{phase, tile, slice} : turn.then, space, lane);
+        const uint8_t *at = now.next(more ? walk_place{phase, item + STEP, tile, slice} : turn.then, lane);
         const float of_x = b.level_out();
 #pragma unroll
         for (int i = 0; i < scales::COUNT; i++)
@@ -392,12 +391,10 @@ __device__ inline void walk_product(uint32_t phase, const walk_turn &turn, walk_
         unit(number<0>()), unit(number<1>()), unit(number<2>()), unit(number<3>());
         unit(number<4>()), unit(number<5>()), unit(number<6>()), unit(number<7>());
         if (more)
-            load_x();
+            load_x(x_of(f));
         store_item<1>(sums + item * QM_TILE_ROWS, sum, g, t);
     }
-    __syncthreads();
-    const float by = late ? *factor : 1;
-    finish_rows(f, sums, turn.span, by, turn.needs, add);
+    finish_rows(f, plan, sums, factor, known);
 }
 
 #endif
