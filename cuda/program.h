@@ -15,6 +15,8 @@
  *   others in a barrier.  Barriers order a block's threads, and release and acquire are cumulative.
  * - Before a block waits it reads what no phase writes: matrices, weights of norms, biases, and of a cache the positions before
  *   this one, which a step before has written.  No result lies where another one was: a step's memory is given out once.
+ * - Blocks that have nothing of an attention neither wait for the phase before it nor are counted in it.  What they have not
+ *   waited for they see all the same after the next wait: the blocks that they wait for then had waited for it themselves.
  * - Inside a phase blocks meet only in attention to many positions: who is last of a unit, by atom.acq_rel.gpu, joins its parts.
  * - All blocks are there at once (a cooperative launch, one of each multiprocessor), so waiting ends.
  * - Sums have one order, which shapes and positions fix: the bits are the same every time. */
@@ -149,7 +151,7 @@ uint32_t qm_program_blocks(void);
 void qm_program_divide(qm_product_phase *p, uint32_t blocks);
 /* What a block has of it; item_bytes: qm_item_bytes of the matrices. */
 void qm_program_plan(const qm_product_phase *p, uint32_t block, uint32_t item_bytes, qm_block_plan *plan);
-void qm_program_share(qm_attend_phase *a, uint32_t blocks); /* the same for attention */
+void qm_program_share(qm_attend_phase *a, uint32_t blocks);      /* the same for attention */
 uint32_t qm_program_sums(const qm_product_phase *p);             /* of one that is divided */
 bool qm_program_takes(uint32_t sums, uint32_t head_dim);         /* head_dim 0: no attention */
 uint64_t qm_program_partial(uint32_t blocks, uint32_t head_dim); /* bytes for attention's parts */

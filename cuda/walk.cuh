@@ -2,23 +2,31 @@
 #ifndef QM_WALK_CUH
 #define QM_WALK_CUH
 
-enum { WALK_THREADS = 512, WALK_WARPS = WALK_THREADS / 32, WALK_SLOTS = 8, WALK_AHEAD = 4, WALK_GROUP = 8, WALK_KEYS = 16 };
+enum { WALK_THREADS = 512, WALK_WARPS = WALK_THREADS / 32, WALK_SLOTS = 8, WALK_AHEAD = 5, WALK_GROUP = 8, WALK_KEYS = 16 };
 
 /* Shared memory: pairs, the map of nested scales, phases with the block's plan of each, what is known (walk_known, attend_range,
- * sines and cosines), the scales under way, and what a phase has for itself. */
+ * sines and cosines), rows (row_end), the scales under way, and what a phase has for itself. */
 static constexpr uint32_t WALK_SLOT = QM_PHASE_BYTES + sizeof(qm_block_plan);
 static constexpr uint32_t WALK_MAP = PAIRS_BYTES, WALK_PHASES = WALK_MAP + 1024, WALK_KNOWN = WALK_PHASES + (uint32_t)WALK_SLOTS * WALK_SLOT,
-                          WALK_RANGE = WALK_KNOWN + 16, WALK_TURNS = WALK_RANGE + 64, WALK_OWN = WALK_TURNS + 128 / 2 * 8;
+                          WALK_RANGE = WALK_KNOWN + 16 + WALK_WARPS * 4, WALK_TURNS = WALK_RANGE + 64, WALK_ROWS = WALK_TURNS + 128 / 2 * 8,
+                          WALK_OWN = WALK_ROWS + WALK_THREADS * 16;
 
 static_assert(sizeof(qm_phase) <= QM_PHASE_BYTES && QM_PHASE_BYTES % 16 == 0 && sizeof(qm_block_plan) % 16 == 0, "a phase has its place");
 
-/* threadIdx.x, asked for anew every time: registers are short, and what is spilled comes back from the second-level cache,
+/* threadIdx.x and blockIdx.x, asked for anew every time: registers are short, and what is spilled comes back from the second-level cache,
  * because waiting for other blocks empties the first. */
 __device__ inline uint32_t thread()
 {
     uint32_t t;
     asm volatile("mov.u32 %0, %%tid.x;" : "=r"(t));
     return t;
+}
+
+__device__ inline uint32_t block()
+{
+    uint32_t b;
+    asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(b));
+    return b;
 }
 
 struct walk_job {
@@ -32,9 +40,16 @@ struct walk_known {
     uint32_t parts;     /* that the last attention was left in; 0: it is whole */
     uint32_t took_part; /* blocks, in the last phase */
     float factor;       /* of a norm */
+    uint32_t held[WALK_WARPS]; /* the phase whose first item a warp has asked for, or QM_NO_PHASE */
 };
 
-/* Phase n and the block's plan of it, while they are in shared memory: from four phases before it on. */
+__device__ inline walk_known &known()
+{
+    extern __shared__ uint4 shared[];
+    return *(walk_known *)((uint8_t *)shared + WALK_KNOWN);
+}
+
+/* Phase n and the block's plan of it, while they are in shared memory: from WALK_AHEAD phases before it on. */
 __device__ inline const qm_phase &phase_at(uint32_t n)
 {
     extern __shared__ uint4 shared[];
@@ -45,23 +60,23 @@ __device__ inline const qm_block_plan &plan_at(uint32_t n) { return *(const qm_b
 /* ---- waiting for each other ---------------------------------------------------------------------- */
 
 /* After the block's threads have met. */
-__device__ inline void arrive(uint32_t *counter, uint32_t take_part, walk_known *known)
+__device__ inline void arrive(uint32_t *counter, uint32_t take_part)
 {
     if (thread() != 0)
         return;
-    known->took_part = take_part;
-    if (blockIdx.x < take_part)
+    known().took_part = take_part;
+    if (block() < take_part)
         asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
 }
 
 /* Until all have that took part in the phase before this one; and the block's threads meet. */
-__device__ inline void wait_for(const uint32_t *arrived, uint32_t phase, const walk_known *known)
+__device__ inline void wait_for(const uint32_t *arrived, uint32_t phase)
 {
     if (thread() == 0 && phase > 0) {
         uint32_t here;
         do
             asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(here) : "l"(arrived + phase - 1) : "memory");
-        while (here < known->took_part);
+        while (here < known().took_part);
     }
     __syncthreads();
 }
@@ -98,21 +113,26 @@ __device__ inline void store_pairs(const qm_sixteens &h, uint32_t n, float2 v)
         h.scale[n / 16] = inverse_power(by);
 }
 
+__device__ inline float sum_of_sixteen(float v)
+{
+#pragma unroll
+    for (int i = 8; i; i /= 2)
+        v += __shfl_xor_sync(~0u, v, i);
+    return v;
+}
+
 /* Of 16 lanes as well: the first part of a norm. */
 __device__ inline void begin_norm(const qm_norm &norm, uint32_t n, float v, float weight, bool writes)
 {
     store_sixteen(norm.half, n, v * weight, writes);
-    float square = v * v;
-#pragma unroll
-    for (int k = 8; k; k /= 2)
-        square += __shfl_xor_sync(~0u, square, k);
+    const float square = sum_of_sixteen(v * v);
     if (writes && n % 16 == 0)
         norm.squares[n / 16] = square;
 }
 
 __device__ inline void walk_half(const qm_half_phase &f)
 {
-    for (uint32_t i = blockIdx.x * WALK_THREADS + thread(); i - thread() % 32 < f.cols; i += gridDim.x * WALK_THREADS) {
+    for (uint32_t i = block() * WALK_THREADS + thread(); i - thread() % 32 < f.cols; i += gridDim.x * WALK_THREADS) {
         const bool there = i < f.cols;
         const float v = there ? f.x[i] : 0;
         if (f.after.weight)
@@ -125,13 +145,15 @@ __device__ inline void walk_half(const qm_half_phase &f)
 #include "walk_attend.cuh"
 #include "walk_product.cuh"
 
+static_assert(WALK_RANGE - WALK_KNOWN == sizeof(walk_known) && sizeof(attend_range) <= WALK_TURNS - WALK_RANGE && sizeof(row_end) == 16, "what is known has its place");
+
 /* ---- the kernel ---------------------------------------------------------------------------------- */
 
 __device__ inline void fetch_phase(const qm_program &p, uint32_t n)
 {
     constexpr uint32_t OF_PHASE = QM_PHASE_BYTES / 16, OF_BOTH = WALK_SLOT / 16;
     if (n < p.count && thread() < OF_BOTH) {
-        const uint8_t *phase = (const uint8_t *)p.phases + (uint64_t)n * QM_PHASE_BYTES, *plan = (const uint8_t *)(p.plans + (uint64_t)n * gridDim.x + blockIdx.x);
+        const uint8_t *phase = (const uint8_t *)p.phases + (uint64_t)n * QM_PHASE_BYTES, *plan = (const uint8_t *)(p.plans + (uint64_t)n * gridDim.x + block());
         copy_async((uint32_t)__cvta_generic_to_shared(&phase_at(n)) + thread() * 16, thread() < OF_PHASE ? phase + thread() * 16 : plan + (thread() - OF_PHASE) * 16, true);
     }
     copies_begun();
@@ -143,7 +165,6 @@ template <int GROUP, qm_scale_type S, int DIM> __global__ void __launch_bounds__
     extern __shared__ uint4 shared[];
     uint8_t *memory = (uint8_t *)shared, *own = memory + WALK_OWN + item_scales<GROUP, S>::SPACE * WALK_WARPS;
     float *dynamic = (float *)(memory + WALK_MAP);
-    walk_known *known = (walk_known *)(memory + WALK_KNOWN);
     const qm_program &program = j.p;
     const uint32_t lane = kept(thread() % 32), g = lane / 4, t = kept(lane % 4), never = j.never;
     attend_range *range = (attend_range *)(memory + WALK_RANGE);
@@ -154,45 +175,48 @@ template <int GROUP, qm_scale_type S, int DIM> __global__ void __launch_bounds__
         for (uint32_t i = thread(); i < 256; i += WALK_THREADS)
             dynamic[i] = __ldg(program.dynamic + i);
     if (thread() == 0)
-        known->passed = program.passed ? __ldcg(program.passed) : 0, known->parts = known->took_part = 0;
+        known().passed = program.passed ? __ldcg(program.passed) : 0, known().parts = known().took_part = 0;
     copies_done<0>();
     __syncthreads();
     const uint32_t pairs = (uint32_t)__cvta_generic_to_shared(memory) + 4 * lane;
     walk_item<GROUP, S> item;
-    item.load_all(item.next(first_place(program.first), lane));
+    const walk_place first = first_place(program.first, WALK_AHEAD);
+    item.load_all(item.next(first, lane));
+    if (lane == 0)
+        known().held[thread() / 32] = first.phase;
     for (uint32_t p = 0; p < program.count; p++) {
         const qm_phase &f = phase_at(p);
         fetch_phase(program, p + WALK_AHEAD);
         uint32_t takes_part = gridDim.x;
         if (f.kind == QM_PHASE_PRODUCT) {
-            const walk_turn turn(f.product, plan_at(p), known->parts);
-            wait_for(program.arrived, p, known);
-            walk_product<GROUP, S>(p, turn, item, (float *)own, &known->factor, pairs, dynamic, lane, g, t, never);
+            const walk_turn turn(p, f.product, plan_at(p), known().parts);
+            wait_for(program.arrived, p);
+            walk_product<GROUP, S>(p, turn, item, (float *)own, pairs, dynamic, lane, g, t, never);
         } else if (f.kind == QM_PHASE_ATTEND) {
             if (f.attend.anew) {
                 if (thread() == 0)
-                    *range = attend_range(f.attend, known->passed);
-                make_turns<DIM>(f.attend, f.attend.a.at.first + known->passed, (float2 *)(memory + WALK_TURNS));
+                    *range = attend_range(f.attend, known().passed);
+                make_turns<DIM>(f.attend, f.attend.a.at.first + known().passed, (float2 *)(memory + WALK_TURNS));
                 __syncthreads();
             }
             takes_part = range->blocks;
-            if (blockIdx.x < takes_part) {
+            if (block() < takes_part) {
                 begin_attend<DIM>(f.attend, *range, own, lane);
-                wait_for(program.arrived, p, known);
+                wait_for(program.arrived, p);
                 walk_attend<DIM>(f.attend, *range, (const float2 *)(memory + WALK_TURNS), own, lane);
             }
             if (thread() == 0)
-                known->parts = f.attend.open ? range->open : 0;
+                known().parts = f.attend.open ? range->open : 0;
         } else {
-            wait_for(program.arrived, p, known);
+            wait_for(program.arrived, p);
             walk_half(f.half);
         }
         if (f.kind == QM_PHASE_PRODUCT)
-            copies_done<1>(); /* phase p + 4 is there; what was asked for last are scales */
+            copies_done<1>(); /* phase p + WALK_AHEAD is there; what was asked for last are scales */
         else
             copies_done<0>();
         __syncthreads();
-        arrive(program.arrived + p, takes_part, known);
+        arrive(program.arrived + p, takes_part);
     }
 #endif
 }

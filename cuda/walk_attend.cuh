@@ -53,7 +53,7 @@ struct attend_range {
         parts = (groups + each - 1) / each; /* none is empty */
         open = parts > 1 && parts <= QM_OPEN_PARTS ? parts : 0;
         blocks = parts * f.units;
-        part = blockIdx.x / f.units, unit = blockIdx.x % f.units;
+        part = block() / f.units, unit = block() % f.units;
         kv = unit / f.rounds;
         const uint32_t done = unit % f.rounds * WALK_GROUP;
         head0 = kv * f.group + done, here = min(f.group - done, (uint32_t)WALK_GROUP);
@@ -109,7 +109,7 @@ template <int DIM> __device__ inline void make_turns(const qm_attend_phase &f, i
     turns[thread()] = make_float2(c, s);
 }
 
-/* The queries, turned; and, where `last`, the token's own key and value, into the cache and shared memory.  A thread has a
+/* The queries, turned; and, of the last part, the token's own key and value, into the cache and shared memory.  A thread has a
  * pair of a query; those of the last queries one of the key or the value as well. */
 template <int DIM>
 __device__ inline void take_inputs(const qm_attend_phase &f, const attend_range &r, const float2 *turns, uint8_t *own)
@@ -182,15 +182,21 @@ template <int DIM> __device__ inline void score(float s[4], const qm_attention &
         mma(c[0][k % 2], q[0], q[1], q[2], q[3], b[0], b[1]);
         mma(c[1][k % 2], q[0], q[1], q[2], q[3], b[2], b[3]);
     }
+    const int32_t first = (int32_t)(group * WALK_KEYS), from = r.from - first, last = r.position - first;
+    const float softcap = a.softcap;
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-        const int32_t p = (int32_t)(group * WALK_KEYS + i / 2 * 8 + 2 * (lane % 4)) + i % 2;
+    for (int i = 0; i < 4; i++)
         s[i] = (c[i / 2][0][i % 2] + c[i / 2][1][i % 2]) + (c[i / 2][0][2 + i % 2] + c[i / 2][1][2 + i % 2]);
-        if (a.softcap != 0)
-            s[i] = a.softcap * LOG2_E * tanhf(s[i] / a.softcap);
-        if (p < r.from || p > r.position)
-            s[i] = -INFINITY;
-    }
+    if (softcap != 0)
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            s[i] = softcap * LOG2_E * tanhf(s[i] / softcap);
+    if (from > 0 || last < WALK_KEYS - 1)
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const int32_t p = i / 2 * 8 + 2 * ((int32_t)lane % 4) + i % 2;
+            s[i] = p < from || p > last ? -INFINITY : s[i];
+        }
 }
 
 /* out[i] = what 16 values with these weights add up to, of query g, dimensions 8 i + 2 t and + 1; + out[i] * by, if there is one. */
@@ -310,10 +316,10 @@ template <int DIM> __device__ inline void walk_attend(const qm_attend_phase &f, 
             s[i] = power_of_two(s[i] - most), total += s[i];
         if (group < end)
             add_values<DIM, FIRST>(out, shrink, s, base + keys + space::ROWS, lane);
-        else if (!FIRST)
+        else
 #pragma unroll
             for (int i = 0; i < DIM / 8; i++)
-                out[i].x *= shrink, out[i].y *= shrink;
+                out[i] = FIRST ? make_float2(0, 0) : make_float2(out[i].x * shrink, out[i].y * shrink);
     };
     pass(number<1>(), begin + warp);
 #pragma unroll 1
@@ -326,7 +332,7 @@ template <int DIM> __device__ inline void walk_attend(const qm_attend_phase &f, 
     if (warp == 0 && t == 0)
         block_most[g] = most;
     __syncwarp();
-    if (warp < warps && g < r.here) {
+    if (warp < (warps + 3) / 4 * 4 && g < r.here) { /* four at a time are read below */
         float *to = (float *)(own + keys) + g * space::SUMS + 2 * t; /* the warp is done with its keys and values */
 #pragma unroll
         for (int i = 0; i < DIM / 8; i++)
@@ -349,7 +355,7 @@ template <int DIM> __device__ inline void walk_attend(const qm_attend_phase &f, 
             if (i < warps)
 #pragma unroll
                 for (uint32_t k = 0; k < 4; k++) {
-                    const float2 two = i + k < warps ? *(const float2 *)(of_warp + (i + k) * (2 * space::ROWS / 4)) : make_float2(0, 0);
+                    const float2 two = *(const float2 *)(of_warp + (i + k) * (2 * space::ROWS / 4));
                     v.x += two.x, v.y += two.y;
                 }
         }

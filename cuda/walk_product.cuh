@@ -5,6 +5,14 @@
 
 /* ---- products: x --------------------------------------------------------------------------------- */
 
+/* Loads that stay where they stand, before what waits for others. */
+__device__ inline uint4 load_now(const void *p)
+{
+    uint4 v;
+    asm volatile("ld.global.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p) : "memory");
+    return v;
+}
+
 /* What each of attention's parts counts at column `at`, with the powers of two of its sixteen. */
 struct open_weights {
     float part[QM_OPEN_PARTS];
@@ -48,7 +56,7 @@ template <int GROUP> struct walk_operand {
             if constexpr (RUN >= 8) {
 #pragma unroll
                 for (int part = 0; part < RUN / 8; part++) {
-                    uint4 v = there ? load_fresh(from + 8 * part) : make_uint4(0, 0, 0, 0);
+                    uint4 v = there ? load_now(from + 8 * part) : make_uint4(0, 0, 0, 0);
                     uint32_t *to = word + i * (RUN / 2) + 4 * part;
                     to[0] = v.x, to[1] = v.y, to[2] = v.z, to[3] = v.w;
                 }
@@ -73,7 +81,7 @@ template <int GROUP> struct walk_operand {
 #pragma unroll
                 for (int w = 0; w < RUN / 2; w += RUN >= 8 ? 4 : 2) {
                     if constexpr (RUN >= 8) {
-                        const uint4 four = k < parts ? load_fresh(from + k * cols + 2 * w) : make_uint4(0, 0, 0, 0);
+                        const uint4 four = k < parts ? load_now(from + k * cols + 2 * w) : make_uint4(0, 0, 0, 0);
                         v[k][w] = four.x, v[k][w + 1] = four.y, v[k][w + 2] = four.z, v[k][w + 3] = four.w;
                     } else {
                         const uint2 two = k < parts ? *(const uint2 *)(from + k * cols + 2 * w) : make_uint2(0, 0);
@@ -135,14 +143,17 @@ struct walk_place {
     uint32_t phase, item, tile, slice;
 };
 
-/* The first item of a warp. */
-__device__ inline walk_place first_place(uint32_t phase)
+/* The first item of a warp from the product `phase` on, among phases before `end`. */
+__device__ inline walk_place first_place(uint32_t phase, uint32_t end)
 {
-    if (phase == (uint32_t)QM_NO_PHASE)
-        return {phase, 0, 0, 0};
+    const uint32_t warp = thread() / 32;
+    while (phase < end && plan_at(phase).items <= warp)
+        phase = phase_at(phase).product.next;
+    if (phase >= end)
+        return {(uint32_t)QM_NO_PHASE, 0, 0, 0};
     const qm_product_phase &f = phase_at(phase).product;
-    const uint32_t warp = thread() / 32, tile = warp * f.warp_by >> 16;
-    return {warp < plan_at(phase).items ? phase : (uint32_t)QM_NO_PHASE, warp, tile, warp - tile * f.slices};
+    const uint32_t tile = warp * f.warp_by >> 16;
+    return {phase, warp, tile, warp - tile * f.slices};
 }
 
 /* An item under way: codes in registers, scales in shared memory. */
@@ -205,10 +216,22 @@ struct row_needs {
         const float *from = f.part[part].p.add;
         return from && n != NO_ROW ? from[n] : 0;
     }
-    __device__ float *to(const qm_product_phase &f) const
+};
+
+/* Where a row's result goes, or NULL, and what its sum is multiplied with; of each thread in shared memory, until it is needed. */
+struct row_end {
+    float *to;
+    float factor;
+
+    __device__ static row_end &here()
     {
-        const qm_product &p = f.part[part].p;
-        return n == NO_ROW ? NULL : f.gate || thread() % 32 < 16 ? p.y + n : p.add ? p.sum + n : NULL;
+        extern __shared__ uint4 shared[];
+        return ((row_end *)((uint8_t *)shared + WALK_ROWS))[thread()];
+    }
+    __device__ row_end(const qm_product_phase &f, const row_needs &row, uint32_t lane) : factor(f.part[row.part].factor)
+    {
+        const qm_product &p = f.part[row.part].p;
+        to = row.n == NO_ROW ? NULL : f.gate || lane < 16 ? p.y + row.n : p.add ? p.sum + row.n : NULL;
     }
 };
 
@@ -229,52 +252,57 @@ __device__ inline float sum_of(const float *part, uint32_t count, uint32_t step)
     return (v[0] + v[1]) + (v[2] + v[3]);
 }
 
-/* What a thread has found of its first row before the sums are there. */
+/* What a thread has found of its first row before the sums are there, and that it has left in row_end. */
 struct row_known {
     row_needs row;
     float bias, weight, add;
 };
 
-/* The rows of a block, of which each warp takes those of a tile.  Meets the others of the block when it knows where its first is. */
-__device__ inline void finish_rows(const qm_product_phase &f, const qm_block_plan &plan, const float *sums, const float *factor, row_known known)
+/* The rows of a block, of which each warp takes those of a tile.  The block's threads meet when they know where and how. */
+__device__ inline void finish_rows(const qm_product_phase &f, const qm_block_plan &plan, const float *sums, row_known row, uint32_t lane)
 {
     const bool gate = f.gate != QM_GATE_NONE;
-    const uint32_t lane = thread() % 32, second = lane / 16, slices = f.slices, sets = gate ? plan.bound[0] : plan.tiles;
+    const uint32_t second = lane / 16, slices = f.slices, sets = gate ? plan.bound[0] : plan.tiles;
     uint32_t set = thread() / 32;
-    float *to = known.row.to(f), of_part = f.part[known.row.part].factor;
+    row_end end = row_end::here();
+    const qm_sixteens half = gate ? f.gated_half : f.after.half;
+    float *const more = gate ? f.gated : f.after.squares; /* NULL: nothing is made of the result */
+    const bool late = f.before.weight != NULL;
     __syncthreads();
     if (set >= sets)
         return;
-    const float by = f.before.weight ? *factor : 1;
+    const float by = late ? known().factor : 1;
     for (;;) {
-        const uint32_t n = known.row.n;
+        const uint32_t n = row.row.n;
         const bool there = n != NO_ROW;
         const float *part = sums + ((gate && second ? set + sets : set) * slices + (gate ? 0 : second)) * QM_TILE_ROWS + lane % 16;
-        float v = sum_of(part, gate ? slices : (slices + 1 - second) / 2, gate ? QM_TILE_ROWS : 2 * QM_TILE_ROWS);
+        float v = sum_of(part, gate ? slices : (slices + 1 - second) / 2, gate ? QM_TILE_ROWS : 2 * QM_TILE_ROWS), result, square = 0;
         if (!gate)
             v += __shfl_xor_sync(~0u, v, 16);
-        v = there ? __fmaf_rn(v, by * of_part, known.bias) : 0;
+        v = there ? __fmaf_rn(v, by * end.factor, row.bias) : 0;
         if (gate) {
             const float other = __shfl_xor_sync(~0u, v, 16), first = second ? other : v, up = second ? v : other;
-            const float gated = (f.gate == QM_GATE_SILU ? __fdividef(first, 1 + __expf(-first)) : gelu_tanh(first)) * up;
-            store_sixteen(f.gated_half, n, gated, there && !second);
-            if (there)
-                *to = v;
-            if (there && second)
-                f.gated[n] = gated;
+            result = (f.gate == QM_GATE_SILU ? __fdividef(first, 1 + __expf(-first)) : gelu_tanh(first)) * up;
         } else {
-            const float all = v + known.add;
-            if (f.after.weight)
-                begin_norm(f.after, n, there ? all : 0, known.weight, there && !second);
-            if (to)
-                *to = second ? all : v;
+            const float all = v + row.add;
+            result = all * row.weight, square = all * all;
+            v = second ? all : v;
+        }
+        if (end.to)
+            *end.to = v;
+        if (more) {
+            if (!gate)
+                square = sum_of_sixteen(there ? square : 0);
+            store_sixteen(half, n, there ? result : 0, there && !second);
+            if (there && second && (gate || n % 16 == 0))
+                more[gate ? n : n / 16] = gate ? result : square;
         }
         set += WALK_WARPS;
         if (set >= sets)
             return;
-        const row_needs row(f, plan, set);
-        to = row.to(f), of_part = f.part[row.part].factor;
-        known = {row, row.bias(f), row.weight(f), row.add(f)};
+        const row_needs next(f, plan, set);
+        end = row_end(f, next, lane);
+        row = {next, next.bias(f), next.weight(f), next.add(f)};
     }
 }
 
@@ -291,17 +319,18 @@ struct walk_turn {
     row_needs row;
     float bias, weight; /* of it */
 
-    __device__ walk_turn(const qm_product_phase &f, const qm_block_plan &plan, uint32_t parts)
-        : then(first_place(f.next)), parts(f.open.half.half ? parts : 0), x(x_of(f)), row(f, plan, thread() / 32), bias(row.bias(f)), weight(row.weight(f))
+    __device__ walk_turn(uint32_t phase, const qm_product_phase &f, const qm_block_plan &plan, uint32_t parts)
+        : then(first_place(f.next, phase + WALK_AHEAD)), parts(f.open.half.half ? parts : 0), x(x_of(f)), row(f, plan, thread() / 32), bias(row.bias(f)), weight(row.weight(f))
     {
         tile = thread() / 32 * f.warp_by >> 16, slice = thread() / 32 - tile * f.slices;
+        row_end::here() = row_end(f, row, thread() % 32);
     }
 };
 
 /* A warp of each block finishes a norm: 1 / sqrt(mean of squares + eps), and its part of the result. */
 __device__ inline void finish_norm(const qm_norm &norm, uint32_t cols, float *factor, uint32_t lane)
 {
-    const uint32_t sixteens = cols / 16, first = blockIdx.x * 32 + lane;
+    const uint32_t sixteens = cols / 16, first = block() * 32 + lane;
     const float mine = first < cols ? norm.x[first] * (norm.weight[first] + norm.add) : 0;
     float squares = 0;
     for (uint32_t i = lane; i < sixteens; i += 256) { /* eight at a time */
@@ -326,7 +355,7 @@ __device__ inline void finish_norm(const qm_norm &norm, uint32_t cols, float *fa
 /* And its part of attention's result, put together. */
 __device__ inline void close(const qm_open &x, uint32_t parts, uint32_t cols, uint32_t lane)
 {
-    for (uint32_t i = blockIdx.x * 32 + lane; i < cols; i += gridDim.x * 32) {
+    for (uint32_t i = block() * 32 + lane; i < cols; i += gridDim.x * 32) {
         const open_weights by(x, parts, cols, i);
         float v = 0;
 #pragma unroll
@@ -338,7 +367,7 @@ __device__ inline void close(const qm_open &x, uint32_t parts, uint32_t cols, ui
 
 /* and what it does then.  `now`: the warp's first item of this phase, when it has one; afterwards that of the next product. */
 template <int GROUP, qm_scale_type S>
-__device__ inline void walk_product(uint32_t phase, const walk_turn &turn, walk_item<GROUP, S> &now, float *sums, float *factor, uint32_t pairs,
+__device__ inline void walk_product(uint32_t phase, const walk_turn &turn, walk_item<GROUP, S> &now, float *sums, uint32_t pairs,
                                     const float *dynamic, uint32_t lane, uint32_t g, uint32_t t, uint32_t never)
 {
     using scales = lane_scales<S, GROUP>;
@@ -357,15 +386,23 @@ __device__ inline void walk_product(uint32_t phase, const walk_turn &turn, walk_
     };
     if (item < items)
         load_x(turn.x);
-    const row_known known = {turn.row, turn.bias, turn.weight, turn.row.add(f)}; /* is needed at the end, and under way now */
+    const row_known row = {turn.row, turn.bias, turn.weight, turn.row.add(f)}; /* is needed at the end, and under way now */
     if (thread() / 32 == WALK_WARPS - 1) { /* the warp that has the fewest items */
         if (late)
-            finish_norm(f.before, f.cols, factor, lane);
+            finish_norm(f.before, f.cols, &known().factor, lane);
         else if (turn.parts)
             close(f.open, turn.parts, f.cols, lane);
     }
-    if (item >= items)
-        now.load_all(now.next(turn.then, lane));
+    uint32_t &held = known().held[thread() / 32];
+    if (item >= items) {
+        if (held == turn.then.phase)
+            copies_begun(); /* of none: the kernel counts them */
+        else
+            now.load_all(now.next(turn.then, lane));
+    }
+    __syncwarp();
+    if (lane == 0)
+        held = turn.then.phase;
     for (; item < items; item += STEP) {
         float scale[scales::COUNT], sum[2][2] = {{0, 0}, {0, 0}};
         const float ones[2] = {1, 1};
@@ -394,7 +431,7 @@ __device__ inline void walk_product(uint32_t phase, const walk_turn &turn, walk_
             load_x(x_of(f));
         store_item<1>(sums + item * QM_TILE_ROWS, sum, g, t);
     }
-    finish_rows(f, plan, sums, factor, known);
+    finish_rows(f, plan, sums, row, lane);
 }
 
 #endif
