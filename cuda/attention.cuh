@@ -448,14 +448,6 @@ __global__ void unpack_kv(const __grid_constant__ qm_attention a, __half *to, ui
     *(uint2 *)(to + ((uint64_t)blockIdx.z * a.kv_heads + blockIdx.y) * each + i) = *(uint2 *)two;
 }
 
-/* 2^v, to 22 bits. */
-__device__ inline float power_of_two(float v)
-{
-    float p;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(p) : "f"(v));
-    return p;
-}
-
 template <int DIM> __global__ void __launch_bounds__(FLASH_THREADS) flash(const __grid_constant__ qm_attention a)
 {
     extern __shared__ uint4 shared16[];
@@ -646,7 +638,9 @@ static cudaError_t attend_prompt(const qm_attention *a, cudaStream_t s)
         if (!r)
             r = launch(unpack_kv, dim3((each / 4 + 255) / 256, a->kv_heads, 2), 256, 0, s, *a, to, each);
     }
-    return r ? r : a->head_dim == 64 ? launch_flash<64>(&b, s) : launch_flash<128>(&b, s);
+    if (r || qm_matrix_takes_wide())
+        return r ? r : qm_attend_wide(&b, s);
+    return a->head_dim == 64 ? launch_flash<64>(&b, s) : launch_flash<128>(&b, s);
 }
 
 cudaError_t qm_attend(const qm_attention *a, cudaStream_t s)

@@ -66,7 +66,7 @@ $(BUILD)/cuda/matrix.o $(BUILD)/cuda/program.o $(BUILD)/cuda/ops.o: $(BUILD)/cud
 
 # Hopper's matrix instructions are in sm_90a's machine code only.
 WIDE_ARCH = $(patsubst 90,90a,$(ARCH))
-$(BUILD)/cuda/matrix_wide.o: cuda/matrix_wide.cu $(BUILD)/gen/cuda_arch
+$(BUILD)/cuda/matrix_wide.o $(BUILD)/cuda/attention_wide.o: $(BUILD)/cuda/%.o: cuda/%.cu $(BUILD)/gen/cuda_arch
 	@mkdir -p $(@D)
 	$(SAY) NVCC '$< for $(WIDE_ARCH)'
 	$(NVCC) $(filter-out --fmad=false -gencode arch=%,$(NVCC_FLAGS)) $(foreach a,$(WIDE_ARCH),$(call gencode,$(a))) \
@@ -86,7 +86,7 @@ $(BUILD)/gpu_test: $(CORE_OBJ) $(CUDA_OBJ) $(GPU_TEST_OBJ)
 $(BUILD)/gpu_bench: $(CORE_OBJ) $(CUDA_OBJ) $(BUILD)/tests/gpu/bench.o
 	$(GPU_LINK)
 
-$(BUILD)/matrix_bench: $(addprefix $(BUILD)/cuda/,matrix.o matrix_wide.o ops.o) $(BUILD)/tests/gpu/matrix_bench.o
+$(BUILD)/matrix_bench: $(addprefix $(BUILD)/cuda/,matrix.o matrix_wide.o attention_wide.o ops.o) $(BUILD)/tests/gpu/matrix_bench.o
 	$(CC) $(CFLAGS) -pie -o $@ $^ $(CUDA_LIBS) -lm
 
 test-gpu: deps

@@ -16,4 +16,12 @@ __device__ inline float to_half_range(float v)
     return e < -100 || e == 128 ? 1.0f : __uint_as_float((uint32_t)(14 - e + 127) << 23);
 }
 
+/* 2^v, to 22 bits. */
+__device__ inline float power_of_two(float v)
+{
+    float p;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(p) : "f"(v));
+    return p;
+}
+
 #endif

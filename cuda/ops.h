@@ -82,6 +82,9 @@ uint64_t qm_attention_unpacked(
     const qm_attention *a); /* room for keys and values that are codes, as f16; 0 where that is not done */
 cudaError_t qm_attend(const qm_attention *a, cudaStream_t s);
 
+/* Its part for many tokens where qm_matrix_takes_wide: keys and values are there already, as f16; heads of 64 or 128, no sinks. */
+cudaError_t qm_attend_wide(const qm_attention *a, cudaStream_t s);
+
 /* y = x W^T + bias for plain weights, up to 8 tokens; slower where cols is no multiple of 8 or addresses are none of 16. */
 cudaError_t qm_plain_decode(const void *w, qm_dtype dtype, uint32_t rows, uint32_t cols, const float *x,
                             uint32_t tokens, const qm_product *p, cudaStream_t s);

@@ -24,6 +24,7 @@ run clocks
 run "$folder/gpu_bench"
 run "$folder/matrix_bench"
 run "$folder/qmoon" "$here/decode_bench.lua"
+run "$folder/qmoon" "$here/attention_bench.lua"
 run "$folder/qmoon" "$here/experts_bench.lua"
 [ -z "${BNB:-}" ] || PYTHONPATH=$BNB run "${PYTHON:-python3}" "$here/bnb_bench.py"
 if [ -n "${MODELS:-}" ]; then

@@ -196,24 +196,50 @@ tests["rope"] = function()
     end
 end
 
+--- Calls of so many tokens, one after the other, into one cache: the same as on the CPU.
+local function attends(o, dtype, calls)
+    local context = 0
+    for _, tokens in ipairs(calls) do
+        context = context + tokens
+    end
+    local function cache(device)
+        return qm.kv_cache { layers = 1, kv_heads = o.kv_heads, head_dim = o.dim, context = context + (o.spare or 0), dtype = dtype, device = device }
+    end
+    local here, there = cache(), cache(gpu)
+    local options = { heads = o.heads, kv_heads = o.kv_heads, window = o.window, softcap = o.softcap, scale = o.scale }
+    local limit = { f16 = 1e-3, q8_0 = 1e-3 }
+    for _, tokens in ipairs(calls) do
+        local q, k, v = random { tokens, o.heads * o.dim }, random { tokens, o.kv_heads * o.dim }, random { tokens, o.kv_heads * o.dim }
+        local y = ops.attention(q:to(gpu), k:to(gpu), v:to(gpu), there, 0, options)
+        near(ops.attention(q, k, v, here, 0, options), y, tokens > 8 and limit[dtype] or 2e-5,
+            ("%s, %d heads of %d (%d), %d tokens, %d in all"):format(dtype, o.heads, o.dim, o.kv_heads, tokens, there:length()))
+        assert(there:length() == here:length())
+    end
+end
+
 tests["attention, in one call and in many"] = function()
     for _, o in ipairs { { heads = 4, kv_heads = 2, dim = 64 }, { heads = 14, kv_heads = 1, dim = 128 }, { heads = 3, kv_heads = 3, dim = 80, window = 5 },
                          { heads = 8, kv_heads = 4, dim = 32, softcap = 5, scale = 0.2 },
                          { heads = 8, kv_heads = 4, dim = 64, softcap = 5, scale = 0.2, window = 100 }, { heads = 2, kv_heads = 2, dim = 256 } } do
         for _, dtype in ipairs { "f32", "f16" } do
-            local function caches(device)
-                return qm.kv_cache { layers = 1, kv_heads = o.kv_heads, head_dim = o.dim, context = 900, dtype = dtype, device = device }
-            end
-            local here, there = caches(), caches(gpu)
-            local options = { heads = o.heads, kv_heads = o.kv_heads, window = o.window, softcap = o.softcap, scale = o.scale }
-            for _, tokens in ipairs { 7, 1, 1, 300, 1, 20, 1 } do
-                local q, k, v = random { tokens, o.heads * o.dim }, random { tokens, o.kv_heads * o.dim }, random { tokens, o.kv_heads * o.dim }
-                near(ops.attention(q, k, v, here, 0, options), ops.attention(q:to(gpu), k:to(gpu), v:to(gpu), there, 0, options), tokens > 8 and dtype == "f16" and 1e-3 or 2e-5,
-                    ("%s, heads of %d, %d tokens"):format(dtype, o.dim, tokens))
-                assert(there:length() == here:length())
-            end
+            attends(o, dtype, { 7, 1, 1, 300, 1, 20, 1 })
         end
     end
+end
+
+tests["attention of prompts, where tiles of queries and of positions end"] = function()
+    for _, o in ipairs { { heads = 1, kv_heads = 1, dim = 128 }, { heads = 7, kv_heads = 1, dim = 64, spare = 50 }, { heads = 8, kv_heads = 2, dim = 128, window = 128, spare = 1 },
+                         { heads = 4, kv_heads = 4, dim = 64, window = 65, softcap = 20 }, { heads = 8, kv_heads = 1, dim = 128, softcap = 5, scale = 0.2 },
+                         { heads = 2, kv_heads = 1, dim = 128, window = 1 } } do
+        for _, dtype in ipairs { "f16", "q8_0" } do
+            attends(o, dtype, { 9, 55, 64, 1, 127, 128, 129, 1, 193 })
+            attends(o, dtype, { 128, 128, 256 })
+        end
+    end
+end
+
+tests["attention of more than the multiprocessors can begin at once"] = function()
+    attends({ heads = 40, kv_heads = 8, dim = 64 }, "f16", { 515, 100 })
 end
 
 -- ---- a step ---------------------------------------------------------------------------------------------------
