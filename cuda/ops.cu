@@ -14,6 +14,7 @@
 #include "panel.cuh"
 
 #include "attention.cuh"
+#include "attention_prompt.cuh"
 #include "plain_decode.cuh"
 
 #include "experts.cuh"
