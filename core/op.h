@@ -83,6 +83,8 @@ typedef struct qm_op {
     /* One of them: for one call; or for several at once, with the results that one after another would have. */
     bool (*run)(qm_call *c, qm_err *e);
     bool (*run_all)(qm_call *c, int n, qm_err *e);
+    /* For plans: bytes that it takes here beside its result while it runs; NULL: next to none. */
+    uint64_t (*memory)(const qm_call *c);
 } qm_op;
 
 /* NULL-terminated, in order of name; written by core/ops/registry.sh. */

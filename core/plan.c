@@ -141,7 +141,11 @@ static bool op(qm_device *d, qm_call *c, qm_err *e)
                   ? qm_tensor_plane_new(c->out, 0, (uint64_t)qm_shape_count(&c->shape) * sizeof(float), d, e)
                         != NULL
                   : make_ids(c, e);
-    uint64_t kept = 0, beside = ok && p->of && p->of->op_memory ? p->of->op_memory(p->of, c, &kept) : 0;
+    uint64_t kept = 0, beside = 0;
+    if (ok && p->of)
+        beside = p->of->op_memory ? p->of->op_memory(p->of, c, &kept) : 0;
+    else if (ok && c->op->memory)
+        beside = c->op->memory(c);
     took(p, beside);
     p->now -= beside;
     p->kept = kept > p->kept ? kept : p->kept;

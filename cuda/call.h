@@ -124,6 +124,10 @@ bool qm_cuda_product(qm_cuda *d, const qm_tensor *w, const activation *x, const 
 /* What that takes besides; *kept: see qm_cuda_way. */
 uint64_t qm_cuda_product_memory(const qm_tensor *w, uint32_t tokens, uint64_t *kept);
 
+/* f of values x and, where it takes two, y, into `out`, which may be x unless a step is being noted. */
+bool qm_cuda_each(qm_cuda *d, const qm_call *c, qm_each_op f, const float *x, const float *y, float by,
+                  const activation *out, qm_err *e);
+
 /* Whether codes mean the same in both; and whether they can be multiplied by in one launch. */
 bool qm_cuda_same_codes(const qm_matrix *a, const qm_matrix *b);
 bool qm_cuda_same_kind(const qm_matrix *a, const qm_matrix *b);

@@ -141,6 +141,9 @@ cudaError_t qm_matrix_values(const qm_matrix *m, void *y, uint32_t first, uint32
 
 enum { QM_TOGETHER = 3 };
 
+/* f(first product) * second. */
+typedef enum qm_gate { QM_GATE_NONE, QM_GATE_SILU, QM_GATE_GELU_TANH } qm_gate;
+
 /* y = x W^T for up to 8 tokens, and up to QM_TOGETHER matrices of one kind and as many columns at once.  Waits for the
  * launch before it on the stream only when it needs x (programmatic dependent launch, on GPUs that have it), so the
  * matrices must have been written earlier than that. */
@@ -214,6 +217,12 @@ bool qm_matrix_takes_wide(void);
 uint64_t qm_matrix_join_bytes(void);
 cudaError_t qm_matrix_wide(const qm_matrix *w, const qm_product *p, int n, const qm_panel *x, void *join,
                            cudaStream_t s);
+
+/* f(x w[0]^T + bias) * (x w[1]^T + bias) into p[0].y by one launch, of QM_GLU_TOKENS tokens and more and matrices that
+ * qm_matrix_wide takes together, with as many rows, a multiple of 16; nothing is added. */
+enum { QM_GLU_TOKENS = 65 };
+cudaError_t qm_matrix_glu(const qm_matrix *w, const qm_product *p, qm_gate f, const qm_panel *x, void *join,
+                          cudaStream_t s);
 
 /* Benchmarks: reads `size` bytes, a multiple of 16, and does nothing with them. */
 cudaError_t qm_read_only(const void *p, uint64_t size, float *nothing, cudaStream_t s);

@@ -52,8 +52,9 @@ template <int TOKENS, uint32_t ITEM> __device__ inline void copy_codes(const wid
     walk w(j, block);
     for (piece p; w.next(j, p);) {
         const uint32_t row_tile = p.tile / j.token_tiles, left = padded - p.tile % j.token_tiles * TOKENS;
-        const wide_part &part = part_of(j, row_tile);
-        const uint32_t own = (row_tile - part.first) * WIDE_TILES + lane, last = (part.rows - 1) / QM_TILE_ROWS;
+        uint32_t row;
+        const wide_part &part = part_of(j, row_tile, lane / GROUP_TILES % 2, row);
+        const uint32_t own = row / QM_TILE_ROWS + lane % GROUP_TILES, last = (part.rows - 1) / QM_TILE_ROWS;
         const uint8_t *from = part.items + ((uint64_t)(own < last ? own : last) * j.slices + p.from / 4) * ITEM + p.from % 4 * 2 * QM_UNIT_BYTES;
         for (uint32_t unit = p.from * 2; unit < p.to * 2; unit += shape::UNITS) {
             barrier_wait(empty + 8 * now.stage, now.round ^ 1); /* in the first round, all are */
@@ -154,9 +155,8 @@ __global__ void __launch_bounds__(WIDE_THREADS, wide<TOKENS>::BLOCKS) matrix_wid
         };
         const auto begin_piece = [&]() {
             const uint32_t row_tile = p.tile / j.token_tiles;
-            part = &part_of(j, row_tile);
+            part = &part_of(j, row_tile, group, row0);
             token0 = p.tile % j.token_tiles * TOKENS;
-            row0 = (row_tile - part->first) * WIDE_ROWS + group * GROUP_ROWS;
             const uint32_t own = row0 / QM_TILE_ROWS + warp % 4, last = (part->rows - 1) / QM_TILE_ROWS;
             at = part->items + ((uint64_t)(own < last ? own : last) * j.slices + p.from / 4) * ITEM + SCALES + lane * scales::BYTES;
             load_scales(p.from / 4);
@@ -254,7 +254,10 @@ __global__ void __launch_bounds__(WIDE_THREADS, wide<TOKENS>::BLOCKS) matrix_wid
 #pragma unroll
             for (int i = 0; i < EACH; i++)
                 own_scale[i * GROUP_THREADS + threadIdx.x % GROUP_THREADS] = of_token[i] * factor;
-            store_sums<TOKENS>(of, j.x.tokens, sum, n, token, own_scale, out + group * shape::OUT_TOKENS * OUT_STRIDE);
+            if (TOKENS >= QM_GLU_TOKENS && j.gate)
+                store_gated<TOKENS>(j, sum, n, token, token_scale, EACH * GROUP_THREADS, out);
+            else
+                store_sums<TOKENS>(of, j.x.tokens, sum, n, token, own_scale, out + group * shape::OUT_TOKENS * OUT_STRIDE);
         }
     }
 #endif
@@ -288,9 +291,12 @@ static void deal(wide_job *j, uint32_t tokens, uint32_t blocks, uint32_t parts)
 {
     enum { COST = 4 };
     const int cache = of_device(cudaDevAttrL2CacheSize);
-    for (int i = 0; i < QM_TOGETHER; i++) {
-        j->part[i].first = j->part[i].rows || i == 0 ? j->tiles : UINT32_MAX;
-        j->tiles += (j->part[i].rows + WIDE_ROWS - 1) / WIDE_ROWS;
+    const uint32_t parts_of_tiles = j->gate ? 1 : QM_TOGETHER, rows = j->gate ? GROUP_ROWS : WIDE_ROWS;
+    for (uint32_t i = 0; i < QM_TOGETHER; i++)
+        j->part[i].first = UINT32_MAX;
+    for (uint32_t i = 0; i < parts_of_tiles && j->part[i].rows; i++) {
+        j->part[i].first = j->tiles;
+        j->tiles += (j->part[i].rows + rows - 1) / rows;
     }
     j->token_tiles = (j->x.tokens + tokens - 1) / tokens;
     j->tiles *= j->token_tiles;
@@ -347,12 +353,12 @@ template <int GROUP, qm_scale_type S> static cudaError_t wide_tokens(const wide_
     }
 }
 
-cudaError_t qm_matrix_wide(const qm_matrix *w, const qm_product *p, int n, const qm_panel *x, void *join, cudaStream_t s)
+static cudaError_t multiply(const qm_matrix *w, const qm_product *p, int n, qm_gate gate, const qm_panel *x, void *join, cudaStream_t s)
 {
     wide_job j = {};
     if (x->group != (w->group < QM_UNIT_COLS ? w->group : QM_UNIT_COLS) || x->cols != w->cols)
         return cudaErrorInvalidValue;
-    j.x = *x, j.cols = w->cols, j.slices = qm_matrix_slices(w->cols), j.dynamic = w->dynamic;
+    j.gate = gate, j.x = *x, j.cols = w->cols, j.slices = qm_matrix_slices(w->cols), j.dynamic = w->dynamic;
     memcpy(j.level, w->level, sizeof j.level);
     for (int i = 0; i < n; i++) {
         if (!w[i].most)
@@ -373,4 +379,16 @@ cudaError_t qm_matrix_wide(const qm_matrix *w, const qm_product *p, int n, const
     KIND(16, QM_SCALE_F32);
 #undef KIND
     return cudaErrorInvalidValue;
+}
+
+cudaError_t qm_matrix_wide(const qm_matrix *w, const qm_product *p, int n, const qm_panel *x, void *join, cudaStream_t s)
+{
+    return multiply(w, p, n, QM_GATE_NONE, x, join, s);
+}
+
+cudaError_t qm_matrix_glu(const qm_matrix *w, const qm_product *p, qm_gate f, const qm_panel *x, void *join, cudaStream_t s)
+{
+    const bool can = x->tokens >= QM_GLU_TOKENS && w[0].rows == w[1].rows && w[0].rows % QM_TILE_ROWS == 0 && p[0].y_stride % 4 == 0
+                     && (uintptr_t)p[0].y % 16 == 0;
+    return can ? multiply(w, p, 2, f, x, join, s) : cudaErrorInvalidValue;
 }

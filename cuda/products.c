@@ -15,7 +15,9 @@ bool qm_cuda_flush(qm_cuda *d, qm_err *e)
     cudaError_t r = cudaSuccess;
     if (!w)
         return true;
-    if (w->products)
+    if (w->products && w->gate)
+        r = qm_matrix_glu(w->w, w->p, w->gate, &w->panel, d->ops->join, d->stream);
+    else if (w->products)
         r = w->panel.half ? qm_matrix_wide(w->w, w->p, w->products, &w->panel, d->ops->join, d->stream)
                           : qm_matrix_decode(w->w, w->p, w->products, &w->x, d->stream);
     if (w->rotations)
@@ -23,6 +25,7 @@ bool qm_cuda_flush(qm_cuda *d, qm_err *e)
                     w->rope.inverse, w->rope.scale, w->rope.at, d->stream);
     void *panel = w->panel_memory;
     w->products = w->rotations = 0;
+    w->gate = QM_GATE_NONE;
     w->panel.half = w->panel_memory = NULL;
     qm_cuda_give(d, panel);
     return qm_cuda_check(d, r, "multiplying", e) && qm_cuda_play(d, e);
@@ -282,6 +285,82 @@ static bool linear(qm_cuda *d, qm_call *c, qm_err *e)
     return ok;
 }
 
+/* ---- gated linear units --------------------------------------------------------------------------- */
+
+enum { GLU_X, GLU_GATE, GLU_UP, GLU_KIND, GLU_GATE_BIAS, GLU_UP_BIAS };
+
+/* Whether one launch does it, of two weights that mean the same by their codes. */
+static bool at_once(const qm_tensor *gate, const qm_tensor *up, uint32_t tokens)
+{
+    return tokens >= QM_GLU_TOKENS && qm_matrix_takes_wide() && gate->laid_out && up->laid_out
+           && gate->format == up->format && gate->codec.block == up->codec.block
+           && gate->double_quant == up->double_quant && rows_of(gate) % QM_TILE_ROWS == 0;
+}
+
+static bool glu_at_once(qm_cuda *d, qm_call *c, const float *const bias[2], const activation *out, qm_err *e)
+{
+    static const qm_gate kinds[] = {QM_GATE_SILU, QM_GATE_GELU_TANH};
+    activation x = arg(c, GLU_X);
+    qm_matrix m[2];
+    if (!qm_cuda_flush(d, e))
+        return false;
+    for (int i = 0; i < 2; i++) {
+        qm_product p = {.bias = bias[i], .y = out->x, .y_stride = out->cols};
+        if (!qm_cuda_matrix_of(d, c->arg[GLU_GATE + i].tensor, &m[i]))
+            return qm_fail(e, QM_EFAIL, "linear_glu: a weight that was prepared for another device");
+        if (!packed_wide(d, &m[i], &x, &p, e))
+            return false;
+    }
+    d->ops->waiting.gate = kinds[c->arg[GLU_KIND].choice];
+    return qm_cuda_flush(d, e)
+           && (!out->panel.half
+               || qm_cuda_check(d, qm_to_panel(out->x, &out->panel, d->stream), "converting", e));
+}
+
+/* A product after the other, and their gate; what a program does with that notes.c knows. */
+static bool glu_in_turn(qm_cuda *d, qm_call *c, const float *const bias[2], const activation *out, qm_err *e)
+{
+    static const qm_each_op kinds[] = {QM_EACH_SWIGLU, QM_EACH_GEGLU};
+    activation x = arg(c, GLU_X);
+    const bool noted = out->rows == 1 && qm_cuda_notes(d);
+    const uint64_t size = whole((uint64_t)out->rows * out->cols * sizeof(float));
+    float *up = qm_cuda_take(d, noted ? 2 * size : size, e), *gate = noted ? up + size / sizeof *up : out->x;
+    bool ok = up && qm_cuda_product(d, c->arg[GLU_GATE].tensor, &x, bias[0], gate, e)
+              && qm_cuda_product(d, c->arg[GLU_UP].tensor, &x, bias[1], up, e)
+              && qm_cuda_each(d, c, kinds[c->arg[GLU_KIND].choice], gate, up, 0, out, e);
+    qm_cuda_give(d, up);
+    return ok;
+}
+
+static bool linear_glu(qm_cuda *d, qm_call *c, qm_err *e)
+{
+    activation out;
+    vector bias[2] = {{0}};
+    bool ok = make_out_with(d, c, true, true, &out, e) && read_vector(d, &c->arg[GLU_GATE_BIAS], &bias[0], e)
+              && read_vector(d, &c->arg[GLU_UP_BIAS], &bias[1], e);
+    const float *const values[] = {bias[0].values, bias[1].values};
+    ok = ok
+         && (at_once(c->arg[GLU_GATE].tensor, c->arg[GLU_UP].tensor, out.rows)
+                 ? glu_at_once(d, c, values, &out, e)
+                 : glu_in_turn(d, c, values, &out, e));
+    drop_vector(d, &bias[0]);
+    drop_vector(d, &bias[1]);
+    return ok;
+}
+
+static uint64_t linear_glu_memory(const qm_call *c, uint64_t *kept)
+{
+    const qm_tensor *gate = c->arg[GLU_GATE].tensor, *up = c->arg[GLU_UP].tensor;
+    const uint32_t tokens = rows_of(c->arg[GLU_X].tensor), wide = rows_of(gate);
+    uint64_t more, first = qm_cuda_product_memory(gate, tokens, kept),
+                   second = qm_cuda_product_memory(up, tokens, &more);
+    *kept = more > *kept ? more : *kept;
+    first = second > first ? second : first;
+    const uint64_t between
+        = at_once(gate, up, tokens) ? 0 : whole((uint64_t)tokens * wide * sizeof(float));
+    return first + between + panel_room(tokens, wide);
+}
+
 /* y + scale * (x A^T) B^T */
 static bool lora(qm_cuda *d, qm_call *c, qm_err *e)
 {
@@ -310,6 +389,7 @@ static bool lora(qm_cuda *d, qm_call *c, qm_err *e)
 
 const qm_cuda_way qm_cuda_products[] = {
     {"linear", linear, linear_memory},
+    {"linear_glu", linear_glu, linear_glu_memory},
     {"lora", lora, NULL},
     {NULL, NULL, NULL},
 };

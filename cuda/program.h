@@ -31,7 +31,6 @@ extern "C" {
 #endif
 
 typedef enum qm_phase_kind { QM_PHASE_HALF, QM_PHASE_PRODUCT, QM_PHASE_ATTEND } qm_phase_kind;
-typedef enum qm_gate { QM_GATE_NONE, QM_GATE_SILU, QM_GATE_GELU_TANH } qm_gate;
 
 /* value = half * scale[i / 16] */
 typedef struct qm_sixteens {

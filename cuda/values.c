@@ -10,24 +10,29 @@ static uint64_t panel_memory(const qm_call *c, uint64_t *kept)
     return same ? panel_room(rows_of(x), (uint32_t)qm_tensor_cols(x)) : 0;
 }
 
-static bool each(qm_cuda *d, qm_call *c, qm_each_op f, bool two, float by, bool with_half, qm_err *e)
+bool qm_cuda_each(qm_cuda *d, const qm_call *c, qm_each_op f, const float *x, const float *y, float by,
+                  const activation *out, qm_err *e)
 {
-    activation x = arg(c, 0), out;
-    const float *y = two ? arg(c, 1).x : NULL;
-    if (!make_out_with(d, c, with_half, with_half, &out, e))
-        return false;
-    if (x.rows == 1 && qm_cuda_notes(d) && (f == QM_EACH_ADD || f == QM_EACH_SWIGLU || f == QM_EACH_GEGLU))
+    if (out->rows == 1 && qm_cuda_notes(d) && (f == QM_EACH_ADD || f == QM_EACH_SWIGLU || f == QM_EACH_GEGLU))
         return qm_cuda_note(
             d,
-            &(qm_note){f == QM_EACH_ADD ? QM_NOTE_ADD : QM_NOTE_GATE, .values = {f, x.x, y, out.x, x.cols}},
+            &(qm_note){f == QM_EACH_ADD ? QM_NOTE_ADD : QM_NOTE_GATE, .values = {f, x, y, out->x, out->cols}},
             e);
     if (!qm_cuda_flush(d, e))
         return false;
-    if (out.panel.half)
-        return ran(d, c, qm_each_panel(f, x.x, y, out.x, &out.panel, d->stream), e);
-    return ran(
-        d, c,
-        qm_each_value(f, x.x, y, by, x.rows, x.cols, out.x, out.half.half ? &out.half : NULL, d->stream), e);
+    if (out->panel.half)
+        return ran(d, c, qm_each_panel(f, x, y, out->x, &out->panel, d->stream), e);
+    return ran(d, c,
+               qm_each_value(f, x, y, by, out->rows, out->cols, out->x, out->half.half ? &out->half : NULL,
+                             d->stream),
+               e);
+}
+
+static bool each(qm_cuda *d, qm_call *c, qm_each_op f, bool two, float by, bool with_half, qm_err *e)
+{
+    activation out;
+    return make_out_with(d, c, with_half, with_half, &out, e)
+           && qm_cuda_each(d, c, f, arg(c, 0).x, two ? arg(c, 1).x : NULL, by, &out, e);
 }
 
 /* To the result of a product that waits, an addition is free. */

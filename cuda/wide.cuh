@@ -11,6 +11,7 @@ enum {
     WIDE_THREADS = WIDE_CONSUMERS + 128,
     GROUP_THREADS = 128,
     GROUP_ROWS = 64,
+    GROUP_TILES = GROUP_ROWS / (int)QM_TILE_ROWS,
     OUT_STRIDE = GROUP_ROWS + 4, /* floats of a token on their way out, so that four tokens' are in different banks */
     MOST_WIDE_TOKENS = 256,      /* of a tile */
 };
@@ -45,6 +46,7 @@ struct wide_part {
 
 struct wide_job {
     wide_part part[QM_TOGETHER];
+    qm_gate gate; /* or: a tile is 64 rows of the first part and the same of the second */
     qm_panel x;
     const float *dynamic;
     float level[16];
@@ -57,9 +59,12 @@ struct wide_job {
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
-__device__ inline const wide_part &part_of(const wide_job &j, uint32_t row_tile)
+/* Of which part a group has rows of a tile, and which is the first. */
+__device__ inline const wide_part &part_of(const wide_job &j, uint32_t row_tile, uint32_t group, uint32_t &row)
 {
-    return j.part[(row_tile >= j.part[1].first) + (row_tile >= j.part[2].first)];
+    const wide_part &part = j.part[j.gate ? group : (row_tile >= j.part[1].first) + (row_tile >= j.part[2].first)];
+    row = j.gate ? row_tile * GROUP_ROWS : (row_tile - part.first) * WIDE_ROWS + group * GROUP_ROWS;
+    return part;
 }
 
 /* Where a block's share of what is dealt out begins. */

@@ -114,6 +114,18 @@ __device__ inline void store_results(const wide_part &part, uint32_t n, uint32_t
     }
 }
 
+/* A thread's sums of OUT_TOKENS tokens from the tile's `first` on, into its group's room in shared memory. */
+template <int TOKENS> __device__ inline void put_sums(const float *sum, int first, float *out)
+{
+    constexpr int OUT_TOKENS = wide<TOKENS>::OUT_TOKENS;
+    const uint32_t lane = threadIdx.x % 32;
+    float *to = out + lane % 4 * 2 * OUT_STRIDE + threadIdx.x % GROUP_THREADS / 32 * QM_TILE_ROWS + lane / 4;
+#pragma unroll
+    for (int i = 0; i < TOKENS / 2; i++)
+        if (i / (OUT_TOKENS / 2) == first / OUT_TOKENS)
+            to[(i / 4 * 8 % OUT_TOKENS + i % 2) * OUT_STRIDE + i / 2 % 2 * 8] = sum[i];
+}
+
 /* Results of a group's sums, by way of shared memory, so that 16 threads store what is next to each other: 64 rows of a token.
  * n: the group's first row; token_scale: of the tile's tokens; out: room for OUT_TOKENS. */
 template <int TOKENS>
@@ -121,17 +133,56 @@ __device__ inline void store_sums(const wide_part &part, uint32_t tokens, const 
                                   float *out)
 {
     constexpr int OUT_TOKENS = wide<TOKENS>::OUT_TOKENS;
-    const uint32_t lane = threadIdx.x % 32;
-    float *to = out + lane % 4 * 2 * OUT_STRIDE + threadIdx.x % GROUP_THREADS / 32 * QM_TILE_ROWS + lane / 4;
 #pragma unroll 1 /* for code that is run once comes as slowly as data */
     for (int first = 0; first < TOKENS && token + first < tokens; first += OUT_TOKENS) {
-#pragma unroll
-        for (int i = 0; i < TOKENS / 2; i++)
-            if (i / (OUT_TOKENS / 2) == first / OUT_TOKENS)
-                to[(i / 4 * 8 % OUT_TOKENS + i % 2) * OUT_STRIDE + i / 2 % 2 * 8] = sum[i];
+        put_sums<TOKENS>(sum, first, out);
         group_meets();
         store_results<OUT_TOKENS>(part, n, token + first, tokens, token_scale + first, out);
         group_meets();
+    }
+}
+
+/* ---- a gate and what it is for ---------------------------------------------------------------------- */
+
+__device__ inline void groups_meet() { asm volatile("bar.sync 3, %0;" ::"n"((int)WIDE_CONSUMERS) : "memory"); }
+
+/* gelu by tanh is x times a sigmoid, too. */
+__device__ inline float gated(qm_gate f, float x, float up)
+{
+    const float z = f == QM_GATE_SILU ? x : 1.5957691216057308f * (x + 0.044715f * x * x * x);
+    return __fdividef(x, 1 + __expf(-z)) * up;
+}
+
+/* Results of both groups' sums, of which the first has a gate's rows and the second the same of what it is for; together.
+ * token_scale: of the tile's tokens, first those of the gate, `apart` after them the others'. */
+template <int TOKENS>
+__device__ inline void store_gated(const wide_job &j, const float *sum, uint32_t n, uint32_t token, const float *token_scale, uint32_t apart, float *out)
+{
+    constexpr int OUT_TOKENS = wide<TOKENS>::OUT_TOKENS, LANES = GROUP_ROWS / 4, STEP = WIDE_CONSUMERS / LANES;
+    const qm_product &p = j.part[0].p;
+    const float *gate_bias = p.bias, *up_bias = j.part[1].p.bias;
+    const uint32_t in = threadIdx.x % LANES * 4, row = n + in, tokens = j.x.tokens;
+    const bool there = row < j.part[0].rows;
+    float g[4], u[4];
+#pragma unroll
+    for (uint32_t r = 0; r < 4; r++) {
+        g[r] = there && gate_bias ? gate_bias[row + r] : 0;
+        u[r] = there && up_bias ? up_bias[row + r] : 0;
+    }
+#pragma unroll 1
+    for (int first = 0; first < TOKENS && token + first < tokens; first += OUT_TOKENS) {
+        put_sums<TOKENS>(sum, first, out + threadIdx.x / GROUP_THREADS * OUT_TOKENS * OUT_STRIDE);
+        groups_meet();
+#pragma unroll 2
+        for (uint32_t i = threadIdx.x / LANES; i < OUT_TOKENS; i += STEP) {
+            const float4 a = *(const float4 *)(out + i * OUT_STRIDE + in), b = *(const float4 *)(out + (OUT_TOKENS + i) * OUT_STRIDE + in);
+            const float by = token_scale[first + i], up_by = token_scale[apart + first + i];
+            const float4 v = {gated(j.gate, a.x * by + g[0], b.x * up_by + u[0]), gated(j.gate, a.y * by + g[1], b.y * up_by + u[1]),
+                              gated(j.gate, a.z * by + g[2], b.z * up_by + u[2]), gated(j.gate, a.w * by + g[3], b.w * up_by + u[3])};
+            if (there && token + first + i < tokens)
+                *(float4 *)(p.y + (uint64_t)(token + first + i) * p.y_stride + row) = v;
+        }
+        groups_meet();
     }
 }
 

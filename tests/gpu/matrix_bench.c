@@ -196,11 +196,11 @@ static double graph_time(void (*work)(void *), void *arg)
 }
 
 typedef struct turns {
-    const qm_matrix *w;
+    const qm_matrix *w, *up;
     int copies, launches;
     qm_product p;
     qm_half x;
-    uint8_t **items;
+    uint8_t **items, **up_items;
     uint64_t size;
     qm_panel panel;
     void *join;
@@ -293,28 +293,48 @@ static void wide_many(void *arg)
 {
     const turns *t = arg;
     for (int i = 0; i < t->launches; i++) {
-        qm_matrix w = *t->w;
-        w.items = t->items[i % t->copies];
-        w.most = qm_matrix_most(&w);
-        must(qm_matrix_wide(&w, &t->p, 1, &t->panel, t->join, stream), "wide");
+        qm_matrix w[2] = {*t->w};
+        qm_product p[2] = {t->p, t->p};
+        w[0].items = t->items[i % t->copies];
+        w[0].most = qm_matrix_most(&w[0]);
+        if (t->up) {
+            w[1] = *t->up;
+            w[1].items = t->up_items[i % t->copies];
+            w[1].most = qm_matrix_most(&w[1]);
+            must(qm_matrix_glu(w, p, QM_GATE_SILU, &t->panel, t->join, stream), "gated");
+        } else {
+            must(qm_matrix_wide(w, p, 1, &t->panel, t->join, stream), "wide");
+        }
     }
 }
 
-/* Of CHECKED_ROWS rows, and of the first and the last eight tokens. */
-static double wide_error(const matrix *m, const float *y, const float *x, uint32_t tokens, const float *dyn)
+/* The sum of a row times a token, and what its terms come to. */
+static double sum_of(const matrix *m, uint32_t row, const float *x, const float *dyn, double *terms)
+{
+    double sum = 0;
+    for (uint32_t c = 0; c < m->w.cols; c++) {
+        double term = (double)nf4[code_at(m, row, c)] * scale_at(m, row, c, dyn) * (double)x[c];
+        sum += term, *terms += term * term;
+    }
+    return sum;
+}
+
+/* Of CHECKED_ROWS rows, and of the first and the last eight tokens; up: y is silu(m x) * (up x), or NULL. */
+static double wide_error(const matrix *m, const matrix *up, const float *y, const float *x, uint32_t tokens,
+                         const float *dyn)
 {
     double num = 0, den = 0;
     for (uint32_t i = 0; i < CHECKED_ROWS; i++) {
         uint32_t row = i == 1 ? m->w.rows - 1 : (uint32_t)((uint64_t)i * 7919 * 13 % m->w.rows);
         for (uint32_t k = 0; k < 16; k++) {
-            uint32_t token = k < 8 ? k % tokens : tokens - (16 - k) % tokens;
-            double sum = 0, terms = 0;
-            for (uint32_t c = 0; c < m->w.cols; c++) {
-                double term = (double)nf4[code_at(m, row, c)] * scale_at(m, row, c, dyn)
-                              * (double)x[(uint64_t)token % tokens * m->w.cols + c];
-                sum += term, terms += term * term;
+            uint32_t token = (k < 8 ? k % tokens : tokens - (16 - k) % tokens) % tokens;
+            const float *of = x + (uint64_t)token * m->w.cols;
+            double terms = 0, sum = sum_of(m, row, of, dyn, &terms);
+            if (up) {
+                sum *= sum_of(up, row, of, dyn, &terms) / (1 + exp(-sum));
+                terms = sum * sum;
             }
-            double d = (double)y[(uint64_t)(token % tokens) * m->w.rows + row] - sum;
+            double d = (double)y[(uint64_t)token * m->w.rows + row] - sum;
             num += d * d, den += terms;
         }
     }
@@ -332,14 +352,19 @@ static void ask_for(char *list)
         counts[count_of_counts++] = (uint32_t)strtoul(p, NULL, 10);
 }
 
-static void wide_shape(uint32_t rows, uint32_t cols, qm_scale_type type, uint32_t group, dense *d)
+/* glu: of two matrices, and their gate. */
+static void wide_shape(uint32_t rows, uint32_t cols, qm_scale_type type, uint32_t group, bool glu, dense *d)
 {
     enum { MOST = 2048 };
     if (!qm_matrix_takes_wide())
         return;
-    matrix m = random_matrix(rows, cols, type, group);
+    matrix m = random_matrix(rows, cols, type, group), up = {0};
     int copies = (int)(SPREAD / (double)m.size) + 1;
-    uint8_t **items = copies_there(&m, copies);
+    uint8_t **items = copies_there(&m, copies), **up_items = NULL;
+    if (glu) {
+        up = random_matrix(rows, cols, type, group);
+        up_items = copies_there(&up, copies);
+    }
     float dyn[256];
     cudaMemcpy(dyn, dynamic_map, sizeof dyn, cudaMemcpyDeviceToHost);
     float *x = malloc((uint64_t)MOST * cols * sizeof *x), *y = malloc((uint64_t)MOST * rows * sizeof *y),
@@ -364,12 +389,16 @@ static void wide_shape(uint32_t rows, uint32_t cols, qm_scale_type type, uint32_
     }
     for (unsigned i = 0; i < count_of_counts; i++) {
         uint32_t tokens = counts[i] < MOST ? counts[i] : MOST;
+        if (glu && tokens < QM_GLU_TOKENS)
+            continue;
         must(cudaMemset(dy, 255, (uint64_t)MOST * rows * sizeof *y), "poison");
         turns t = {.w = &m.w,
+                   .up = glu ? &up.w : NULL,
                    .copies = copies,
                    .launches = copies > LAUNCHES ? copies : LAUNCHES,
                    .p = {.y = dy, .y_stride = rows},
                    .items = items,
+                   .up_items = up_items,
                    .size = m.size,
                    .panel = qm_panel_at(panel, tokens, cols, group),
                    .join = join};
@@ -384,9 +413,10 @@ static void wide_shape(uint32_t rows, uint32_t cols, qm_scale_type type, uint32_
             d->tokens = tokens, d->launches = d->copies > LAUNCHES ? d->copies : LAUNCHES;
             blas = graph_time(dense_many, d) / d->launches;
         }
-        printf("%6u x %-6u %4s g%-3u M=%-5u %8.2f us %6.0f GB/s %6.1f TFLOP/s  error %.2e", rows, cols,
-               type_names[type], group, tokens, us, (double)m.size / us * 1e-3,
-               2e-6 * rows * cols * tokens / us, wide_error(&m, y, x, tokens, dyn));
+        printf("%s%6u x %-6u %4s g%-3u M=%-5u %8.2f us %6.0f GB/s %6.1f TFLOP/s  error %.2e",
+               glu ? "glu of 2 x" : "", rows, cols, type_names[type], group, tokens, us,
+               (double)(m.size + up.size) / us * 1e-3, (glu ? 4e-6 : 2e-6) * rows * cols * tokens / us,
+               wide_error(&m, glu ? &up : NULL, y, x, tokens, dyn));
         if (d->handle)
             printf("  cuBLAS, f16 weights %8.2f us", blas);
         if (memcmp(y, again, bytes) != 0)
@@ -395,6 +425,8 @@ static void wide_shape(uint32_t rows, uint32_t cols, qm_scale_type type, uint32_
         fflush(stdout);
     }
     free_copies(items, copies);
+    if (glu)
+        free_copies(up_items, copies), free(up.here);
     if (d->handle)
         cudaFree(d->w), cudaFree(d->x), cudaFree(d->y);
     cudaFree(dx), cudaFree(dy), cudaFree(panel), cudaFree(join), free(x), free(y), free(again), free(m.here);
@@ -418,15 +450,13 @@ static void shape(uint32_t rows, uint32_t cols, qm_scale_type type, uint32_t gro
     must(cudaMalloc((void **)&dy, 8ull * rows * sizeof *y), "memory");
     for (uint32_t tokens = 1; tokens <= most_tokens; tokens *= 2) {
         cudaMemset(dy, 255, 8ull * rows * sizeof *y);
-        turns t = {&m.w,
-                   copies,
-                   copies > LAUNCHES ? copies : LAUNCHES,
-                   {.y = dy, .y_stride = rows},
-                   qm_half_at(dx, 8, cols),
-                   items,
-                   m.size,
-                   {0},
-                   NULL};
+        turns t = {.w = &m.w,
+                   .copies = copies,
+                   .launches = copies > LAUNCHES ? copies : LAUNCHES,
+                   .p = {.y = dy, .y_stride = rows},
+                   .x = qm_half_at(dx, 8, cols),
+                   .items = items,
+                   .size = m.size};
         t.x.tokens = tokens;
         double us = graph_time(many, &t) / t.launches,
                roof = tokens == 1 ? graph_time(read_many, &t) / t.launches : 0;
@@ -494,7 +524,7 @@ static void whole(const char *name, int layers, const uint32_t (*shapes)[2], int
     cudaFree(c.x), cudaFree(c.y), free(c.w), free(big.here);
 }
 
-/* few, wide: only the products with few or with many tokens; wide ROWS COLUMNS TOKENS,...: only those. */
+/* few, wide: only the products with few or with many tokens; wide or glu ROWS COLUMNS TOKENS,...: only those. */
 int main(int count, char **args)
 {
     float dyn[256];
@@ -515,18 +545,21 @@ int main(int count, char **args)
                                          {18944, 3584}, {3584, 18944}, {8960, 1536},  {1536, 8960}};
     if (count > 4) {
         ask_for(args[4]);
-        wide_shape((uint32_t)atoi(args[2]), (uint32_t)atoi(args[3]), QM_SCALE_F32, 64, &d);
+        wide_shape((uint32_t)atoi(args[2]), (uint32_t)atoi(args[3]), QM_SCALE_F32, 64,
+                   strcmp(args[1], "glu") == 0, &d);
         return 0;
     }
     if (count < 2 || strcmp(args[1], "few") != 0) {
         if (!open_dense(&d))
             d.handle = NULL;
         for (unsigned i = 0; i < sizeof shapes / sizeof *shapes; i++)
-            wide_shape(shapes[i][0], shapes[i][1], QM_SCALE_F32, 64, &d);
+            wide_shape(shapes[i][0], shapes[i][1], QM_SCALE_F32, 64, false, &d);
         d.handle = NULL;
-        wide_shape(4096, 4096, QM_SCALE_NESTED, 64, &d);
-        wide_shape(4096, 4096, QM_SCALE_F16, 32, &d);
-        wide_shape(4096, 4096, QM_SCALE_F32, 16, &d);
+        wide_shape(4096, 4096, QM_SCALE_NESTED, 64, false, &d);
+        wide_shape(4096, 4096, QM_SCALE_F16, 32, false, &d);
+        wide_shape(4096, 4096, QM_SCALE_F32, 16, false, &d);
+        wide_shape(18944, 3584, QM_SCALE_F32, 64, true, &d);
+        wide_shape(14336, 4096, QM_SCALE_F32, 64, true, &d);
         if (count > 1)
             return 0;
     }

@@ -251,6 +251,9 @@ local function decoder(device, o)
     local attend = { heads = heads, kv_heads = kv_heads, window = o.window, softcap = o.softcap }
     local turn = { head_dim = dim, kind = o.kind, rotary_dim = o.rotary_dim }
     local gate = o.geglu and ops.geglu or ops.swiglu
+    local function gated(h, l)
+        return o.parts and gate(ops.linear(h, l.gate), ops.linear(h, l.up)) or ops.linear_glu(h, l.gate, l.up, o.geglu and "gelu_tanh" or "silu")
+    end
     seed = 1000
     local function there(t)
         return device == qm.cpu and t or core.prepare(t:to(device))
@@ -281,7 +284,7 @@ local function decoder(device, o)
             local y = ops.linear(ops.attention(q, k, v, cache, i - 1, attend), l.o)
             x = ops.add(x, o.scaled and ops.scale(y, 0.5) or y)
             h = ops.rmsnorm(x, norm, 1e-6)
-            x = ops.add(x, ops.linear(gate(ops.linear(h, l.gate), ops.linear(h, l.up)), l.down))
+            x = ops.add(x, ops.linear(gated(h, l), l.down))
         end
         return ops.linear(ops.rmsnorm(x, norm, 1e-6), head)
     end, function()
@@ -328,7 +331,7 @@ tests["so does one that is a program"] = function()
 end
 
 local DECODERS = {
-    { prompt = 5 }, { prompt = 40, head = "nf4", bias = true }, { prompt = 300, dim = 128, heads = 7, kv_heads = 1, head = "nf4" },
+    { prompt = 5 }, { prompt = 5, parts = true }, { prompt = 40, head = "nf4", bias = true }, { prompt = 300, dim = 128, heads = 7, kv_heads = 1, head = "nf4" },
     { prompt = 600, dim = 128, heads = 4, kv_heads = 4, bias = true }, { prompt = 280, dim = 64, heads = 20, kv_heads = 2, geglu = true },
     { prompt = 290, window = 100, softcap = 20 }, { prompt = 33, kind = "norm", dim = 128, heads = 2, kv_heads = 1 },
     { prompt = 20, format = "q4_0" }, { prompt = 20, format = "nf4:dq", head = "nf4:dq" }, { prompt = 20, format = "nf4:128", head = "nf4" },

@@ -193,6 +193,50 @@ tests["columns that no group divides"] = function()
     end
 end
 
+--- y and its bytes; z: what it is held to, relative to the root of the mean square.
+local function beside(y, z, limit, what)
+    local a, b = y:to(qm.cpu):values(), z:to(qm.cpu):values()
+    local off, size = 0, 0
+    for i = 1, #b do
+        off, size = off + (a[i] - b[i]) ^ 2, size + b[i] ^ 2
+    end
+    assert(#a == #b and math.sqrt(off / math.max(size, 1e-300)) <= limit, ("%s: relative difference %.3g, allowed %.3g"):format(what,
+        math.sqrt(off / math.max(size, 1e-300)), limit))
+end
+
+-- One launch of many tokens rounds as the products do, and their sums may have another order; in turn it is the same bits.
+tests["a gated unit beside its products and their gate"] = function()
+    local GATES = { silu = ops.swiglu, gelu_tanh = ops.geglu }
+    local function bits(t)
+        return t:to(qm.cpu):plane(1)
+    end
+    for i, case in ipairs { { "nf4", 1000, 512 }, { "nf4", 16, 64 }, { "nf4", 208, 3584 }, { "nf4:dq", 4096, 1536 }, { "q4_0", 64, 256 },
+                            { "mxfp4", 336, 2048 }, { "int4:16", 128, 192 }, { "nf4:128", 720, 1024 } } do
+        local f, rows, cols = unpack(case)
+        local function weight(n, k, seed)
+            return core.prepare(qm.randn { n, k, std = 0.05, seed = seed }:quantize(f):to(gpu))
+        end
+        local gate, up, down = weight(rows, cols, i), weight(rows, cols, 100 + i), weight(cols, rows - rows % 64, 200 + i)
+        local b, c = qm.randn { rows, seed = 7 }:to(gpu), qm.randn { rows, seed = 8 }:to(gpu)
+        for k, tokens in ipairs { 1, 5, 8, 9, 64, 65, 130, 200, 300, 513 } do
+            local what, kind = ("%s, %d x %d, %d tokens"):format(f, rows, cols, tokens), k % 2 == 0 and "silu" or "gelu_tanh"
+            local x = ops.scale(qm.randn { tokens, cols, seed = k }:to(gpu), 1)
+            local gb, ub = k % 3 == 0 and b or nil, k % 3 > 0 and c or nil
+            local one = ops.linear_glu(x, gate, up, kind, gb, ub)
+            local parts = GATES[kind](ops.linear(x, gate, gb), ops.linear(x, up, ub))
+            if tokens < 65 or rows % 16 > 0 then
+                assert(bits(one) == bits(parts), what .. ": other bits than its parts")
+            end
+            beside(one, parts, 2e-6, what)
+            assert(bits(one) == bits(ops.linear_glu(x, gate, up, kind, gb, ub)), what .. ": other bits the second time")
+            if rows % 64 == 0 then -- what a product takes of it
+                beside(ops.linear(one, down), ops.linear(parts, down), 1e-4, what .. ", and down")
+            end
+        end
+        collectgarbage()
+    end
+end
+
 local TABLES = {
     equal = function() return 0.7 end,
     huge = function(i) return (i - 7) * 1e30 end,

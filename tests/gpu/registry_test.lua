@@ -128,6 +128,19 @@ local SPECIAL = {
         end
         return list
     end,
+    linear_glu = function(s)
+        local list = {}
+        for i, f in ipairs(PRODUCTS) do
+            for _, tokens in ipairs { s.T, 9, 70 } do
+                for _, n in ipairs { s.N, 192 } do
+                    list[#list + 1] = { random { tokens, 512 }, random({ n, 512 }, 0.05):quantize(f), random({ n, 512 }, 0.05):quantize(f),
+                                        i % 2 == 0 and "silu" or "gelu_tanh", tokens == 9 and random { n } or nil, tokens == 70 and random { n } or nil,
+                                        prepared = true, limit = f == "f32" and 1e-5 or nil, what = f }
+                end
+            end
+        end
+        return list
+    end,
     linear_int8 = function(s)
         local list = {}
         for _, k in ipairs { s.K, 96, 100, 1024 } do

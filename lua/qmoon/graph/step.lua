@@ -17,7 +17,7 @@ local ops = require "qmoon.ops"
 ---@field head_dim integer
 ---@field rope table options of ops.rope for this layer
 ---@field attend table options of ops.attention for this layer
----@field glu fun(gate, up)
+---@field glu {of:fun(gate, up), kind:string?} act(gate) * up; kind: what ops.linear_glu calls it, if it does
 local Step = {}
 Step.__index = Step
 
@@ -76,17 +76,24 @@ function Step:attention(x)
     return self:linear(ops.attention(q, k, v, self.cache, self.layer, self.attend), "attn_output")
 end
 
+--- act(gate(x)) * up(x): one op where nothing comes between.
+local function gated(s, x, suffix)
+    local gate, up = s.modules["ffn_gate" .. suffix], s.modules["ffn_up" .. suffix]
+    if not gate then
+        local both, n = s:linear(x, "ffn_up"), s.fields.intermediate_size
+        return s.glu.of(ops.columns(both, 0, n), ops.columns(both, n, n))
+    end
+    local between = gate.lora or up.lora or gate.llm_int8 or up.llm_int8
+    if between or not s.glu.kind then
+        return s.glu.of(s:linears(x, "ffn_gate" .. suffix, "ffn_up" .. suffix))
+    end
+    return ops.linear_glu(x, gate.weight, up.weight, s.glu.kind, gate.bias, up.bias)
+end
+
 --- The feed-forward network: down(act(gate(x)) * up(x)).  `suffix` names another than the usual one.
 function Step:feed(x, suffix)
     suffix = suffix or ""
-    local gate, up
-    if self.modules["ffn_gate" .. suffix] then
-        gate, up = self:linears(x, "ffn_gate" .. suffix, "ffn_up" .. suffix)
-    else
-        local both, n = self:linear(x, "ffn_up"), self.fields.intermediate_size
-        gate, up = ops.columns(both, 0, n), ops.columns(both, n, n)
-    end
-    return self:linear(self.glu(gate, up), "ffn_down" .. suffix)
+    return self:linear(gated(self, x, suffix), "ffn_down" .. suffix)
 end
 
 --- A mixture of experts: every token goes through the few that its router prefers.
@@ -103,7 +110,8 @@ local function plain(act)
     end
 end
 
-local GLU = { silu = ops.swiglu, swish = ops.swiglu, gelu_pytorch_tanh = ops.geglu, gelu_new = ops.geglu, gelu = plain "gelu" }
+local SILU, GELU_TANH = { of = ops.swiglu, kind = "silu" }, { of = ops.geglu, kind = "gelu_tanh" }
+local GLU = { silu = SILU, swish = SILU, gelu_pytorch_tanh = GELU_TANH, gelu_new = GELU_TANH, gelu = { of = plain "gelu" } }
 
 --- The product act(gate) * up of a config's activation.
 ---@param name string
