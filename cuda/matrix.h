@@ -208,6 +208,10 @@ QM_BOTH uint32_t qm_panel_column(uint32_t k, uint32_t group)
 /* x, [tokens, cols], as p has room for it; cols is a multiple of 16. */
 cudaError_t qm_to_panel(const float *x, const qm_panel *p, cudaStream_t s);
 
+/* Of a panel whose values were multiplied by by[chunk][token], powers of two: all of a token by one, the smallest, and its scale.
+ * Chunks beyond the columns become zero. */
+cudaError_t qm_settle_panel(const qm_panel *p, const float *by, cudaStream_t s);
+
 /* y = x W^T for any number of tokens, and up to QM_TOGETHER matrices of one kind and as many columns at once, on GPUs that
  * have wgmma: qm_matrix_takes_wide says whether this is one.  Waits as qm_matrix_decode does.
  *
@@ -218,11 +222,17 @@ uint64_t qm_matrix_join_bytes(void);
 cudaError_t qm_matrix_wide(const qm_matrix *w, const qm_product *p, int n, const qm_panel *x, void *join,
                            cudaStream_t s);
 
-/* f(x w[0]^T + bias) * (x w[1]^T + bias) into p[0].y by one launch, of QM_GLU_TOKENS tokens and more and matrices that
- * qm_matrix_wide takes together, with as many rows, a multiple of 16; nothing is added. */
+/* Panel `to` of f(x w[0]^T + bias[0]) * (x w[1]^T + bias[1]), for a product that follows: of QM_GLU_TOKENS tokens and more, by
+ * matrices that qm_matrix_wide takes together, with as many rows, a multiple of 16.  No f32 are left.
+ *
+ * by: room for qm_glu_bytes; what each token's values were multiplied by, [chunk][token], until all have one power of two. */
 enum { QM_GLU_TOKENS = 65 };
-cudaError_t qm_matrix_glu(const qm_matrix *w, const qm_product *p, qm_gate f, const qm_panel *x, void *join,
-                          cudaStream_t s);
+QM_BOTH uint64_t qm_glu_bytes(uint32_t tokens, uint32_t cols)
+{
+    return (uint64_t)qm_panel_tokens(tokens) * qm_panel_chunks(cols) * sizeof(float);
+}
+cudaError_t qm_matrix_glu(const qm_matrix *w, const float *const *bias, qm_gate f, const qm_panel *x,
+                          const qm_panel *to, float *by, void *join, cudaStream_t s);
 
 /* Benchmarks: reads `size` bytes, a multiple of 16, and does nothing with them. */
 cudaError_t qm_read_only(const void *p, uint64_t size, float *nothing, cudaStream_t s);

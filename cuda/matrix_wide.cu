@@ -31,6 +31,7 @@
 #include "matrix.h"
 
 #include "launch.cuh"
+#include "functions.cuh"
 #include "mma.cuh"
 #include "wgmma.cuh"
 #include "wide.cuh"
@@ -353,12 +354,11 @@ template <int GROUP, qm_scale_type S> static cudaError_t wide_tokens(const wide_
     }
 }
 
-static cudaError_t multiply(const qm_matrix *w, const qm_product *p, int n, qm_gate gate, const qm_panel *x, void *join, cudaStream_t s)
+static cudaError_t multiply(wide_job j, const qm_matrix *w, const qm_product *p, int n, const qm_panel *x, void *join, cudaStream_t s)
 {
-    wide_job j = {};
     if (x->group != (w->group < QM_UNIT_COLS ? w->group : QM_UNIT_COLS) || x->cols != w->cols)
         return cudaErrorInvalidValue;
-    j.gate = gate, j.x = *x, j.cols = w->cols, j.slices = qm_matrix_slices(w->cols), j.dynamic = w->dynamic;
+    j.x = *x, j.cols = w->cols, j.slices = qm_matrix_slices(w->cols), j.dynamic = w->dynamic;
     memcpy(j.level, w->level, sizeof j.level);
     for (int i = 0; i < n; i++) {
         if (!w[i].most)
@@ -383,12 +383,17 @@ static cudaError_t multiply(const qm_matrix *w, const qm_product *p, int n, qm_g
 
 cudaError_t qm_matrix_wide(const qm_matrix *w, const qm_product *p, int n, const qm_panel *x, void *join, cudaStream_t s)
 {
-    return multiply(w, p, n, QM_GATE_NONE, x, join, s);
+    return multiply({}, w, p, n, x, join, s);
 }
 
-cudaError_t qm_matrix_glu(const qm_matrix *w, const qm_product *p, qm_gate f, const qm_panel *x, void *join, cudaStream_t s)
+cudaError_t qm_matrix_glu(const qm_matrix *w, const float *const *bias, qm_gate f, const qm_panel *x, const qm_panel *to, float *by, void *join,
+                          cudaStream_t s)
 {
-    const bool can = x->tokens >= QM_GLU_TOKENS && w[0].rows == w[1].rows && w[0].rows % QM_TILE_ROWS == 0 && p[0].y_stride % 4 == 0
-                     && (uintptr_t)p[0].y % 16 == 0;
-    return can ? multiply(w, p, 2, f, x, join, s) : cudaErrorInvalidValue;
+    const qm_product p[2] = {{.bias = bias[0]}, {.bias = bias[1]}};
+    wide_job j = {};
+    j.gate = f, j.to = *to, j.by = by;
+    if (x->tokens < QM_GLU_TOKENS || to->tokens != x->tokens || w[0].rows != w[1].rows || w[0].rows != to->cols || to->cols % QM_TILE_ROWS)
+        return cudaErrorInvalidValue;
+    const cudaError_t r = multiply(j, w, p, 2, x, join, s);
+    return r ? r : qm_settle_panel(to, by, s);
 }

@@ -85,12 +85,58 @@ __global__ void __launch_bounds__(PANEL_THREADS)
     store_panel<64>(p, (const float *)row, there, most);
 }
 
+/* A block has eight tokens. */
+__global__ void __launch_bounds__(PANEL_THREADS) settle_panel(const __grid_constant__ qm_panel p, const float *by)
+{
+    constexpr uint32_t TOKENS = 8, ROWS = PANEL_THREADS / TOKENS;
+    __shared__ float least[ROWS][TOKENS], most[ROWS][TOKENS];
+    const uint32_t padded = qm_panel_tokens(p.tokens), chunks = (p.cols + QM_UNIT_COLS - 1) / QM_UNIT_COLS, all = qm_panel_chunks(p.cols);
+    const uint32_t first = blockIdx.x * TOKENS, own = threadIdx.x % TOKENS, row = threadIdx.x / TOKENS;
+    let_next_begin();
+    wait_for_previous();
+    float low = INFINITY, high = 0;
+    for (uint32_t c = row; c < chunks; c += ROWS) {
+        const float v = by[(uint64_t)c * padded + first + own];
+        low = fminf(low, v), high = fmaxf(high, v);
+    }
+    least[row][own] = low, most[row][own] = high;
+    __syncthreads();
+    for (uint32_t i = 0; i < ROWS; i++)
+        low = fminf(low, least[i][own]), high = fmaxf(high, most[i][own]);
+    if (row == 0)
+        p.scale[first + own] = 1 / low;
+    uint4 *half = (uint4 *)p.half + first * 8; /* the eight tokens' pieces of a chunk lie next to each other */
+    for (uint32_t i = chunks * 64 + threadIdx.x; i < all * 64; i += PANEL_THREADS)
+        half[(uint64_t)(i / 64) * padded * 8 + i % 64] = make_uint4(0, 0, 0, 0);
+    if (!__syncthreads_or(low != high))
+        return;
+    for (uint32_t c = row; c < chunks; c += ROWS) {
+        const float factor = low / by[(uint64_t)c * padded + first + own];
+        uint4 *to = half + (uint64_t)c * padded * 8 + own * 8;
+        for (uint32_t i = 0; factor != 1 && i < 8; i++) {
+            uint4 v = to[i];
+            __half2 *h = (__half2 *)&v;
+#pragma unroll
+            for (int k = 0; k < 4; k++) {
+                const float2 f = __half22float2(h[k]);
+                h[k] = __floats2half2_rn(f.x * factor, f.y * factor);
+            }
+            to[i] = v;
+        }
+    }
+}
+
 /* ---- launching ----------------------------------------------------------------------------------- */
 
 cudaError_t qm_to_panel(const float *x, const qm_panel *p, cudaStream_t s)
 {
     auto kernel = p->group == 16 ? to_panel<16> : p->group == 32 ? to_panel<32> : to_panel<64>;
     return launch(kernel, dim3(qm_panel_tokens(p->tokens)), PANEL_THREADS, 0, s, x, *p);
+}
+
+cudaError_t qm_settle_panel(const qm_panel *p, const float *by, cudaStream_t s)
+{
+    return launch(settle_panel, dim3(qm_panel_tokens(p->tokens) / 8), PANEL_THREADS, 0, s, *p, by);
 }
 
 cudaError_t qm_each_panel(qm_each_op f, const float *x, const float *y, float *out, const qm_panel *p, cudaStream_t s)

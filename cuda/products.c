@@ -15,20 +15,27 @@ bool qm_cuda_flush(qm_cuda *d, qm_err *e)
     cudaError_t r = cudaSuccess;
     if (!w)
         return true;
-    if (w->products && w->gate)
-        r = qm_matrix_glu(w->w, w->p, w->gate, &w->panel, d->ops->join, d->stream);
-    else if (w->products)
+    if (w->products)
         r = w->panel.half ? qm_matrix_wide(w->w, w->p, w->products, &w->panel, d->ops->join, d->stream)
                           : qm_matrix_decode(w->w, w->p, w->products, &w->x, d->stream);
     if (w->rotations)
         r = qm_rope(w->r, w->rotations, w->rope.tokens, w->rope.head_dim, w->rope.rotary_dim, w->rope.neox,
                     w->rope.inverse, w->rope.scale, w->rope.at, d->stream);
-    void *panel = w->panel_memory;
     w->products = w->rotations = 0;
-    w->gate = QM_GATE_NONE;
-    w->panel.half = w->panel_memory = NULL;
-    qm_cuda_give(d, panel);
+    w->panel.half = NULL;
+    while (w->memories)
+        qm_cuda_give(d, w->memory[--w->memories]);
     return qm_cuda_check(d, r, "multiplying", e) && qm_cuda_play(d, e);
+}
+
+/* Gives back what a product reads that may wait still. */
+static void give_after(qm_cuda *d, void *p)
+{
+    qm_waiting *w = &d->ops->waiting;
+    if (w->products)
+        w->memory[w->memories++] = p;
+    else
+        qm_cuda_give(d, p);
 }
 
 bool qm_cuda_same_codes(const qm_matrix *a, const qm_matrix *b)
@@ -116,24 +123,38 @@ static uint64_t plain_many_bytes(qm_dtype t, uint32_t cols, uint32_t tokens)
     return t == QM_F32 ? 0 : 2 * whole((uint64_t)tokens * cols * 2) + 512;
 }
 
+/* What is in the panel that x may have behind it, or one of its own; *taken: that one's memory, or NULL. */
+static bool panel_for(qm_cuda *d, const qm_matrix *m, const activation *x, qm_panel *panel, void **taken,
+                      qm_err *e)
+{
+    *taken = NULL;
+    *panel = x->panel;
+    if (x->panel.half && m->group >= x->panel.group)
+        return true;
+    if (!(*taken = qm_cuda_take(d, qm_panel_bytes(x->rows, x->cols), e)))
+        return false;
+    *panel = qm_panel_at(*taken, x->rows, x->cols, m->group);
+    if (qm_cuda_check(d, qm_to_panel(x->x, panel, d->stream), "converting", e))
+        return true;
+    qm_cuda_give(d, *taken);
+    *taken = NULL;
+    return false;
+}
+
 /* All tokens at once.  Products of one x share what is made of it. */
 static bool packed_wide(qm_cuda *d, const qm_matrix *m, const activation *x, const qm_product *p, qm_err *e)
 {
     qm_waiting *k = &d->ops->waiting;
     bool joins = k->products && k->products < QM_TOGETHER && k->panel.half && k->x_values == x->x
                  && k->panel.tokens == x->rows && qm_cuda_same_kind(k->w, m);
-    if (!joins) {
-        bool there = x->panel.half && m->group >= x->panel.group;
-        if (!qm_cuda_flush(d, e)
-            || (!there && !(k->panel_memory = qm_cuda_take(d, qm_panel_bytes(x->rows, x->cols), e))))
-            return false;
-        k->panel = there ? x->panel : qm_panel_at(k->panel_memory, x->rows, x->cols, m->group);
-        k->x_values = x->x;
-        if (!there && !qm_cuda_check(d, qm_to_panel(x->x, &k->panel, d->stream), "converting", e))
-            return false;
-    }
+    void *taken = NULL;
+    if (!joins && (!qm_cuda_flush(d, e) || !panel_for(d, m, x, &k->panel, &taken, e)))
+        return false;
+    k->x_values = x->x;
     k->w[k->products] = *m;
     k->p[k->products++] = *p;
+    if (taken)
+        give_after(d, taken);
     return true;
 }
 
@@ -285,80 +306,122 @@ static bool linear(qm_cuda *d, qm_call *c, qm_err *e)
     return ok;
 }
 
-/* ---- gated linear units --------------------------------------------------------------------------- */
+/* ---- feed-forwards ------------------------------------------------------------------------------- */
 
-enum { GLU_X, GLU_GATE, GLU_UP, GLU_KIND, GLU_GATE_BIAS, GLU_UP_BIAS };
+enum { FF_X, FF_GATE, FF_UP, FF_DOWN, FF_KIND, FF_GATE_BIAS, FF_UP_BIAS, FF_DOWN_BIAS };
 
-/* Whether one launch does it, of two weights that mean the same by their codes. */
-static bool at_once(const qm_tensor *gate, const qm_tensor *up, uint32_t tokens)
+/* Whether gate, up and what is between them and down are one launch, which leaves a panel: of weights that mean the same by
+ * their codes. */
+static bool gated_at_once(const qm_call *c)
 {
-    return tokens >= QM_GLU_TOKENS && qm_matrix_takes_wide() && gate->laid_out && up->laid_out
-           && gate->format == up->format && gate->codec.block == up->codec.block
-           && gate->double_quant == up->double_quant && rows_of(gate) % QM_TILE_ROWS == 0;
+    const qm_tensor *gate = c->arg[FF_GATE].tensor, *up = c->arg[FF_UP].tensor;
+    return rows_of(c->arg[FF_X].tensor) >= QM_GLU_TOKENS && qm_matrix_takes_wide() && gate->laid_out
+           && up->laid_out && c->arg[FF_DOWN].tensor->laid_out && gate->format == up->format
+           && gate->codec.block == up->codec.block && gate->double_quant == up->double_quant
+           && rows_of(gate) % QM_TILE_ROWS == 0;
 }
 
-static bool glu_at_once(qm_cuda *d, qm_call *c, const float *const bias[2], const activation *out, qm_err *e)
+static uint64_t inner_bytes(const qm_call *c)
+{
+    return whole((uint64_t)rows_of(c->arg[FF_X].tensor) * rows_of(c->arg[FF_GATE].tensor) * sizeof(float));
+}
+
+/* The middle's panel, in memory of its own. */
+static bool gate_at_once(qm_cuda *d, const qm_call *c, const vector *bias, activation *mid, void **taken,
+                         qm_err *e)
 {
     static const qm_gate kinds[] = {QM_GATE_SILU, QM_GATE_GELU_TANH};
-    activation x = arg(c, GLU_X);
-    qm_matrix m[2];
-    if (!qm_cuda_flush(d, e))
-        return false;
-    for (int i = 0; i < 2; i++) {
-        qm_product p = {.bias = bias[i], .y = out->x, .y_stride = out->cols};
-        if (!qm_cuda_matrix_of(d, c->arg[GLU_GATE + i].tensor, &m[i]))
-            return qm_fail(e, QM_EFAIL, "linear_glu: a weight that was prepared for another device");
-        if (!packed_wide(d, &m[i], &x, &p, e))
-            return false;
+    const float *const values[] = {bias[0].values, bias[1].values};
+    const activation x = arg(c, FF_X);
+    const uint64_t room = whole(qm_panel_bytes(mid->rows, mid->cols));
+    qm_matrix w[2], down;
+    qm_panel panel;
+    void *of_x = NULL;
+    if (!qm_cuda_matrix_of(d, c->arg[FF_GATE].tensor, &w[0])
+        || !qm_cuda_matrix_of(d, c->arg[FF_UP].tensor, &w[1])
+        || !qm_cuda_matrix_of(d, c->arg[FF_DOWN].tensor, &down))
+        return qm_fail(e, QM_EFAIL, "feed_forward: a weight that was prepared for another device");
+    bool ok = qm_cuda_flush(d, e) && panel_for(d, w, &x, &panel, &of_x, e)
+              && (*taken = qm_cuda_take(d, room + qm_glu_bytes(mid->rows, mid->cols), e));
+    if (ok) {
+        mid->x = *taken; /* there are none, but this tells one x from another */
+        mid->panel = qm_panel_at(*taken, mid->rows, mid->cols, down.group);
+        float *by = (float *)(void *)((char *)*taken + room);
+        cudaError_t r = qm_matrix_glu(w, values, kinds[c->arg[FF_KIND].choice], &panel, &mid->panel, by,
+                                      d->ops->join, d->stream);
+        ok = qm_cuda_check(d, r, "multiplying", e);
     }
-    d->ops->waiting.gate = kinds[c->arg[GLU_KIND].choice];
-    return qm_cuda_flush(d, e)
-           && (!out->panel.half
-               || qm_cuda_check(d, qm_to_panel(out->x, &out->panel, d->stream), "converting", e));
+    qm_cuda_give(d, of_x);
+    return ok;
 }
 
-/* A product after the other, and their gate; what a program does with that notes.c knows. */
-static bool glu_in_turn(qm_cuda *d, qm_call *c, const float *const bias[2], const activation *out, qm_err *e)
+/* Or in turn; what a program makes of that notes.c knows. */
+static bool gate_in_turn(qm_cuda *d, const qm_call *c, const vector *bias, activation *mid, void **taken,
+                         qm_err *e)
 {
     static const qm_each_op kinds[] = {QM_EACH_SWIGLU, QM_EACH_GEGLU};
-    activation x = arg(c, GLU_X);
-    const bool noted = out->rows == 1 && qm_cuda_notes(d);
-    const uint64_t size = whole((uint64_t)out->rows * out->cols * sizeof(float));
-    float *up = qm_cuda_take(d, noted ? 2 * size : size, e), *gate = noted ? up + size / sizeof *up : out->x;
-    bool ok = up && qm_cuda_product(d, c->arg[GLU_GATE].tensor, &x, bias[0], gate, e)
-              && qm_cuda_product(d, c->arg[GLU_UP].tensor, &x, bias[1], up, e)
-              && qm_cuda_each(d, c, kinds[c->arg[GLU_KIND].choice], gate, up, 0, out, e);
+    const activation x = arg(c, FF_X);
+    const uint64_t size = inner_bytes(c);
+    const bool noted = mid->rows == 1 && qm_cuda_notes(d), few = mid->rows <= QM_HALF_TOKENS;
+    const uint64_t behind = noted ? size
+                            : few ? qm_half_bytes(mid->rows, mid->cols)
+                                  : panel_room(mid->rows, mid->cols);
+    float *up = qm_cuda_take(d, size, e), *gate;
+    *taken = up ? qm_cuda_take(d, size + behind, e) : NULL;
+    if (!*taken) {
+        qm_cuda_give(d, up);
+        return false;
+    }
+    mid->x = gate = *taken;
+    void *next = (char *)*taken + size;
+    if (noted) /* a phase does not write where it has read */
+        gate = next;
+    else if (few)
+        mid->half = qm_half_at(next, mid->rows, mid->cols);
+    else if (behind)
+        mid->panel = qm_panel_at(next, mid->rows, mid->cols, QM_UNIT_COLS);
+    bool ok = qm_cuda_product(d, c->arg[FF_GATE].tensor, &x, bias[0].values, gate, e)
+              && qm_cuda_product(d, c->arg[FF_UP].tensor, &x, bias[1].values, up, e)
+              && qm_cuda_each(d, c, kinds[c->arg[FF_KIND].choice], gate, up, 0, mid, e);
     qm_cuda_give(d, up);
     return ok;
 }
 
-static bool linear_glu(qm_cuda *d, qm_call *c, qm_err *e)
+static bool feed_forward(qm_cuda *d, qm_call *c, qm_err *e)
 {
-    activation out;
-    vector bias[2] = {{0}};
-    bool ok = make_out_with(d, c, true, true, &out, e) && read_vector(d, &c->arg[GLU_GATE_BIAS], &bias[0], e)
-              && read_vector(d, &c->arg[GLU_UP_BIAS], &bias[1], e);
-    const float *const values[] = {bias[0].values, bias[1].values};
-    ok = ok
-         && (at_once(c->arg[GLU_GATE].tensor, c->arg[GLU_UP].tensor, out.rows)
-                 ? glu_at_once(d, c, values, &out, e)
-                 : glu_in_turn(d, c, values, &out, e));
-    drop_vector(d, &bias[0]);
-    drop_vector(d, &bias[1]);
+    activation out, mid = {.rows = rows_of(c->arg[FF_X].tensor), .cols = rows_of(c->arg[FF_GATE].tensor)};
+    vector bias[3] = {{0}};
+    void *taken = NULL;
+    bool ok = make_out(d, c, false, &out, e);
+    for (int i = 0; ok && i < 3; i++)
+        ok = read_vector(d, &c->arg[FF_GATE_BIAS + i], &bias[i], e);
+    ok = ok && (gated_at_once(c) ? gate_at_once : gate_in_turn)(d, c, bias, &mid, &taken, e)
+         && qm_cuda_product(d, c->arg[FF_DOWN].tensor, &mid, bias[2].values, out.x, e);
+    if (taken)
+        give_after(d, taken);
+    ok = ok && (!bias[2].taken || qm_cuda_notes(d) || qm_cuda_flush(d, e));
+    for (int i = 0; i < 3; i++)
+        drop_vector(d, &bias[i]);
     return ok;
 }
 
-static uint64_t linear_glu_memory(const qm_call *c, uint64_t *kept)
+static uint64_t feed_forward_memory(const qm_call *c, uint64_t *kept)
 {
-    const qm_tensor *gate = c->arg[GLU_GATE].tensor, *up = c->arg[GLU_UP].tensor;
-    const uint32_t tokens = rows_of(c->arg[GLU_X].tensor), wide = rows_of(gate);
-    uint64_t more, first = qm_cuda_product_memory(gate, tokens, kept),
-                   second = qm_cuda_product_memory(up, tokens, &more);
-    *kept = more > *kept ? more : *kept;
-    first = second > first ? second : first;
-    const uint64_t between
-        = at_once(gate, up, tokens) ? 0 : whole((uint64_t)tokens * wide * sizeof(float));
-    return first + between + panel_room(tokens, wide);
+    const uint32_t tokens = rows_of(c->arg[FF_X].tensor), inner = rows_of(c->arg[FF_GATE].tensor);
+    uint64_t product[3], most = 0;
+    *kept = 0;
+    for (int i = 0; i < 3; i++) {
+        uint64_t more;
+        product[i] = qm_cuda_product_memory(c->arg[FF_GATE + i].tensor, tokens, &more);
+        *kept = more > *kept ? more : *kept;
+    }
+    if (gated_at_once(c)) /* the panels of x and of the middle */
+        return product[0] + whole(qm_panel_bytes(tokens, inner)) + qm_glu_bytes(tokens, inner);
+    for (int i = 0; i < 2; i++)
+        most = product[i] > most ? product[i] : most;
+    most += inner_bytes(c); /* up */
+    most = product[2] > most ? product[2] : most;
+    return most + inner_bytes(c) + panel_room(tokens, inner);
 }
 
 /* y + scale * (x A^T) B^T */
@@ -388,8 +451,8 @@ static bool lora(qm_cuda *d, qm_call *c, qm_err *e)
 }
 
 const qm_cuda_way qm_cuda_products[] = {
+    {"feed_forward", feed_forward, feed_forward_memory},
     {"linear", linear, linear_memory},
-    {"linear_glu", linear_glu, linear_glu_memory},
     {"lora", lora, NULL},
     {NULL, NULL, NULL},
 };

@@ -15,8 +15,8 @@ typedef struct qm_waiting {
     qm_product p[QM_TOGETHER];
     qm_half x;
     qm_panel panel;        /* or, of more than QM_HALF_TOKENS tokens, this; .half is NULL otherwise */
-    void *panel_memory;    /* to be given back after the launch, or NULL */
-    qm_gate gate;          /* both products of a panel are one gated unit */
+    void *memory[2];       /* to be given back after the launch */
+    int memories;
     const float *x_values; /* what x was made of */
     qm_rotation r[2];
     struct {

@@ -46,7 +46,9 @@ struct wide_part {
 
 struct wide_job {
     wide_part part[QM_TOGETHER];
-    qm_gate gate; /* or: a tile is 64 rows of the first part and the same of the second */
+    qm_gate gate; /* or: a tile is 64 rows of the first part and the same of the second, and a chunk of */
+    qm_panel to;
+    float *by; /* [chunk][token]: what a token's values were multiplied by */
     qm_panel x;
     const float *dynamic;
     float level[16];

@@ -153,34 +153,74 @@ __device__ inline float gated(qm_gate f, float x, float up)
     return __fdividef(x, 1 + __expf(-z)) * up;
 }
 
-/* Results of both groups' sums, of which the first has a gate's rows and the second the same of what it is for; together.
- * token_scale: of the tile's tokens, first those of the gate, `apart` after them the others'. */
+__device__ inline int exponent(float v) { return (int)(__float_as_uint(v) >> 23 & 255) - 127; }
+
+/* What a token's values are multiplied by so that f16 holds them.  Its largest is known when all tiles are done, and all
+ * of a token shall have one power of two; so each tile takes what brings the largest of scales, times the largest of x, to 2^7, where
+ * its values then are between 2^-4 and 2^16: nothing is lost.  Others get a power of their own, and settle_panel (panel.cuh) makes them
+ * alike.  scale, up_scale: of sums; see scales_by and panel.cuh for how large weights and x are in those. */
+__device__ inline float likely_by(float scale, float up_scale)
+{
+    enum { MOST = 13 + 15, TO = 7 };
+    const int e = TO - exponent(scale) - exponent(up_scale) - 2 * MOST;
+    return __uint_as_float((uint32_t)((e < -100 ? -100 : e > 100 ? 100 : e) + 127) << 23);
+}
+__device__ inline float by_for(float most, float likely)
+{
+    const float v = most * likely;
+    return most == 0 || (v >= 0.0625f && v <= 60000.0f) ? likely : to_half_range(most);
+}
+
+/* A chunk of the panel out of both groups' sums, of which the first has a gate's rows and the second the same of what it is
+ * for; a thread makes a piece of a token's eight.  token_scale: of the tile's tokens, first those of the gate, `apart` after
+ * them the others'.  Tokens four apart are read at a time: those are in different banks. */
 template <int TOKENS>
 __device__ inline void store_gated(const wide_job &j, const float *sum, uint32_t n, uint32_t token, const float *token_scale, uint32_t apart, float *out)
 {
-    constexpr int OUT_TOKENS = wide<TOKENS>::OUT_TOKENS, LANES = GROUP_ROWS / 4, STEP = WIDE_CONSUMERS / LANES;
-    const qm_product &p = j.part[0].p;
-    const float *gate_bias = p.bias, *up_bias = j.part[1].p.bias;
-    const uint32_t in = threadIdx.x % LANES * 4, row = n + in, tokens = j.x.tokens;
-    const bool there = row < j.part[0].rows;
-    float g[4], u[4];
-#pragma unroll
-    for (uint32_t r = 0; r < 4; r++) {
-        g[r] = there && gate_bias ? gate_bias[row + r] : 0;
-        u[r] = there && up_bias ? up_bias[row + r] : 0;
-    }
+    constexpr int OUT_TOKENS = wide<TOKENS>::OUT_TOKENS, STEP = WIDE_CONSUMERS / 8;
+    const uint32_t tokens = j.x.tokens, padded = qm_panel_tokens(tokens), chunk = n / QM_UNIT_COLS, piece = threadIdx.x % 8;
+    const uint32_t slot = threadIdx.x / 8, own = (slot & ~7u) | (slot & 1) << 2 | (slot >> 1 & 3);
+    const float *gate_bias = j.part[0].p.bias, *up_bias = j.part[1].p.bias;
+    const uint32_t rows = j.part[0].rows, col = qm_panel_column(8 * piece, j.to.group), next = j.to.group / 4; /* and to the next two of a piece */
 #pragma unroll 1
-    for (int first = 0; first < TOKENS && token + first < tokens; first += OUT_TOKENS) {
+    for (int first = 0; first < TOKENS && token + first < padded; first += OUT_TOKENS) {
         put_sums<TOKENS>(sum, first, out + threadIdx.x / GROUP_THREADS * OUT_TOKENS * OUT_STRIDE);
         groups_meet();
-#pragma unroll 2
-        for (uint32_t i = threadIdx.x / LANES; i < OUT_TOKENS; i += STEP) {
-            const float4 a = *(const float4 *)(out + i * OUT_STRIDE + in), b = *(const float4 *)(out + (OUT_TOKENS + i) * OUT_STRIDE + in);
-            const float by = token_scale[first + i], up_by = token_scale[apart + first + i];
-            const float4 v = {gated(j.gate, a.x * by + g[0], b.x * up_by + u[0]), gated(j.gate, a.y * by + g[1], b.y * up_by + u[1]),
-                              gated(j.gate, a.z * by + g[2], b.z * up_by + u[2]), gated(j.gate, a.w * by + g[3], b.w * up_by + u[3])};
-            if (there && token + first + i < tokens)
-                *(float4 *)(p.y + (uint64_t)(token + first + i) * p.y_stride + row) = v;
+#pragma unroll 1
+        for (uint32_t i = own; i < OUT_TOKENS; i += STEP) {
+            const uint32_t at = token + first + i;
+            const float scale = token_scale[first + i], up_scale = token_scale[apart + first + i];
+            const float *gate = out + i * OUT_STRIDE + col, *up = gate + OUT_TOKENS * OUT_STRIDE;
+            float2 v[4];
+            float most = 0;
+#pragma unroll
+            for (uint32_t t = 0; t < 4; t++) {
+                const float2 a = *(const float2 *)(gate + t * next), b = *(const float2 *)(up + t * next);
+                const uint32_t row = n + col + t * next;
+                const bool there = at < tokens && row < rows;
+                float2 g = make_float2(a.x * scale, a.y * scale), u = make_float2(b.x * up_scale, b.y * up_scale);
+                if (there && gate_bias)
+                    g.x += gate_bias[row], g.y += gate_bias[row + 1];
+                if (there && up_bias)
+                    u.x += up_bias[row], u.y += up_bias[row + 1];
+                v[t] = there ? make_float2(gated(j.gate, g.x, u.x), gated(j.gate, g.y, u.y)) : make_float2(0, 0);
+                most = fmaxf(most, fmaxf(fabsf(v[t].x), fabsf(v[t].y)));
+            }
+#pragma unroll
+            for (int k = 1; k < 8; k *= 2)
+                most = fmaxf(most, __shfl_xor_sync(~0u, most, k));
+            const float by = by_for(most, likely_by(scale, up_scale));
+            uint32_t word[4];
+#pragma unroll
+            for (uint32_t t = 0; t < 4; t++) {
+                const __half2 h = __floats2half2_rn(v[t].x * by, v[t].y * by);
+                word[t] = *(const uint32_t *)&h;
+            }
+            if (at < padded) {
+                ((uint4 *)j.to.half)[((uint64_t)chunk * padded + at) * 8 + (piece ^ at % 8)] = make_uint4(word[0], word[1], word[2], word[3]);
+                if (piece == 0)
+                    j.by[(uint64_t)chunk * padded + at] = by;
+            }
         }
         groups_meet();
     }

@@ -26,7 +26,7 @@ local function forward(model, x, cache)
         local y = ops.attention(ops.rope(q, first, rope), ops.rope(k, first, rope), v, cache, i - 1, shape)
         x = ops.add(x, ops.linear(y, w.o))
         h = ops.rmsnorm(x, model.norm, 1e-6)
-        x = ops.add(x, ops.linear(ops.linear_glu(h, w.gate, w.up, "silu"), w.down))
+        x = ops.add(x, ops.feed_forward(h, w.gate, w.up, w.down, "silu"))
     end
     local rows = x:info().shape[1]
     return ops.linear(ops.rmsnorm(ops.embedding(x, { rows - 1 }), model.norm, 1e-6), model.head)

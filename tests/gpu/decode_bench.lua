@@ -49,7 +49,7 @@ local function decoder(m, format)
             q, k = ops.rope(q, at, turn), ops.rope(k, at, turn)
             x = ops.add(x, ops.linear(ops.attention(q, k, v, cache, i - 1, attend), l.o))
             h = ops.rmsnorm(x, l.n2, 1e-6)
-            x = ops.add(x, ops.linear(ops.linear_glu(h, l.gate, l.up, "silu"), l.down))
+            x = ops.add(x, ops.feed_forward(h, l.gate, l.up, l.down, "silu"))
         end
         if #ids > 1 then
             return x

@@ -202,7 +202,8 @@ typedef struct turns {
     qm_half x;
     uint8_t **items, **up_items;
     uint64_t size;
-    qm_panel panel;
+    qm_panel panel, to;
+    float *by;
     void *join;
 } turns;
 
@@ -294,16 +295,16 @@ static void wide_many(void *arg)
     const turns *t = arg;
     for (int i = 0; i < t->launches; i++) {
         qm_matrix w[2] = {*t->w};
-        qm_product p[2] = {t->p, t->p};
+        const float *const none[2] = {NULL};
         w[0].items = t->items[i % t->copies];
         w[0].most = qm_matrix_most(&w[0]);
         if (t->up) {
             w[1] = *t->up;
             w[1].items = t->up_items[i % t->copies];
             w[1].most = qm_matrix_most(&w[1]);
-            must(qm_matrix_glu(w, p, QM_GATE_SILU, &t->panel, t->join, stream), "gated");
+            must(qm_matrix_glu(w, none, QM_GATE_SILU, &t->panel, &t->to, t->by, t->join, stream), "gated");
         } else {
-            must(qm_matrix_wide(w, p, 1, &t->panel, t->join, stream), "wide");
+            must(qm_matrix_wide(w, &t->p, 1, &t->panel, t->join, stream), "wide");
         }
     }
 }
@@ -352,6 +353,28 @@ static void ask_for(char *list)
         counts[count_of_counts++] = (uint32_t)strtoul(p, NULL, 10);
 }
 
+/* A panel's values, or results as they are. */
+static void download(const turns *t, uint32_t rows, float *y)
+{
+    const uint32_t tokens = t->panel.tokens, padded = qm_panel_tokens(tokens);
+    if (!t->up) {
+        must(cudaMemcpy(y, t->p.y, (uint64_t)tokens * rows * sizeof *y, cudaMemcpyDefault), "download");
+        return;
+    }
+    const uint64_t size = qm_panel_bytes(tokens, rows);
+    uint8_t *here = malloc(size);
+    const qm_panel p = qm_panel_at(here, tokens, rows, 64);
+    must(cudaMemcpy(here, t->to.half, size, cudaMemcpyDefault), "download");
+    for (uint32_t chunk = 0; chunk < rows / 64; chunk++)
+        for (uint32_t token = 0; token < tokens; token++)
+            for (uint32_t k = 0; k < 64; k++) {
+                const uint64_t piece = ((uint64_t)chunk * padded + token) * 8 + (k / 8 ^ token % 8);
+                y[(uint64_t)token * rows + chunk * 64 + qm_panel_column(k / 2 * 2, 64) + k % 2]
+                    = qm_f16_to_f32(((const uint16_t *)p.half)[piece * 8 + k % 8]) * p.scale[token];
+            }
+    free(here);
+}
+
 /* glu: of two matrices, and their gate. */
 static void wide_shape(uint32_t rows, uint32_t cols, qm_scale_type type, uint32_t group, bool glu, dense *d)
 {
@@ -361,7 +384,11 @@ static void wide_shape(uint32_t rows, uint32_t cols, qm_scale_type type, uint32_
     matrix m = random_matrix(rows, cols, type, group), up = {0};
     int copies = (int)(SPREAD / (double)m.size) + 1;
     uint8_t **items = copies_there(&m, copies), **up_items = NULL;
+    void *to = NULL;
+    float *by = NULL;
     if (glu) {
+        must(cudaMalloc(&to, qm_panel_bytes(MOST, rows)), "memory");
+        must(cudaMalloc((void **)&by, qm_glu_bytes(MOST, rows)), "memory");
         up = random_matrix(rows, cols, type, group);
         up_items = copies_there(&up, copies);
     }
@@ -392,6 +419,8 @@ static void wide_shape(uint32_t rows, uint32_t cols, qm_scale_type type, uint32_
         if (glu && tokens < QM_GLU_TOKENS)
             continue;
         must(cudaMemset(dy, 255, (uint64_t)MOST * rows * sizeof *y), "poison");
+        if (glu)
+            must(cudaMemset(to, 255, qm_panel_bytes(MOST, rows)), "poison");
         turns t = {.w = &m.w,
                    .up = glu ? &up.w : NULL,
                    .copies = copies,
@@ -401,14 +430,16 @@ static void wide_shape(uint32_t rows, uint32_t cols, qm_scale_type type, uint32_
                    .up_items = up_items,
                    .size = m.size,
                    .panel = qm_panel_at(panel, tokens, cols, group),
+                   .to = qm_panel_at(to, tokens, rows, 64),
+                   .by = by,
                    .join = join};
         must(qm_to_panel(dx, &t.panel, stream), "panel");
         double us = graph_time(wide_many, &t) / t.launches, blas = 0;
         uint64_t bytes = (uint64_t)tokens * rows * sizeof *y;
-        must(cudaMemcpy(y, dy, bytes, cudaMemcpyDefault), "download");
+        download(&t, rows, y);
         must(cudaMemset(dy, 255, bytes), "poison");
         wide_many(&t);
-        must(cudaMemcpy(again, dy, bytes, cudaMemcpyDefault), "download");
+        download(&t, rows, again);
         if (d->handle) {
             d->tokens = tokens, d->launches = d->copies > LAUNCHES ? d->copies : LAUNCHES;
             blas = graph_time(dense_many, d) / d->launches;
@@ -426,7 +457,7 @@ static void wide_shape(uint32_t rows, uint32_t cols, qm_scale_type type, uint32_
     }
     free_copies(items, copies);
     if (glu)
-        free_copies(up_items, copies), free(up.here);
+        free_copies(up_items, copies), free(up.here), cudaFree(to), cudaFree(by);
     if (d->handle)
         cudaFree(d->w), cudaFree(d->x), cudaFree(d->y);
     cudaFree(dx), cudaFree(dy), cudaFree(panel), cudaFree(join), free(x), free(y), free(again), free(m.here);

@@ -251,8 +251,11 @@ local function decoder(device, o)
     local attend = { heads = heads, kv_heads = kv_heads, window = o.window, softcap = o.softcap }
     local turn = { head_dim = dim, kind = o.kind, rotary_dim = o.rotary_dim }
     local gate = o.geglu and ops.geglu or ops.swiglu
-    local function gated(h, l)
-        return o.parts and gate(ops.linear(h, l.gate), ops.linear(h, l.up)) or ops.linear_glu(h, l.gate, l.up, o.geglu and "gelu_tanh" or "silu")
+    local function feed(h, l)
+        if o.parts then
+            return ops.linear(gate(ops.linear(h, l.gate), ops.linear(h, l.up)), l.down)
+        end
+        return ops.feed_forward(h, l.gate, l.up, l.down, o.geglu and "gelu_tanh" or "silu")
     end
     seed = 1000
     local function there(t)
@@ -284,7 +287,7 @@ local function decoder(device, o)
             local y = ops.linear(ops.attention(q, k, v, cache, i - 1, attend), l.o)
             x = ops.add(x, o.scaled and ops.scale(y, 0.5) or y)
             h = ops.rmsnorm(x, norm, 1e-6)
-            x = ops.add(x, ops.linear(gated(h, l), l.down))
+            x = ops.add(x, feed(h, l))
         end
         return ops.linear(ops.rmsnorm(x, norm, 1e-6), head)
     end, function()

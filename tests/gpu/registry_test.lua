@@ -128,15 +128,16 @@ local SPECIAL = {
         end
         return list
     end,
-    linear_glu = function(s)
+    feed_forward = function(s)
         local list = {}
         for i, f in ipairs(PRODUCTS) do
             for _, tokens in ipairs { s.T, 9, 70 } do
-                for _, n in ipairs { s.N, 192 } do
-                    list[#list + 1] = { random { tokens, 512 }, random({ n, 512 }, 0.05):quantize(f), random({ n, 512 }, 0.05):quantize(f),
-                                        i % 2 == 0 and "silu" or "gelu_tanh", tokens == 9 and random { n } or nil, tokens == 70 and random { n } or nil,
-                                        prepared = true, limit = f == "f32" and 1e-5 or nil, what = f }
+                local function bias(when, n)
+                    return tokens == when and random { n } or nil
                 end
+                list[#list + 1] = { random { tokens, 512 }, random({ 192, 512 }, 0.05):quantize(f), random({ 192, 512 }, 0.05):quantize(f),
+                                    random({ s.N, 192 }, 0.05):quantize(f), i % 2 == 0 and "silu" or "gelu_tanh", bias(9, 192), bias(70, 192),
+                                    bias(70, s.N), prepared = true, limit = f == "f32" and 1e-5 or nil, what = f }
             end
         end
         return list

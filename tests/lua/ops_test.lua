@@ -262,19 +262,22 @@ T["calls at once give what they give one after another"] = function()
         { x, w }) end, "8 at most")
 end
 
-T["a gated linear unit is its products and their gate, bit for bit"] = function()
+T["a feed-forward is its products and their gate, bit for bit"] = function()
     local formats, before = { "q4_0", "nf4", "f16", "f32" }, ops.threads()
     for i, word in ipairs(formats) do
-        local gate, up = qm.randn { 37, 256, seed = i }:quantize(word), qm.randn { 37, 256, seed = 10 + i }:quantize(formats[i % 4 + 1])
-        for _, w in ipairs { { gate, up }, { ops.prepare(gate), ops.prepare(up) }, { ops.prepare(gate), up } } do
+        local other = formats[i % 4 + 1]
+        local gate, up = qm.randn { 128, 256, seed = i }:quantize(word), qm.randn { 128, 256, seed = 10 + i }:quantize(other)
+        local down = qm.randn { 37, 128, seed = 20 + i }:quantize(word)
+        for _, w in ipairs { { gate, up, down }, { ops.prepare(gate), ops.prepare(up), ops.prepare(down) }, { ops.prepare(gate), up, down } } do
             for _, t in ipairs { 1, 5, 70 } do
-                local x, b, c = v(5, t, 256), t == 5 and v(6, 37) or nil, t == 70 and v(7, 37) or nil
+                local x, b, c, d = v(5, t, 256), t == 5 and v(6, 128) or nil, t == 70 and v(7, 128) or nil, t == 5 and v(8, 37) or nil
                 local g, u = ops.linear(x, w[1], b), ops.linear(x, w[2], c)
                 for _, threads in ipairs { 1, 3 } do
                     ops.threads(threads)
                     local what = ("%s, %d tokens"):format(word, t)
-                    equal(ops.linear_glu(x, w[1], w[2], "silu", b, c):plane(1), ops.swiglu(g, u):plane(1), what)
-                    equal(ops.linear_glu(x, w[1], w[2], "gelu_tanh", b, c):plane(1), ops.geglu(g, u):plane(1), what)
+                    for kind, gated in pairs { silu = ops.swiglu, gelu_tanh = ops.geglu } do
+                        equal(ops.feed_forward(x, w[1], w[2], w[3], kind, b, c, d):plane(1), ops.linear(gated(g, u), w[3], d):plane(1), what)
+                    end
                 end
             end
         end
@@ -471,11 +474,11 @@ local GOOD = {
     attention = { v(1, 2, 8), v(2, 2, 4), v(3, 2, 4), false, 0, { heads = 2, kv_heads = 1 } },
     columns = { v(1, 2, 4), 1, 3 },
     embedding = { v(1, 3, 4), { 0, 2 } },
+    feed_forward = { v(1, 2, 4), v(2, 3, 4), v(3, 3, 4), v(4, 4, 3), "silu", v(5, 3), v(6, 3), v(7, 4) },
     gated = { v(1, 2, 4), v(2, 2, 1) },
     geglu = { v(1, 2, 4), v(2, 2, 4) },
     kl = { v(1, 2, 4), v(2, 2, 4) },
     linear = { v(1, 2, 4), v(2, 3, 4), v(3, 3) },
-    linear_glu = { v(1, 2, 4), v(2, 3, 4), v(3, 3, 4), "silu", v(4, 3), v(5, 3) },
     linear_int8 = { v(1, 2, 4), v(2, 3, 4):quantize "int8", v(3, 3), 6 },
     logprobs = { v(1, 2, 4), { 0, 3 } },
     lora = { v(1, 2, 5), v(2, 2, 4), v(3, 3, 4), v(4, 5, 3), 1 },

@@ -17,7 +17,7 @@ local ops = require "qmoon.ops"
 ---@field head_dim integer
 ---@field rope table options of ops.rope for this layer
 ---@field attend table options of ops.attention for this layer
----@field glu {of:fun(gate, up), kind:string?} act(gate) * up; kind: what ops.linear_glu calls it, if it does
+---@field glu {of:fun(gate, up), kind:string?} act(gate) * up; kind: what ops.feed_forward calls it, if it does
 local Step = {}
 Step.__index = Step
 
@@ -76,24 +76,23 @@ function Step:attention(x)
     return self:linear(ops.attention(q, k, v, self.cache, self.layer, self.attend), "attn_output")
 end
 
---- act(gate(x)) * up(x): one op where nothing comes between.
-local function gated(s, x, suffix)
-    local gate, up = s.modules["ffn_gate" .. suffix], s.modules["ffn_up" .. suffix]
-    if not gate then
-        local both, n = s:linear(x, "ffn_up"), s.fields.intermediate_size
-        return s.glu.of(ops.columns(both, 0, n), ops.columns(both, n, n))
-    end
-    local between = gate.lora or up.lora or gate.llm_int8 or up.llm_int8
-    if between or not s.glu.kind then
-        return s.glu.of(s:linears(x, "ffn_gate" .. suffix, "ffn_up" .. suffix))
-    end
-    return ops.linear_glu(x, gate.weight, up.weight, s.glu.kind, gate.bias, up.bias)
+local function is_linear(m)
+    return not (m.lora or m.llm_int8)
 end
 
---- The feed-forward network: down(act(gate(x)) * up(x)).  `suffix` names another than the usual one.
+--- The feed-forward network: down(act(gate(x)) * up(x)), one op where nothing comes between.  `suffix` names another than
+-- the usual one.
 function Step:feed(x, suffix)
     suffix = suffix or ""
-    return self:linear(gated(self, x, suffix), "ffn_down" .. suffix)
+    local up, down = "ffn_up" .. suffix, "ffn_down" .. suffix
+    local g, u, d = self.modules["ffn_gate" .. suffix], self.modules[up], self.modules[down]
+    if not g then
+        local both, n = self:linear(x, up), self.fields.intermediate_size
+        return self:linear(self.glu.of(ops.columns(both, 0, n), ops.columns(both, n, n)), down)
+    elseif self.glu.kind and is_linear(g) and is_linear(u) and is_linear(d) then
+        return ops.feed_forward(x, g.weight, u.weight, d.weight, self.glu.kind, g.bias, u.bias, d.bias)
+    end
+    return self:linear(self.glu.of(self:linears(x, "ffn_gate" .. suffix, up)), down)
 end
 
 --- A mixture of experts: every token goes through the few that its router prefers.
