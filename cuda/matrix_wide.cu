@@ -54,7 +54,7 @@ template <int TOKENS, uint32_t ITEM> __device__ inline void copy_codes(const wid
     for (piece p; w.next(j, p);) {
         const uint32_t row_tile = p.tile / j.token_tiles, left = padded - p.tile % j.token_tiles * TOKENS;
         uint32_t row;
-        const wide_part &part = part_of(j, row_tile, lane / GROUP_TILES % 2, row);
+        const wide_part &part = part_of<shape::GATES>(j, row_tile, lane / GROUP_TILES % 2, row);
         const uint32_t own = row / QM_TILE_ROWS + lane % GROUP_TILES, last = (part.rows - 1) / QM_TILE_ROWS;
         const uint8_t *from = part.items + ((uint64_t)(own < last ? own : last) * j.slices + p.from / 4) * ITEM + p.from % 4 * 2 * QM_UNIT_BYTES;
         for (uint32_t unit = p.from * 2; unit < p.to * 2; unit += shape::UNITS) {
@@ -156,7 +156,7 @@ __global__ void __launch_bounds__(WIDE_THREADS, wide<TOKENS>::BLOCKS) matrix_wid
         };
         const auto begin_piece = [&]() {
             const uint32_t row_tile = p.tile / j.token_tiles;
-            part = &part_of(j, row_tile, group, row0);
+            part = &part_of<shape::GATES>(j, row_tile, group, row0);
             token0 = p.tile % j.token_tiles * TOKENS;
             const uint32_t own = row0 / QM_TILE_ROWS + warp % 4, last = (part->rows - 1) / QM_TILE_ROWS;
             at = part->items + ((uint64_t)(own < last ? own : last) * j.slices + p.from / 4) * ITEM + SCALES + lane * scales::BYTES;
@@ -255,8 +255,8 @@ __global__ void __launch_bounds__(WIDE_THREADS, wide<TOKENS>::BLOCKS) matrix_wid
 #pragma unroll
             for (int i = 0; i < EACH; i++)
                 own_scale[i * GROUP_THREADS + threadIdx.x % GROUP_THREADS] = of_token[i] * factor;
-            if (TOKENS >= QM_GLU_TOKENS && j.gate)
-                store_gated<TOKENS>(j, sum, n, token, token_scale, EACH * GROUP_THREADS, out);
+            if (shape::GATES && j.gate)
+                store_gated<TOKENS>(j, sum, n, token, token_scale, EACH * GROUP_THREADS, dynamic + 256, out);
             else
                 store_sums<TOKENS>(of, j.x.tokens, sum, n, token, own_scale, out + group * shape::OUT_TOKENS * OUT_STRIDE);
         }
@@ -304,7 +304,7 @@ static void deal(wide_job *j, uint32_t tokens, uint32_t blocks, uint32_t parts)
     j->pairs = j->slices * (QM_ITEM_UNITS / 2);
     const uint64_t x = (uint64_t)qm_panel_tokens(j->x.tokens) * qm_panel_chunks(j->cols) * QM_UNIT_COLS * 2;
     const uint32_t rest = j->tiles % blocks, turns = j->tiles / blocks + (rest > 0), idle = rest ? (blocks - rest) * j->pairs / blocks : 0;
-    const bool shared = idle > COST && idle * (x * 2 < (uint64_t)cache ? 10 : 3) > turns * j->pairs;
+    const bool shared = idle > COST && idle * (x * 2 < (uint64_t)cache ? 12 : 3) > turns * j->pairs;
     if (j->tiles < blocks) { /* of two pairs and more each */
         const uint32_t each = parts * 2 < j->pairs ? parts : j->pairs / 2, most = shared ? j->tiles * each : j->tiles;
         blocks = most < blocks ? most : blocks;

@@ -110,19 +110,22 @@ __global__ void __launch_bounds__(PANEL_THREADS) settle_panel(const __grid_const
         half[(uint64_t)(i / 64) * padded * 8 + i % 64] = make_uint4(0, 0, 0, 0);
     if (!__syncthreads_or(low != high))
         return;
-    for (uint32_t c = row; c < chunks; c += ROWS) {
-        const float factor = low / by[(uint64_t)c * padded + first + own];
-        uint4 *to = half + (uint64_t)c * padded * 8 + own * 8;
-        for (uint32_t i = 0; factor != 1 && i < 8; i++) {
-            uint4 v = to[i];
-            __half2 *h = (__half2 *)&v;
+    if (row == 0)
+        least[0][own] = low;
+    __syncthreads();
+    const uint32_t token = threadIdx.x / 8 % TOKENS;
+    low = least[0][token];
+#pragma unroll 4
+    for (uint32_t i = threadIdx.x; i < chunks * 64; i += PANEL_THREADS) {
+        const float factor = low / by[(uint64_t)(i / 64) * padded + first + token];
+        uint4 v = half[(uint64_t)(i / 64) * padded * 8 + i % 64];
+        __half2 *h = (__half2 *)&v;
 #pragma unroll
-            for (int k = 0; k < 4; k++) {
-                const float2 f = __half22float2(h[k]);
-                h[k] = __floats2half2_rn(f.x * factor, f.y * factor);
-            }
-            to[i] = v;
+        for (int k = 0; k < 4; k++) {
+            const float2 f = __half22float2(h[k]);
+            h[k] = __floats2half2_rn(f.x * factor, f.y * factor);
         }
+        half[(uint64_t)(i / 64) * padded * 8 + i % 64] = v;
     }
 }
 

@@ -18,6 +18,7 @@ enum {
 
 /* Tiles of TOKENS tokens.  A stage of the ring in shared memory has UNITS units of 64 columns: x, then codes. */
 template <int TOKENS> struct wide {
+    static constexpr bool GATES = TOKENS >= QM_GLU_TOKENS; /* may be under a gate */
     static constexpr int BLOCKS = TOKENS <= 64 ? 2 : 1; /* a multiprocessor */
     static constexpr int UNITS = TOKENS <= 32 ? 2 : 1;
     static constexpr int STAGES = TOKENS == 32 ? 4 : TOKENS <= 64 ? 5 : TOKENS == 128 ? 7 : TOKENS == 192 ? 5 : 4;
@@ -26,8 +27,8 @@ template <int TOKENS> struct wide {
     static constexpr uint32_t X_BYTES = TOKENS * 128, CODES = UNITS * X_BYTES, STAGE = CODES + WIDE_TILES * UNITS * QM_UNIT_BYTES;
     static constexpr uint32_t RING = STAGES * STAGE, OUT = 2 * OUT_TOKENS * OUT_STRIDE * sizeof(float);
     static constexpr uint32_t TOKEN_SCALES = 2 * (TOKENS < GROUP_THREADS ? GROUP_THREADS : 256);
-    /* In shared memory: the ring, the table of pairs, results, scales of tokens, the map of nested scales, barriers. */
-    static constexpr uint32_t OUT_AT = RING + PAIRS_BYTES, BARRIERS_AT = OUT_AT + OUT + (TOKEN_SCALES + 256) * sizeof(float);
+    /* In shared memory: the ring, the table of pairs, results, scales of tokens, the map of nested scales, a gate's biases, barriers. */
+    static constexpr uint32_t OUT_AT = RING + PAIRS_BYTES, BARRIERS_AT = OUT_AT + OUT + (TOKEN_SCALES + 256 + 2 * GROUP_ROWS) * sizeof(float);
     static constexpr uint32_t SHARED = 1024 + BARRIERS_AT + 2 * STAGES * 8;
     static_assert((SHARED + 1024) * BLOCKS <= 228 * 1024, "shared memory of a multiprocessor");
 };
@@ -61,11 +62,12 @@ struct wide_job {
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
-/* Of which part a group has rows of a tile, and which is the first. */
-__device__ inline const wide_part &part_of(const wide_job &j, uint32_t row_tile, uint32_t group, uint32_t &row)
+/* Of which part a group has rows of a tile, and which is the first; GATES: there may be a gate. */
+template <bool GATES> __device__ inline const wide_part &part_of(const wide_job &j, uint32_t row_tile, uint32_t group, uint32_t &row)
 {
-    const wide_part &part = j.part[j.gate ? group : (row_tile >= j.part[1].first) + (row_tile >= j.part[2].first)];
-    row = j.gate ? row_tile * GROUP_ROWS : (row_tile - part.first) * WIDE_ROWS + group * GROUP_ROWS;
+    const bool gate = GATES && j.gate;
+    const wide_part &part = j.part[gate ? group : (row_tile >= j.part[1].first) + (row_tile >= j.part[2].first)];
+    row = gate ? row_tile * GROUP_ROWS : (row_tile - part.first) * WIDE_ROWS + group * GROUP_ROWS;
     return part;
 }
 

@@ -92,25 +92,33 @@ __device__ inline void store_results(const wide_part &part, uint32_t n, uint32_t
     for (uint32_t r = 0; r < 4; r++)
         bias[r] = p.bias ? p.bias[row + r] : 0;
     uint64_t at = (uint64_t)(token + thread / LANES) * p.y_stride + row;
+    const uint64_t step = (uint64_t)STEP * p.y_stride;
+    from += row - n;
 #pragma unroll 1
-    for (uint32_t i = thread / LANES; i < OUT_TOKENS; i += AT_ONCE * STEP, at += (uint64_t)AT_ONCE * STEP * p.y_stride) {
-        float4 add[AT_ONCE];
+    for (uint32_t i = thread / LANES; i < OUT_TOKENS; i += AT_ONCE * STEP, at += AT_ONCE * step) {
+        float4 v[AT_ONCE], add[AT_ONCE];
+        bool there[AT_ONCE]; /* no branches: what is loaded is waited for together */
+#pragma unroll
+        for (uint32_t k = 0; k < AT_ONCE; k++) {
+            there[k] = token + i + k * STEP < tokens;
+            v[k] = *(const float4 *)(from + (i + k * STEP) * OUT_STRIDE);
+            if (p.add)
+                add[k] = there[k] ? __ldcg((const float4 *)(p.add + at + k * step)) : make_float4(0, 0, 0, 0);
+        }
+#pragma unroll
+        for (uint32_t k = 0; k < AT_ONCE; k++) {
+            const float by = token_scale[i + k * STEP];
+            v[k] = make_float4(v[k].x * by + bias[0], v[k].y * by + bias[1], v[k].z * by + bias[2], v[k].w * by + bias[3]);
+        }
+#pragma unroll
+        for (uint32_t k = 0; k < AT_ONCE; k++)
+            if (there[k])
+                *(float4 *)(p.y + at + k * step) = v[k];
         if (p.add)
 #pragma unroll
             for (uint32_t k = 0; k < AT_ONCE; k++)
-                add[k] = token + i + k * STEP < tokens ? __ldcg((const float4 *)(p.add + at + (uint64_t)k * STEP * p.y_stride)) : make_float4(0, 0, 0, 0);
-#pragma unroll
-        for (uint32_t k = 0; k < AT_ONCE; k++) {
-            const float4 s = *(const float4 *)(from + (i + k * STEP) * OUT_STRIDE + row - n);
-            const float by = token_scale[i + k * STEP];
-            const float4 v = {s.x * by + bias[0], s.y * by + bias[1], s.z * by + bias[2], s.w * by + bias[3]};
-            const uint64_t to = at + (uint64_t)k * STEP * p.y_stride;
-            if (token + i + k * STEP >= tokens)
-                break;
-            *(float4 *)(p.y + to) = v;
-            if (p.add)
-                *(float4 *)(p.sum + to) = make_float4(v.x + add[k].x, v.y + add[k].y, v.z + add[k].z, v.w + add[k].w);
-        }
+                if (there[k])
+                    *(float4 *)(p.sum + at + k * step) = make_float4(v[k].x + add[k].x, v[k].y + add[k].y, v[k].z + add[k].z, v[k].w + add[k].w);
     }
 }
 
@@ -146,74 +154,102 @@ __device__ inline void store_sums(const wide_part &part, uint32_t tokens, const 
 
 __device__ inline void groups_meet() { asm volatile("bar.sync 3, %0;" ::"n"((int)WIDE_CONSUMERS) : "memory"); }
 
-/* gelu by tanh is x times a sigmoid, too. */
-__device__ inline float gated(qm_gate f, float x, float up)
+/* f(x) * up for eight at a time, without branches, since a thread has little else to do while it waits.  gelu by tanh is x times a
+ * sigmoid, too. */
+__device__ inline void gated(qm_gate f, float x[8], const float up[8])
 {
-    const float z = f == QM_GATE_SILU ? x : 1.5957691216057308f * (x + 0.044715f * x * x * x);
-    return __fdividef(x, 1 + __expf(-z)) * up;
+    float z[8];
+    if (f == QM_GATE_SILU)
+#pragma unroll
+        for (int i = 0; i < 8; i++)
+            z[i] = -1.4426950408889634f * x[i];
+    else
+#pragma unroll
+        for (int i = 0; i < 8; i++)
+            z[i] = -2.302208198144325f * (x[i] + 0.044715f * x[i] * x[i] * x[i]);
+#pragma unroll
+    for (int i = 0; i < 8; i++)
+        asm("ex2.approx.ftz.f32 %0, %0;" : "+f"(z[i]));
+#pragma unroll
+    for (int i = 0; i < 8; i++)
+        x[i] = __fdividef(x[i], 1 + z[i]) * up[i];
 }
 
 __device__ inline int exponent(float v) { return (int)(__float_as_uint(v) >> 23 & 255) - 127; }
 
 /* What a token's values are multiplied by so that f16 holds them.  Its largest is known when all tiles are done, and all
- * of a token shall have one power of two; so each tile takes what brings the largest of scales, times the largest of x, to 2^7, where
- * its values then are between 2^-4 and 2^16: nothing is lost.  Others get a power of their own, and settle_panel (panel.cuh) makes them
- * alike.  scale, up_scale: of sums; see scales_by and panel.cuh for how large weights and x are in those. */
+ * of a token shall have one power of two; so each tile takes a guess, which brings the squared product of the largest x and the
+ * largest weight to 1/2 (results are 2^-5 to 2^15 times as large), if with it the tile's own largest is between 2^-8, from where f16's
+ * smallest step is a 2^17th of it, and 2^16.  If not, it takes a power of its own, and settle_panel (panel.cuh) makes all alike.
+ * scale, up_scale: of sums; see scales_by and to_half_range for how large weights and x are in those. */
 __device__ inline float likely_by(float scale, float up_scale)
 {
-    enum { MOST = 13 + 15, TO = 7 };
+    enum { MOST = 13 + 15, TO = -1 };
     const int e = TO - exponent(scale) - exponent(up_scale) - 2 * MOST;
     return __uint_as_float((uint32_t)((e < -100 ? -100 : e > 100 ? 100 : e) + 127) << 23);
 }
 __device__ inline float by_for(float most, float likely)
 {
     const float v = most * likely;
-    return most == 0 || (v >= 0.0625f && v <= 60000.0f) ? likely : to_half_range(most);
+    return most == 0 || (v >= 0.00390625f && v <= 60000.0f) ? likely : to_half_range(most);
 }
 
 /* A chunk of the panel out of both groups' sums, of which the first has a gate's rows and the second the same of what it is
  * for; a thread makes a piece of a token's eight.  token_scale: of the tile's tokens, first those of the gate, `apart` after
- * them the others'.  Tokens four apart are read at a time: those are in different banks. */
+ * them the others'; bias: room for those of both.  Tokens four apart are read at a time: those are in different banks. */
 template <int TOKENS>
-__device__ inline void store_gated(const wide_job &j, const float *sum, uint32_t n, uint32_t token, const float *token_scale, uint32_t apart, float *out)
+__device__ inline void store_gated(const wide_job &j, const float *sum, uint32_t n, uint32_t token, const float *token_scale, uint32_t apart, float *bias,
+                                   float *out)
 {
     constexpr int OUT_TOKENS = wide<TOKENS>::OUT_TOKENS, STEP = WIDE_CONSUMERS / 8;
     const uint32_t tokens = j.x.tokens, padded = qm_panel_tokens(tokens), chunk = n / QM_UNIT_COLS, piece = threadIdx.x % 8;
     const uint32_t slot = threadIdx.x / 8, own = (slot & ~7u) | (slot & 1) << 2 | (slot >> 1 & 3);
-    const float *gate_bias = j.part[0].p.bias, *up_bias = j.part[1].p.bias;
-    const uint32_t rows = j.part[0].rows, col = qm_panel_column(8 * piece, j.to.group), next = j.to.group / 4; /* and to the next two of a piece */
+    const bool biased = j.part[0].p.bias || j.part[1].p.bias;
+    const uint32_t rows = j.part[0].rows, col = qm_panel_column(8 * piece, j.to.group), next = j.to.group / 4; /* to the next two of a piece */
+    if (biased && threadIdx.x % GROUP_THREADS < GROUP_ROWS) {
+        const uint32_t group = threadIdx.x / GROUP_THREADS, row = n + threadIdx.x % GROUP_THREADS;
+        const float *from = j.part[group].p.bias;
+        bias[group * GROUP_ROWS + row - n] = from && row < rows ? from[row] : 0;
+    }
+    bool there[4];
+#pragma unroll
+    for (uint32_t t = 0; t < 4; t++)
+        there[t] = n + col + t * next < rows;
 #pragma unroll 1
     for (int first = 0; first < TOKENS && token + first < padded; first += OUT_TOKENS) {
         put_sums<TOKENS>(sum, first, out + threadIdx.x / GROUP_THREADS * OUT_TOKENS * OUT_STRIDE);
         groups_meet();
-#pragma unroll 1
-        for (uint32_t i = own; i < OUT_TOKENS; i += STEP) {
-            const uint32_t at = token + first + i;
+#pragma unroll
+        for (uint32_t k = 0; k < OUT_TOKENS / STEP; k++) {
+            const uint32_t i = own + k * STEP, at = token + first + i;
             const float scale = token_scale[first + i], up_scale = token_scale[apart + first + i];
             const float *gate = out + i * OUT_STRIDE + col, *up = gate + OUT_TOKENS * OUT_STRIDE;
-            float2 v[4];
-            float most = 0;
+            float v[8], u[8], most = 0;
 #pragma unroll
             for (uint32_t t = 0; t < 4; t++) {
                 const float2 a = *(const float2 *)(gate + t * next), b = *(const float2 *)(up + t * next);
-                const uint32_t row = n + col + t * next;
-                const bool there = at < tokens && row < rows;
-                float2 g = make_float2(a.x * scale, a.y * scale), u = make_float2(b.x * up_scale, b.y * up_scale);
-                if (there && gate_bias)
-                    g.x += gate_bias[row], g.y += gate_bias[row + 1];
-                if (there && up_bias)
-                    u.x += up_bias[row], u.y += up_bias[row + 1];
-                v[t] = there ? make_float2(gated(j.gate, g.x, u.x), gated(j.gate, g.y, u.y)) : make_float2(0, 0);
-                most = fmaxf(most, fmaxf(fabsf(v[t].x), fabsf(v[t].y)));
+                v[2 * t] = a.x * scale, v[2 * t + 1] = a.y * scale, u[2 * t] = b.x * up_scale, u[2 * t + 1] = b.y * up_scale;
+            }
+            if (biased)
+#pragma unroll
+                for (uint32_t t = 0; t < 4; t++) {
+                    const float2 a = *(const float2 *)(bias + col + t * next), b = *(const float2 *)(bias + GROUP_ROWS + col + t * next);
+                    v[2 * t] += a.x, v[2 * t + 1] += a.y, u[2 * t] += b.x, u[2 * t + 1] += b.y;
+                }
+            gated(j.gate, v, u);
+#pragma unroll
+            for (uint32_t t = 0; t < 8; t++) {
+                v[t] = there[t / 2] && at < tokens ? v[t] : 0;
+                most = fmaxf(most, fabsf(v[t]));
             }
 #pragma unroll
-            for (int k = 1; k < 8; k *= 2)
-                most = fmaxf(most, __shfl_xor_sync(~0u, most, k));
+            for (int lanes = 1; lanes < 8; lanes *= 2)
+                most = fmaxf(most, __shfl_xor_sync(~0u, most, lanes));
             const float by = by_for(most, likely_by(scale, up_scale));
             uint32_t word[4];
 #pragma unroll
             for (uint32_t t = 0; t < 4; t++) {
-                const __half2 h = __floats2half2_rn(v[t].x * by, v[t].y * by);
+                const __half2 h = __floats2half2_rn(v[2 * t] * by, v[2 * t + 1] * by);
                 word[t] = *(const uint32_t *)&h;
             }
             if (at < padded) {
