@@ -13,13 +13,6 @@
 
 static constexpr float LOG2_E = 1.4426950408889634f;
 
-__device__ inline float power_of_two(float v)
-{
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(v));
-    return y;
-}
-
 template <int N> struct number {
     static constexpr int value = N;
 };
