@@ -378,7 +378,9 @@ static void download(const turns *t, uint32_t rows, float *y)
 /* glu: of two matrices, and their gate. */
 static void wide_shape(uint32_t rows, uint32_t cols, qm_scale_type type, uint32_t group, bool glu, dense *d)
 {
-    enum { MOST = 2048 };
+    uint32_t most = 0;
+    for (unsigned i = 0; i < count_of_counts; i++)
+        most = counts[i] > most ? counts[i] : most;
     if (!qm_matrix_takes_wide())
         return;
     matrix m = random_matrix(rows, cols, type, group), up = {0};
@@ -387,40 +389,40 @@ static void wide_shape(uint32_t rows, uint32_t cols, qm_scale_type type, uint32_
     void *to = NULL;
     float *by = NULL;
     if (glu) {
-        must(cudaMalloc(&to, qm_panel_bytes(MOST, rows)), "memory");
-        must(cudaMalloc((void **)&by, qm_glu_bytes(MOST, rows)), "memory");
+        must(cudaMalloc(&to, qm_panel_bytes(most, rows)), "memory");
+        must(cudaMalloc((void **)&by, qm_glu_bytes(most, rows)), "memory");
         up = random_matrix(rows, cols, type, group);
         up_items = copies_there(&up, copies);
     }
     float dyn[256];
     cudaMemcpy(dyn, dynamic_map, sizeof dyn, cudaMemcpyDeviceToHost);
-    float *x = malloc((uint64_t)MOST * cols * sizeof *x), *y = malloc((uint64_t)MOST * rows * sizeof *y),
-          *again = malloc((uint64_t)MOST * rows * sizeof *y), *dx, *dy;
-    for (uint64_t i = 0; i < (uint64_t)MOST * cols; i++)
+    float *x = malloc((uint64_t)most * cols * sizeof *x), *y = malloc((uint64_t)most * rows * sizeof *y),
+          *again = malloc((uint64_t)most * rows * sizeof *y), *dx, *dy;
+    for (uint64_t i = 0; i < (uint64_t)most * cols; i++)
         x[i] = ((float)(rnd() >> 8) / 8388608.0f - 1) * 2;
     void *panel, *join;
-    must(cudaMalloc((void **)&dx, (uint64_t)MOST * cols * sizeof *x), "memory");
-    must(cudaMemcpy(dx, x, (uint64_t)MOST * cols * sizeof *x, cudaMemcpyDefault), "upload");
-    must(cudaMalloc((void **)&dy, (uint64_t)MOST * rows * sizeof *y), "memory");
-    must(cudaMalloc(&panel, qm_panel_bytes(MOST, cols)), "memory");
+    must(cudaMalloc((void **)&dx, (uint64_t)most * cols * sizeof *x), "memory");
+    must(cudaMemcpy(dx, x, (uint64_t)most * cols * sizeof *x, cudaMemcpyDefault), "upload");
+    must(cudaMalloc((void **)&dy, (uint64_t)most * rows * sizeof *y), "memory");
+    must(cudaMalloc(&panel, qm_panel_bytes(most, cols)), "memory");
     must(cudaMalloc(&join, qm_matrix_join_bytes()), "memory");
     must(cudaMemset(join, 0, qm_matrix_join_bytes()), "memory");
     if (d->handle) {
         d->rows = rows, d->cols = cols;
         d->copies = (int)(SPREAD / (2.0 * rows * cols)) + 1;
         must(cudaMalloc(&d->w, 2ull * rows * cols * (uint64_t)d->copies), "memory");
-        must(cudaMalloc(&d->x, 2ull * MOST * cols), "memory");
-        must(cudaMalloc(&d->y, 2ull * MOST * rows), "memory");
+        must(cudaMalloc(&d->x, 2ull * most * cols), "memory");
+        must(cudaMalloc(&d->y, 2ull * most * rows), "memory");
         random_halves(d->w, 2ull * rows * cols * (uint64_t)d->copies);
-        random_halves(d->x, 2ull * MOST * cols);
+        random_halves(d->x, 2ull * most * cols);
     }
     for (unsigned i = 0; i < count_of_counts; i++) {
-        uint32_t tokens = counts[i] < MOST ? counts[i] : MOST;
+        uint32_t tokens = counts[i];
         if (glu && tokens < QM_GLU_TOKENS)
             continue;
-        must(cudaMemset(dy, 255, (uint64_t)MOST * rows * sizeof *y), "poison");
+        must(cudaMemset(dy, 255, (uint64_t)most * rows * sizeof *y), "poison");
         if (glu)
-            must(cudaMemset(to, 255, qm_panel_bytes(MOST, rows)), "poison");
+            must(cudaMemset(to, 255, qm_panel_bytes(most, rows)), "poison");
         turns t = {.w = &m.w,
                    .up = glu ? &up.w : NULL,
                    .copies = copies,
