@@ -35,11 +35,24 @@ __device__ inline void barrier_wait(uint32_t at, uint32_t parity)
                  : "memory");
 }
 
-/* bytes: a multiple of 16, as are both addresses. */
+/* Whether it is, without waiting. */
+__device__ inline bool barrier_is_over(uint32_t at, uint32_t parity)
+{
+    uint32_t over;
+    asm volatile("{ .reg .pred done; mbarrier.test_wait.parity.shared::cta.b64 done, [%1], %2; selp.u32 %0, 1, 0, done; }"
+                 : "=r"(over)
+                 : "r"(at), "r"(parity)
+                 : "memory");
+    return over;
+}
+
+/* By one lane of a warp, all of which come with the same: copies of other lanes, too, would be a loop over them.  bytes: a multiple
+ * of 16, as are both addresses. */
 __device__ inline void copy_bulk(uint32_t to, const void *from, uint32_t bytes, uint32_t barrier)
 {
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to), "l"(from),
-                 "r"(bytes), "r"(barrier)
+    asm volatile("{ .reg .pred one; elect.sync _|one, 0xffffffff;\n"
+                 "@one cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3]; }" ::"r"(to),
+                 "l"(from), "r"(bytes), "r"(barrier)
                  : "memory");
 }
 

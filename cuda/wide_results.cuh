@@ -9,35 +9,68 @@
 
 __device__ inline void group_meets() { asm volatile("bar.sync %0, 128;" ::"r"(threadIdx.x / GROUP_THREADS + 1) : "memory"); }
 
+/* ---- groups that share rows ----------------------------------------------------------------------- */
+
+/* Two groups have sums of the same rows, each of its columns.  Each gives the other what it has of half of the tokens; its first
+ * TOKENS / 4 are then the sums of the other half.  out: room of all groups, OUT bytes each. */
+template <int TOKENS> __device__ inline void exchange(float *sum, float *out)
+{
+    enum { HALF = TOKENS / 4, AT_ONCE = HALF < 8 ? HALF : 8, ROOM = wide<TOKENS>::OUT / 4 };
+    static_assert(AT_ONCE * GROUP_THREADS <= ROOM, "room");
+    const uint32_t group = threadIdx.x / GROUP_THREADS, thread = threadIdx.x % GROUP_THREADS;
+    const bool second = group / 2;
+    const auto both_meet = [&]() { asm volatile("bar.sync %0, 256;" ::"r"(5 + group % 2) : "memory"); };
+    float4 *to = (float4 *)(out + (group ^ 2) * ROOM) + thread;
+    const float4 *from = (const float4 *)(out + group * ROOM) + thread;
+#pragma unroll
+    for (int first = 0; first < HALF; first += AT_ONCE) {
+        both_meet();
+#pragma unroll
+        for (int i = first; i < first + AT_ONCE; i += 4)
+            to[(i - first) / 4 * GROUP_THREADS] = second ? make_float4(sum[i], sum[i + 1], sum[i + 2], sum[i + 3])
+                                                         : make_float4(sum[HALF + i], sum[HALF + i + 1], sum[HALF + i + 2], sum[HALF + i + 3]);
+        both_meet();
+#pragma unroll
+        for (int i = first; i < first + AT_ONCE; i += 4) {
+            const float4 v = from[(i - first) / 4 * GROUP_THREADS];
+            const float other[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+            for (int k = i; k < i + 4; k++)
+                sum[k] = (second ? sum[HALF + k] : sum[k]) + other[k - i];
+        }
+    }
+    group_meets(); /* `out` is free for results */
+}
+
 /* ---- tiles that blocks share ---------------------------------------------------------------------- */
 
 /* Where a block leaves sums: its threads' next to each other, four of each at a time. */
 template <int TOKENS> __device__ inline float4 *sums_of(const wide_job &j, uint32_t block)
 {
-    return j.sums + (uint64_t)block * (TOKENS / 8 * WIDE_CONSUMERS) + threadIdx.x;
+    return j.sums + (uint64_t)block * (WIDE_ROWS * TOKENS / 4) + threadIdx.x;
 }
 
 template <int TOKENS> __device__ inline void leave_sums(const wide_job &j, uint32_t block, const float *sum)
 {
     float4 *to = sums_of<TOKENS>(j, block);
 #pragma unroll
-    for (int i = 0; i < TOKENS / 8; i++)
-        __stcg(to + i * WIDE_CONSUMERS, make_float4(sum[4 * i], sum[4 * i + 1], sum[4 * i + 2], sum[4 * i + 3]));
+    for (int i = 0; i < wide<TOKENS>::OWN / 8; i++)
+        __stcg(to + i * wide<TOKENS>::CONSUMERS, make_float4(sum[4 * i], sum[4 * i + 1], sum[4 * i + 2], sum[4 * i + 3]));
     group_meets();
     if (threadIdx.x % GROUP_THREADS == 0)
-        asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(j.left + block * 2 + threadIdx.x / GROUP_THREADS), "r"(1) : "memory");
+        asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(j.left + block * wide<TOKENS>::GROUPS + threadIdx.x / GROUP_THREADS), "r"(1) : "memory");
 }
 
 /* Adds to the sums of a tile's beginning, up to pair `to` of all that are dealt out, what the next blocks left, and lets it be left
  * again. */
 template <int TOKENS> __device__ inline void add_left(const wide_job &j, uint32_t block, uint32_t to, float *sum)
 {
-    enum { FOURS = TOKENS / 8, AT_ONCE = FOURS < 8 ? FOURS : 8 };
+    enum { FOURS = wide<TOKENS>::OWN / 8, AT_ONCE = FOURS < 8 ? FOURS : 8 };
     uint32_t last = block + 1;
     while (last < j.blocks && share(j, last) < to)
         last++;
     for (uint32_t other = block + 1 + threadIdx.x % GROUP_THREADS; other < last; other += GROUP_THREADS) {
-        uint32_t *left = j.left + other * 2 + threadIdx.x / GROUP_THREADS, there;
+        uint32_t *left = j.left + other * wide<TOKENS>::GROUPS + threadIdx.x / GROUP_THREADS, there;
         do
             asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(there) : "l"(left) : "memory");
         while (!there);
@@ -52,7 +85,7 @@ template <int TOKENS> __device__ inline void add_left(const wide_job &j, uint32_
             float4 v[AT_ONCE];
 #pragma unroll
             for (int k = 0; k < AT_ONCE; k++)
-                v[k] = __ldcg(from + (i + k) * WIDE_CONSUMERS);
+                v[k] = __ldcg(from + (i + k) * wide<TOKENS>::CONSUMERS);
 #pragma unroll
             for (int k = 0; k < AT_ONCE; k++)
                 sum[4 * (i + k)] += v[k].x, sum[4 * (i + k) + 1] += v[k].y, sum[4 * (i + k) + 2] += v[k].z, sum[4 * (i + k) + 3] += v[k].w;
@@ -129,7 +162,7 @@ template <int TOKENS> __device__ inline void put_sums(const float *sum, int firs
     const uint32_t lane = threadIdx.x % 32;
     float *to = out + lane % 4 * 2 * OUT_STRIDE + threadIdx.x % GROUP_THREADS / 32 * QM_TILE_ROWS + lane / 4;
 #pragma unroll
-    for (int i = 0; i < TOKENS / 2; i++)
+    for (int i = 0; i < wide<TOKENS>::OWN / 2; i++)
         if (i / (OUT_TOKENS / 2) == first / OUT_TOKENS)
             to[(i / 4 * 8 % OUT_TOKENS + i % 2) * OUT_STRIDE + i / 2 % 2 * 8] = sum[i];
 }
@@ -142,7 +175,7 @@ __device__ inline void store_sums(const wide_part &part, uint32_t tokens, const 
 {
     constexpr int OUT_TOKENS = wide<TOKENS>::OUT_TOKENS;
 #pragma unroll 1 /* for code that is run once comes as slowly as data */
-    for (int first = 0; first < TOKENS && token + first < tokens; first += OUT_TOKENS) {
+    for (int first = 0; first < wide<TOKENS>::OWN && token + first < tokens; first += OUT_TOKENS) {
         put_sums<TOKENS>(sum, first, out);
         group_meets();
         store_results<OUT_TOKENS>(part, n, token + first, tokens, token_scale + first, out);
@@ -152,7 +185,7 @@ __device__ inline void store_sums(const wide_part &part, uint32_t tokens, const 
 
 /* ---- a gate and what it is for ---------------------------------------------------------------------- */
 
-__device__ inline void groups_meet() { asm volatile("bar.sync 3, %0;" ::"n"((int)WIDE_CONSUMERS) : "memory"); }
+__device__ inline void groups_meet() { asm volatile("bar.sync 3, 256;" ::: "memory"); }
 
 /* f(x) * up for eight at a time, without branches, since a thread has little else to do while it waits.  gelu by tanh is x times a
  * sigmoid, too. */
@@ -201,7 +234,7 @@ template <int TOKENS>
 __device__ inline void store_gated(const wide_job &j, const float *sum, uint32_t n, uint32_t token, const float *token_scale, uint32_t apart, float *bias,
                                    float *out)
 {
-    constexpr int OUT_TOKENS = wide<TOKENS>::OUT_TOKENS, STEP = WIDE_CONSUMERS / 8;
+    constexpr int OUT_TOKENS = wide<TOKENS>::OUT_TOKENS, STEP = wide<TOKENS>::CONSUMERS / 8;
     const uint32_t tokens = j.x.tokens, padded = qm_panel_tokens(tokens), chunk = n / QM_UNIT_COLS, piece = threadIdx.x % 8;
     const uint32_t slot = threadIdx.x / 8, own = (slot & ~7u) | (slot & 1) << 2 | (slot >> 1 & 3);
     const bool biased = j.part[0].p.bias || j.part[1].p.bias;
