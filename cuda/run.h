@@ -14,8 +14,8 @@ typedef struct qm_waiting {
     qm_matrix w[QM_TOGETHER];
     qm_product p[QM_TOGETHER];
     qm_half x;
-    qm_panel panel;        /* or, of more than QM_HALF_TOKENS tokens, this; .half is NULL otherwise */
-    void *memory[2];       /* to be given back after the launch */
+    qm_panel panel;  /* or, of more than QM_HALF_TOKENS tokens, this; .half is NULL otherwise */
+    void *memory[2]; /* to be given back after the launch: x's panel, what x is behind a gate */
     int memories;
     const float *x_values; /* what x was made of */
     qm_rotation r[2];

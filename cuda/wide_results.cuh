@@ -125,33 +125,25 @@ __device__ inline void store_results(const wide_part &part, uint32_t n, uint32_t
     for (uint32_t r = 0; r < 4; r++)
         bias[r] = p.bias ? p.bias[row + r] : 0;
     uint64_t at = (uint64_t)(token + thread / LANES) * p.y_stride + row;
-    const uint64_t step = (uint64_t)STEP * p.y_stride;
-    from += row - n;
 #pragma unroll 1
-    for (uint32_t i = thread / LANES; i < OUT_TOKENS; i += AT_ONCE * STEP, at += AT_ONCE * step) {
-        float4 v[AT_ONCE], add[AT_ONCE];
-        bool there[AT_ONCE]; /* no branches: what is loaded is waited for together */
-#pragma unroll
-        for (uint32_t k = 0; k < AT_ONCE; k++) {
-            there[k] = token + i + k * STEP < tokens;
-            v[k] = *(const float4 *)(from + (i + k * STEP) * OUT_STRIDE);
-            if (p.add)
-                add[k] = there[k] ? __ldcg((const float4 *)(p.add + at + k * step)) : make_float4(0, 0, 0, 0);
-        }
-#pragma unroll
-        for (uint32_t k = 0; k < AT_ONCE; k++) {
-            const float by = token_scale[i + k * STEP];
-            v[k] = make_float4(v[k].x * by + bias[0], v[k].y * by + bias[1], v[k].z * by + bias[2], v[k].w * by + bias[3]);
-        }
-#pragma unroll
-        for (uint32_t k = 0; k < AT_ONCE; k++)
-            if (there[k])
-                *(float4 *)(p.y + at + k * step) = v[k];
+    for (uint32_t i = thread / LANES; i < OUT_TOKENS; i += AT_ONCE * STEP, at += (uint64_t)AT_ONCE * STEP * p.y_stride) {
+        float4 add[AT_ONCE];
         if (p.add)
 #pragma unroll
             for (uint32_t k = 0; k < AT_ONCE; k++)
-                if (there[k])
-                    *(float4 *)(p.sum + at + k * step) = make_float4(v[k].x + add[k].x, v[k].y + add[k].y, v[k].z + add[k].z, v[k].w + add[k].w);
+                add[k] = token + i + k * STEP < tokens ? __ldcg((const float4 *)(p.add + at + (uint64_t)k * STEP * p.y_stride)) : make_float4(0, 0, 0, 0);
+#pragma unroll
+        for (uint32_t k = 0; k < AT_ONCE; k++) {
+            const float4 s = *(const float4 *)(from + (i + k * STEP) * OUT_STRIDE + row - n);
+            const float by = token_scale[i + k * STEP];
+            const float4 v = {s.x * by + bias[0], s.y * by + bias[1], s.z * by + bias[2], s.w * by + bias[3]};
+            const uint64_t to = at + (uint64_t)k * STEP * p.y_stride;
+            if (token + i + k * STEP >= tokens)
+                break;
+            *(float4 *)(p.y + to) = v;
+            if (p.add)
+                *(float4 *)(p.sum + to) = make_float4(v.x + add[k].x, v.y + add[k].y, v.z + add[k].z, v.w + add[k].w);
+        }
     }
 }
 
@@ -202,7 +194,7 @@ __device__ inline void gated(qm_gate f, float x[8], const float up[8])
             z[i] = -2.302208198144325f * (x[i] + 0.044715f * x[i] * x[i] * x[i]);
 #pragma unroll
     for (int i = 0; i < 8; i++)
-        asm("ex2.approx.ftz.f32 %0, %0;" : "+f"(z[i]));
+        z[i] = power_of_two(z[i]);
 #pragma unroll
     for (int i = 0; i < 8; i++)
         x[i] = __fdividef(x[i], 1 + z[i]) * up[i];
@@ -212,8 +204,8 @@ __device__ inline int exponent(float v) { return (int)(__float_as_uint(v) >> 23 
 
 /* What a token's values are multiplied by so that f16 holds them.  Its largest is known when all tiles are done, and all
  * of a token shall have one power of two; so each tile takes a guess, which brings the squared product of the largest x and the
- * largest weight to 1/2 (results are 2^-5 to 2^15 times as large), if with it the tile's own largest is between 2^-8, from where f16's
- * smallest step is a 2^17th of it, and 2^16.  If not, it takes a power of its own, and settle_panel (panel.cuh) makes all alike.
+ * largest weight to 1/2 (results are 2^-5 to 2^15 times as large), if with it the tile's own largest is between 2^-8, of which f16's
+ * smallest step is a 2^16th, and 2^16.  If not, it takes a power of its own, and settle_panel (panel.cuh) makes all alike.
  * scale, up_scale: of sums; see scales_by and to_half_range for how large weights and x are in those. */
 __device__ inline float likely_by(float scale, float up_scale)
 {

@@ -369,8 +369,8 @@ static void download(const turns *t, uint32_t rows, float *y)
         for (uint32_t token = 0; token < tokens; token++)
             for (uint32_t k = 0; k < 64; k++) {
                 const uint64_t piece = ((uint64_t)chunk * padded + token) * 8 + (k / 8 ^ token % 8);
-                y[(uint64_t)token * rows + chunk * 64 + qm_panel_column(k / 2 * 2, 64) + k % 2]
-                    = qm_f16_to_f32(((const uint16_t *)p.half)[piece * 8 + k % 8]) * p.scale[token];
+                y[(uint64_t)token * rows + chunk * 64 + qm_panel_column(k / 2 * 2, 64) + k % 2] =
+                    qm_f16_to_f32(((const uint16_t *)p.half)[piece * 8 + k % 8]) * p.scale[token];
             }
     free(here);
 }
