@@ -142,8 +142,8 @@ static bool op(qm_device *d, qm_call *c, qm_err *e)
                         != NULL
                   : make_ids(c, e);
     uint64_t kept = 0, beside = 0;
-    if (ok && p->of)
-        beside = p->of->op_memory ? p->of->op_memory(p->of, c, &kept) : 0;
+    if (ok && p->of && p->of->op_memory)
+        beside = p->of->op_memory(p->of, c, &kept);
     else if (ok && c->op->memory)
         beside = c->op->memory(c);
     took(p, beside);

@@ -297,7 +297,7 @@ tests["--device auto, and the model does not fit the GPU: it is said, and comput
     local lines = { out:match "([^\n]*does not fit plan[^\n]*)\n" }
     assert(#lines == 1 and lines[1]:find("these would: --", 1, true)
         and lines[1]:find "; computing on the CPU$", out)
-    assert(lines[1]:find "libraries 70 MB: 187%.4 MB, and 140 MB are free", out)
+    assert(lines[1]:find "libraries 70 MB: 185%.8 MB, and 140 MB are free", out)
     status, out = support.run(("%s %s cuda:0 50000"):format(script, MODEL))
     assert(status == 4 and out:find "does not fit plan" and not out:find "computing on", out)
     os.remove(script)
