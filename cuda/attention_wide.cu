@@ -352,7 +352,11 @@ static cudaError_t map_of(CUtensorMap *m, const qm_attention *a, void *data)
 {
     void *encode = NULL; /* the driver's, with which the program is not linked */
     cudaDriverEntryPointQueryResult found;
+#if CUDART_VERSION >= 12050
     cudaError_t r = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &encode, 12000, cudaEnableDefault, &found);
+#else
+    cudaError_t r = cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &encode, cudaEnableDefault, &found);
+#endif
     if (r || found != cudaDriverEntryPointSuccess)
         return r ? r : cudaErrorCallRequiresNewerDriver;
     const cuuint64_t size[3] = {a->head_dim, (cuuint64_t)a->at.first + a->tokens, a->kv_heads};

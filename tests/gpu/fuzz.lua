@@ -6,6 +6,7 @@ local core = require "qmoon.core"
 local ffi = require "ffi"
 local synth = require "qmoon.synth"
 local support = dofile "tests/lua/support.lua"
+local same_choices = dofile "tests/gpu/choices.lua"
 local ops = qm.ops
 
 local SEED, SECONDS, DEVICE = tonumber(arg[1] or 1), tonumber(arg[2] or 60), arg[3] or "cuda:0"
@@ -197,25 +198,6 @@ local function random_model()
         size.num_hidden_layers), size
 end
 
---- Greedy tokens may part where two logits are as good as equal.
-local function same_choices(here, prompt, a, b, what)
-    for i, id in ipairs(a) do
-        if b[i] ~= id then
-            local ids = { unpack(prompt) }
-            for k = 1, i - 1 do
-                ids[#ids + 1] = a[k]
-            end
-            local logits, most = here:forward(ids):values(), 0
-            for _, v in ipairs(logits) do
-                most = math.max(most, math.abs(v))
-            end
-            assert(logits[id + 1] - logits[b[i] + 1] < 1e-2 * most, ("%s: token %d is %d, not %d"):format(what, i, b[i], id))
-            return
-        end
-    end
-    assert(#a == #b, what .. ": number of tokens")
-end
-
 function kinds.model()
     local dir, what = random_model()
     local load = one { false, "nf4", "nf4:dq", "fp4", "int4", "q4_0", "iq4_nl", "mxfp4", "q8_0", "int8", "nf4:128", "q6_k" } or nil
@@ -243,7 +225,7 @@ function kinds.model()
     end
     local o = { ids = { unpack(ids, 1, math.min(n, 30)) }, tokens = 20, ignore_eos = true }
     local chosen = far:generate(o).ids
-    same_choices(here, o.ids, here:generate(o).ids, chosen, what)
+    same_choices(here, o.ids, here:generate(o).ids, chosen, 1e-2, what)
     assert(table.concat(chosen, " ") == table.concat(far:generate(o).ids, " "), what .. ": other tokens the second time")
     return what
 end
