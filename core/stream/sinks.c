@@ -13,11 +13,15 @@ static bool is_exact(const qm_job *job, const qm_sink *k)
            || (job->round == QM_ROUND_BF16 && strcmp(name, "bf16") == 0);
 }
 
-static uint64_t count_zero_groups(const float *absmax, uint64_t n)
+/* A plane of absmax begins where the codes before it end, on any address. */
+static uint64_t count_zero_groups(const uint8_t *absmax, uint64_t n)
 {
     uint64_t zeros = 0;
-    for (uint64_t i = 0; i < n; i++)
-        zeros += absmax[i] == 0;
+    for (uint64_t i = 0; i < n; i++) {
+        float value;
+        memcpy(&value, absmax + i * sizeof value, sizeof value);
+        zeros += value == 0;
+    }
     return zeros;
 }
 
@@ -97,8 +101,7 @@ static bool put(const stream *st, const chunk *c, int index, const uint8_t *cons
         if (!later && k->file && !qm_outfile_write(k->file, k->at[i] + before, bytes, size, e))
             return false;
         if (i == 1 && k->format->over_rows)
-            st->sums[c->part].zero_groups[index] = count_zero_groups((const float *)(const void *)plane[1],
-                                                                     size / sizeof(float));
+            st->sums[c->part].zero_groups[index] = count_zero_groups(plane[1], size / sizeof(float));
     }
     return true;
 }
